@@ -45,10 +45,15 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     return freq.astype(np.float32)
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
-    """Rotary embedding of x[B, K, heads, D] at positions[B, K]; halves of D are paired (not neighbours)."""
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
+def rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine of the rotary angles at positions[B, K]: two f32[B, K, 1, D / 2]."""
+    angle = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.sin(angle), jnp.cos(angle)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding of x[B, K, heads, D]; halves of D are paired (not neighbours)."""
+    sin, cos = rotation
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -120,8 +125,8 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, positions, cache):
-        """x[B, K, W], positions[B, K], cache (keys, values) or None -> (x, cache)."""
+    def __call__(self, x, positions, rotation, cache):
+        """x[B, K, W] at positions[B, K] with their rotation, cache (keys, values) or None -> (x, cache)."""
         c = self.config
         y = RMSNorm(c.norm_eps, name='attn_norm')(x)
         q = Linear((c.num_heads, c.head_dim), ('embed', 'heads', 'head_dim'), c.qkv_bias, name='q')(y)
@@ -130,8 +135,7 @@ class Block(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(q)
             k = RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(k)
-        frequencies = rope_frequencies(c)
-        q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        q, k = rotate(q, rotation), rotate(k, rotation)
         q = rearrange(q, 'b k (h g) d -> b k h g d', h=c.num_kv_heads)
         if cache is None:
             keys, values = rearrange(k, 'b l h d -> b h d l'), rearrange(v, 'b l h d -> b h l d')
@@ -174,7 +178,7 @@ class Transformer(nn.Module):
                 block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
             self.layers = nn.scan(
                 block, variable_axes={'params': 0}, split_rngs={'params': True},
-                in_axes=(nn.broadcast, nn.broadcast), length=c.num_layers,
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast), length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: 'layers'})(c)
         else:
             self.layer = [Block(c) for _ in range(c.num_layers)]
@@ -196,14 +200,15 @@ class Transformer(nn.Module):
           (hidden [B, K, W] after the last norm, the new cache or None).
         """
         x = jnp.take(self.embed, ids, axis=0, mode='clip').astype(self.dtype)
+        angles = rotation(self.config, positions)
         if self.stacked:
             if cache is not None:
                 raise ValueError('the stacked layout has no cache; sample with unstack(params)')
-            x, _ = self.layers(x, positions, None)
+            x, _ = self.layers(x, positions, angles, None)
             return self.final_norm(x), None
         caches = []
         for i, layer in enumerate(self.layer):
-            x, new = layer(x, positions, None if cache is None else cache[i])
+            x, new = layer(x, positions, angles, None if cache is None else cache[i])
             caches.append(new)
         return self.final_norm(x), None if cache is None else tuple(caches)
 

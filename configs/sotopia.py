@@ -1,0 +1,63 @@
+"""EPO on SOTOPIA: two people with private goals talk; a strategist advises them before every turn.
+
+    python -m epo_jax.main --config=configs/sotopia.py:quickstart --workdir=runs/quickstart
+
+Presets, after the colon:
+  quickstart  SmolLM2-135M in every role, on a CPU, in minutes
+  tiny        a dummy model, in seconds; for trying the machinery
+  llama3_8b   the paper's setting; `--config.model.path=` names the weights
+"""
+
+from epo_jax.defaults import default_config
+
+
+def get_config(preset='quickstart'):
+    """The configuration of one of the presets."""
+    config = default_config()
+    presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b}
+    if preset not in presets:
+        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
+    presets[preset](config)
+    return config
+
+
+def quickstart(config):
+    """Short dialogues of a small model: what the machinery does, on two cores."""
+    config.iterations = 2
+    config.environment.max_turns = 6
+    config.environment.update(allowed=('speak',), short=True, begun=True)
+    config.strategist.update(capacity=576, max_tokens=20, top_k=50, top_p=0.9)
+    config.actor.update(capacity=576, max_tokens=36, temperature=0.8, top_k=50, top_p=0.9)
+    config.judge.capacity = 640
+    config.rollout.update(episodes=8, batch=8, view_tokens=320)
+    config.learner.update(learning_rate=5e-6, batch=8, micro_batch=4, length_bucket=128)
+    config.evaluation.update(episodes=8)
+    config.checkpoint.keep = 1
+
+
+def tiny(config):
+    """A dummy model of bytes."""
+    config.iterations = 4
+    config.model.path = 'dummy'
+    config.environment.max_turns = 4
+    config.environment.allowed = ('speak',)
+    config.strategist.update(capacity=2560, max_tokens=12)
+    config.actor.update(capacity=2560, max_tokens=12)
+    config.judge.capacity = 2560
+    config.rollout.update(episodes=4, batch=4, view_tokens=2048, chunk=256)
+    config.learner.update(learning_rate=1e-3, batch=8, micro_batch=8, length_bucket=512)
+    config.evaluation.episodes = 4
+
+
+def llama3_8b(config):
+    """Liu et al. 2025: critical turns, official credit, full fine-tuning at 4096 tokens, batch 32."""
+    config.model.path = 'meta-llama/Meta-Llama-3-8B-Instruct'
+    config.strategist.update(capacity=4096, max_tokens=128)
+    config.actor.update(capacity=4096, max_tokens=256)
+    config.judge.capacity = 8192
+    config.rollout.update(episodes=64, batch=64, view_tokens=2048)
+    config.reward.update(process='critical', combine='official')
+    config.credit.update(baseline='none', normalise='trajectory')
+    config.learner.update(learning_rate=1e-6, batch=32, epochs=3)
+    config.evaluation.episodes = 90
+    config.mesh = (1, -1, 1)

@@ -1,0 +1,211 @@
+"""Configurations: every key known, every type checked, saved with the run, compared when it resumes."""
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Union
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference, RequiredValueError
+
+from epo_jax.files import write_atomically
+
+CONFIG_FILE = 'config.json'
+_UNSET = object()  # stands for the value of a required placeholder that nobody has filled in
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names every key at fault and what to do."""
+
+
+def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Checks that `config` has exactly the keys of `defaults`, at every depth, with values of the same kind.
+
+    An integer passes for a float; a boolean does not pass for a number; tuples and lists pass for each other.
+    None passes where the default is None or a placeholder. A default of plain None says nothing about the
+    kind, so any value passes there; a typed placeholder takes its type.
+
+    Raises:
+      ConfigError: one message with every unknown key (and the nearest known one), every missing key, and
+        every value of the wrong kind.
+    """
+    problems = list(_problems(config, defaults, '', dict(_names(defaults, ''))))
+    if problems:
+        raise ConfigError('the configuration is not valid:\n  ' + '\n  '.join(problems))
+
+
+def to_json(config: Union[ConfigDict, Mapping[str, Any]]) -> str:
+    """The configuration as JSON text: sorted and indented, the same text for equal configurations.
+
+    Raises:
+      ConfigError: naming a key whose value JSON cannot hold, such as a function, NaN or an infinity.
+    """
+    return json.dumps(_plain(config, ''), indent=2, sort_keys=True, ensure_ascii=False) + '\n'
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """The plain nested dict that `to_json` wrote (tuples come back as lists).
+
+    Raises:
+      ConfigError: the text is not a JSON object.
+    """
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f'not JSON: {error}') from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f'expected a JSON object, found {type(tree).__name__}')
+    return tree
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """One line a dotted key in which nested dicts differ: 'x.y: 1 (saved) != 2 (given)'; a is the saved one.
+
+    Tuples equal lists and 1 equals 1.0, but True is not 1.
+    """
+    return list(_differences(a, b).values())
+
+
+def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tuple[str, ...] = ()) -> bool:
+    """Claims a directory for a run of this configuration, or finds it to be the same run's.
+
+    Args:
+      workdir: created, with its parents, if it does not exist.
+      config: the configuration, already validated.
+      may_differ: dotted keys, or whole groups of them, that a resumed run may change (how long, how often to
+        log). When they changed, config.json is rewritten with the new values.
+
+    Returns:
+      False if the run is new; True if config.json was there, so that the run resumes.
+
+    Raises:
+      ConfigError: config.json is damaged, or other keys differ; it is left as it is.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    text = to_json(config)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+        return False
+    try:
+        saved = from_json(path.read_text(encoding='utf-8'))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{path} is damaged ({error}), so what ran here is unknown: restore that file, '
+                          'or start in a new --workdir') from error
+    changed = _differences(saved, from_json(text))
+    refused = [line for name, line in changed.items()
+               if not any(name == free or name.startswith(free + '.') for free in may_differ)]
+    if refused:
+        raise ConfigError(f'{workdir} holds a run with another configuration:\n  ' + '\n  '.join(refused)
+                          + '\ngive the saved values to resume it, or another --workdir to start a new run')
+    if changed:
+        write_atomically(path, text)
+    return True
+
+
+def _names(tree: ConfigDict, prefix: str) -> Iterator[tuple[str, bool]]:
+    """Every dotted name in a tree, and whether it is a group of keys."""
+    for key in tree:
+        is_group = isinstance(_get(tree, key), ConfigDict)
+        yield prefix + key, is_group
+        if is_group:
+            yield from _names(tree[key], f'{prefix}{key}.')
+
+
+def _problems(config: ConfigDict, defaults: ConfigDict, prefix: str, known: dict[str, bool]) -> Iterator[str]:
+    for key in sorted(set(config) | set(defaults)):
+        name = prefix + key
+        if key not in defaults:
+            yield f'{name}: unknown key{_nearest(name, isinstance(_get(config, key), ConfigDict), known)}'
+            continue
+        if key not in config:
+            yield f'{name}: missing'
+            continue
+        value, default = _get(config, key), _get(defaults, key)
+        if isinstance(default, ConfigDict) and isinstance(value, ConfigDict):
+            yield from _problems(value, default, name + '.', known)
+        elif isinstance(default, ConfigDict):
+            yield f'{name}: expected a group of keys, got {type(value).__name__} {value!r}'
+        elif value is _UNSET:
+            yield f'{name}: a value must be given'
+        else:
+            kind = _kind(defaults, key)
+            if not _fits(value, kind, default):
+                expected = kind.__name__ + (' or None' if default is None else '')
+                yield f'{name}: expected {expected}, got {type(value).__name__} {value!r}'
+
+
+def _get(tree: ConfigDict, key: str) -> Any:
+    try:
+        return tree[key]
+    except RequiredValueError:
+        return _UNSET
+
+
+def _kind(tree: ConfigDict, key: str) -> type:
+    """The type of a key, which a placeholder has before it has a value."""
+    field = dict(tree.items(preserve_field_references=True))[key]
+    return field.get_type() if isinstance(field, FieldReference) else type(field)
+
+
+def _fits(value: Any, kind: type, default: Any) -> bool:
+    if value is None:
+        return default is None
+    if kind is type(None):
+        return True
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if kind in (tuple, list):
+        return isinstance(value, (tuple, list))
+    return isinstance(value, kind)
+
+
+def _nearest(name: str, is_group: bool, known: dict[str, bool]) -> str:
+    """'; the nearest known key is …', among groups for a group and among single keys for a single key."""
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        # The last parts count on their own, so that a key put in the wrong group is found in the right one.
+        last = difflib.SequenceMatcher(None, name.rpartition('.')[2], candidate.rpartition('.')[2]).ratio()
+        return whole + last
+
+    candidates = [other for other, group in known.items() if group == is_group] or list(known)
+    return f'; the nearest known key is {max(candidates, key=likeness)}' if candidates else ''
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A tree of dicts and lists of what JSON can hold; `name` is its dotted key."""
+    if isinstance(value, (ConfigDict, Mapping)):
+        return {key: _plain(_get(value, key), f'{name}.{key}' if name else key) for key in value}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, f'{name}[{i}]') for i, item in enumerate(value)]
+    if value is _UNSET:
+        raise ConfigError(f'{name}: a value must be given')
+    if value is None or isinstance(value, (bool, int, str)) or isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ConfigError(f'{name}: {value!r} cannot be saved as JSON; use None, a name or a finite number')
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        # An empty group has no keys to speak for it, so it stays as a value.
+        flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value
+                    else {prefix + key: value})
+    return flat
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> the line that says how it differs."""
+    a, b = _flatten(_plain(a, '')), _flatten(_plain(b, ''))
+
+    def differ(name: str) -> bool:
+        if name not in a or name not in b:
+            return True
+        return a[name] != b[name] or isinstance(a[name], bool) != isinstance(b[name], bool)
+
+    def show(flat: dict[str, Any], name: str) -> str:
+        return repr(flat[name]) if name in flat else 'absent'
+
+    return {name: f'{name}: {show(a, name)} (saved) != {show(b, name)} (given)'
+            for name in sorted(a.keys() | b.keys()) if differ(name)}

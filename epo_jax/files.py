@@ -1,0 +1,90 @@
+"""Files that a killed process never leaves half written."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Callable, Iterable, Union
+import uuid
+
+
+def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None:
+    """Writes a file so that a reader, or a later run, finds the old content or the new, never a part.
+
+    Args:
+      path: the file; its directory must exist.
+      content: text (written as UTF-8) or bytes.
+
+    Raises:
+      OSError: nothing was replaced, and no temporary file is left.
+    """
+    path = Path(path)
+    data = content.encode('utf-8') if isinstance(content, str) else content
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The new name is an entry of the directory: it survives a power cut only once that is on disk too.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_jsonl(path: Union[str, Path], rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, atomically.
+
+    Raises:
+      ValueError: a row holds NaN or an infinity, which JSON does not have.
+      TypeError: a row holds something else that is not JSON.
+    """
+    write_atomically(path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows))
+
+
+def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
+    """Reads a file of one JSON object a line.
+
+    Raises:
+      ValueError: naming the file and the number of the first line that is not a JSON object.
+    """
+    # Split at line feeds only: str.splitlines also splits at characters that JSON strings may hold as they are.
+    lines = Path(path).read_text(encoding='utf-8').split('\n')
+    return [_parse_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops, atomically, a last line torn by a kill and the rows that `keep` refuses; the others stay as they are.
+
+    A file that does not exist is left so.
+
+    Raises:
+      ValueError: naming the file and the number of the first complete line that is not a JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    lines = data.split(b'\n')[:-1]  # what follows the last line feed was torn
+    kept = b''.join(line + b'\n' for number, line in enumerate(lines, 1) if keep(_parse_line(line, path, number)))
+    if kept != data:
+        write_atomically(path, kept)
+
+
+def _parse_line(line: Union[str, bytes], path: Union[str, Path], number: int) -> dict[str, Any]:
+    """The JSON object on line `number` of `path`.
+
+    Raises:
+      ValueError: naming the file and the line, when it is not a JSON object.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f'{path}, line {number}: not JSON ({error})') from error
+    if not isinstance(row, dict):
+        raise ValueError(f'{path}, line {number}: expected an object, found {type(row).__name__}')
+    return row

@@ -1,0 +1,164 @@
+"""The gradient step on the strategist.
+
+Axis letters: N conversations of one step, M micro-batches, L token positions, T turns.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from epo_jax import sampling
+from epo_jax.models.transformer import Transformer
+from epo_jax.rl.losses import epo_loss, has_turns
+
+
+@struct.dataclass
+class TrainState:
+    """What training carries from step to step: float32 parameters (stacked layout), optimiser, steps taken."""
+
+    step: jax.Array
+    params: Any
+    optimizer: optax.OptState
+
+
+@struct.dataclass
+class Batch:
+    """Rows for one gradient step.
+
+    Attributes:
+      ids, turn: i32[N, L]; logprob: f32[N, L] at sampling.
+      advantage: f32[N, T]; valid: bool[N, T].
+    """
+
+    ids: Any
+    turn: Any
+    logprob: Any
+    advantage: Any
+    valid: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """How the strategist is trained; static.
+
+    Attributes:
+      model: the decoder, stacked layout.
+      learning_rate: the peak; warmup_ratio: share of total_steps until it is reached, linearly; then a cosine to
+        0 ('cosine') or no change ('constant').
+      total_steps: gradient steps of the whole run.
+      clip: largest global norm of a gradient; weight_decay, b1, b2: AdamW.
+      micro_batch: conversations run through the model at once.
+      chunk: positions whose vocabulary is projected at once.
+    """
+
+    model: Transformer
+    learning_rate: float
+    total_steps: int
+    schedule: str = 'cosine'
+    warmup_ratio: float = 0.03
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    micro_batch: int = 1
+    chunk: int = 128
+
+    def rate(self) -> optax.Schedule:
+        """Learning rate by step."""
+        warmup = math.ceil(self.warmup_ratio * self.total_steps)
+        if self.schedule == 'constant':
+            return optax.linear_schedule(self.learning_rate / max(warmup, 1), self.learning_rate, max(warmup - 1, 1))
+        if self.schedule != 'cosine':
+            raise ValueError(f"the schedule is 'cosine' or 'constant', not {self.schedule!r}")
+
+        def cosine(step):
+            rising = (step + 1) / max(warmup, 1)
+            share = (step - warmup) / max(self.total_steps - warmup, 1)
+            return self.learning_rate * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * share)))
+        return cosine
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping, then AdamW."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.adamw(self.rate(), b1=self.b1, b2=self.b2, weight_decay=self.weight_decay))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def init(self, params) -> TrainState:
+        """A fresh state around stacked parameters, which become float32."""
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer().init(params))
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One gradient step; `state` is donated.
+
+        The loss is the mean over the conversations with a valid turn, counted over the whole batch, so it does
+        not depend on the micro-batches. A batch without any changes nothing.
+
+        Returns:
+          (state, metrics): loss, gradient norm, learning rate, and over the trained tokens the largest and the
+          mean difference between the log-probability now and at sampling. On the first step after a rollout the
+          former is the sampler's numerical error.
+        """
+        rows = batch.ids.shape[0]
+        if rows % self.micro_batch:
+            raise ValueError(f'{rows} conversations do not divide into micro-batches of {self.micro_batch}')
+        count = has_turns(batch.turn, batch.valid).sum()
+        parts = jax.tree.map(lambda x: x.reshape(-1, self.micro_batch, *x.shape[1:]), batch)
+
+        def loss(params, part):
+            logprob = sampling.score(self.model, params, part.ids, self.chunk)
+            total = epo_loss(logprob, part.advantage, part.turn, part.valid).sum() / jnp.maximum(count, 1)
+            gap = jnp.where(part.turn >= 0, logprob - part.logprob, 0)
+            return total, (jnp.abs(gap).max(), -gap.sum())
+
+        def accumulate(carry, part):
+            gradient, total, largest, drift = carry
+            (value, (gap, change)), new = jax.value_and_grad(loss, has_aux=True)(state.params, part)
+            gradient = jax.tree.map(jnp.add, gradient, new)
+            return (gradient, total + value, jnp.maximum(largest, gap), drift + change), None
+
+        zero = jnp.zeros(())
+        carry = jax.tree.map(jnp.zeros_like, state.params), zero, zero, zero
+        (gradient, total, gap, drift), _ = jax.lax.scan(accumulate, carry, parts)
+        updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
+        moved = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
+        moved = jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)
+        tokens = jnp.maximum((batch.turn >= 0).sum(), 1)
+        return moved, {
+            'loss': total,
+            'gradient_norm': optax.global_norm(gradient),
+            'learning_rate': jnp.asarray(self.rate()(state.step), jnp.float32),
+            'logprob_gap': gap,
+            'drift': drift / tokens,
+            'conversations': count,
+        }
+
+
+def batches(rows: Batch, size: int, rng: np.random.Generator, bucket: int) -> list[Batch]:
+    """Cuts rows into shuffled batches of `size`, the last one filled up with rows that train nothing.
+
+    Lengths are cut to the longest conversation, rounded up to a multiple of `bucket` so that few programs serve
+    all batches.
+
+    Args:
+      rows: NumPy arrays of N conversations. A row may be empty; its turn is -1 everywhere.
+    """
+    longest = int(np.max(np.where((rows.turn >= 0).any(axis=1), rows.turn.shape[1] - np.argmax(
+        rows.turn[:, ::-1] >= 0, axis=1), 1)))  # what follows the last strategy is not needed
+    length = min(-(-longest // bucket) * bucket, rows.ids.shape[1])
+    order = rng.permutation(len(rows.ids))
+    cut = Batch(rows.ids[order, :length], rows.turn[order, :length], rows.logprob[order, :length],
+                rows.advantage[order], rows.valid[order])
+    missing = -len(order) % size
+    fill = lambda x, value: np.concatenate([x, np.full((missing, *x.shape[1:]), value, x.dtype)])
+    cut = Batch(fill(cut.ids, 0), fill(cut.turn, -1), fill(cut.logprob, 0), fill(cut.advantage, 0), fill(cut.valid, False))
+    return [jax.tree.map(lambda x: x[i:i + size], cut) for i in range(0, len(cut.ids), size)]

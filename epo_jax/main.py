@@ -1,0 +1,36 @@
+"""Trains a strategist by explicit policy optimization.
+
+    python -m epo_jax.main --config=configs/sotopia.py:quickstart --workdir=runs/quickstart
+    python -m epo_jax.main --config=configs/sotopia.py:tiny --workdir=W --config.learner.learning_rate=1e-4
+
+A run that was interrupted goes on when started again with the same workdir.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run leaves its files; an existing run goes on.')
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    from epo_jax import experiment, telemetry  # after the flags: --help must not wait for JAX
+    from epo_jax.config import ConfigError
+
+    telemetry.enable_compilation_cache(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'epo_jax')
+    try:
+        experiment.run(_CONFIG.value, _WORKDIR.value)
+    except (ConfigError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(main)

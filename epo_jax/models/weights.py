@@ -1,0 +1,350 @@
+"""Checkpoints in and out: Hugging Face safetensors and GGUF files to parameters, tensor by tensor.
+
+A tensor is read, brought into our layout ([in, out...] kernels with separate head axes), cast and put on
+its devices before the next one is read, so the host never holds more than one of them.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any, Callable, Iterator, Optional
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from epo_jax.models.config import ModelConfig, UnsupportedModelError
+from epo_jax.models.gguf import GGUFError, GGUFFile, config_of
+from epo_jax.models.transformer import Transformer
+
+Path = tuple[str, ...]
+
+# Our name -> (name at Hugging Face, name in GGUF).
+LAYER_MODULES = {
+    'attn_norm': ('input_layernorm', 'attn_norm'),
+    'q': ('self_attn.q_proj', 'attn_q'),
+    'k': ('self_attn.k_proj', 'attn_k'),
+    'v': ('self_attn.v_proj', 'attn_v'),
+    'o': ('self_attn.o_proj', 'attn_output'),
+    'q_norm': ('self_attn.q_norm', 'attn_q_norm'),
+    'k_norm': ('self_attn.k_norm', 'attn_k_norm'),
+    'mlp_norm': ('post_attention_layernorm', 'ffn_norm'),
+    'gate': ('mlp.gate_proj', 'ffn_gate'),
+    'up': ('mlp.up_proj', 'ffn_up'),
+    'down': ('mlp.down_proj', 'ffn_down'),
+}
+OTHER_MODULES = {
+    'embed': ('model.embed_tokens', 'token_embd'),
+    'final_norm': ('model.norm', 'output_norm'),
+    'head': ('lm_head', 'output'),
+}
+
+
+class WeightsError(ValueError):
+    """A checkpoint that cannot be read or written as asked; the message names the tensor or the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint.
+
+    Attributes:
+      leaf: the leaf of the stacked layout that it is, or is a layer of, such as ('layers', 'q', 'kernel').
+      layer: its layer, or None outside the layers.
+      shape: its shape in our layout, without the layer axis.
+    """
+
+    leaf: Path
+    layer: Optional[int]
+    shape: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        """Its leaf of the layout with one subtree a layer."""
+        return self.leaf if self.layer is None else (f'layer_{self.layer}', *self.leaf[1:])
+
+    def name(self, gguf: bool = False) -> str:
+        """Its name at Hugging Face, or in GGUF."""
+        kind = 'bias' if self.leaf[-1] == 'bias' else 'weight'
+        if self.layer is None:
+            return f'{OTHER_MODULES[self.leaf[0]][gguf]}.{kind}'
+        return f'{"blk" if gguf else "model.layers"}.{self.layer}.{LAYER_MODULES[self.leaf[1]][gguf]}.{kind}'
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Its shape in files: kernels are [out, in], and heads are not a separate axis."""
+        if self.leaf[-1] == 'kernel':
+            return math.prod(self.shape[1:]), self.shape[0]
+        return (math.prod(self.shape),) if self.leaf[-1] == 'bias' else self.shape
+
+    def from_stored(self, x: np.ndarray, dtype) -> np.ndarray:
+        """[stored_shape] -> a new array [shape] of `dtype`."""
+        x = x.T if self.leaf[-1] == 'kernel' else x
+        return np.array(x.reshape(self.shape), dtype=np.dtype(dtype), order='C')
+
+    def to_stored(self, x: np.ndarray) -> np.ndarray:
+        """[shape] -> [stored_shape], contiguous."""
+        x = x.reshape(x.shape[0], -1).T if self.leaf[-1] == 'kernel' else x
+        return np.ascontiguousarray(x.reshape(self.stored_shape))
+
+
+class SafetensorsFiles:
+    """`model.safetensors` of a folder, or its shards and their index; read lazily.
+
+    Attributes:
+      shapes: tensor name -> shape.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Opens the files. Raises WeightsError: one is missing or damaged, or not what the index says."""
+        index = folder / 'model.safetensors.index.json'
+        if index.exists():
+            where = _read_json(index).get('weight_map')
+            if not isinstance(where, dict):
+                raise WeightsError(f'{index}: no weight_map in it')
+            files = {name: _open_safetensors(folder / name) for name in sorted(set(where.values()))}
+        else:
+            files = {'model.safetensors': _open_safetensors(folder / 'model.safetensors')}
+            where = {name: 'model.safetensors' for name in files['model.safetensors'].keys()}
+        held = {file_name: set(file.keys()) for file_name, file in files.items()}
+        for name, file_name in where.items():
+            if name not in held[file_name]:
+                raise WeightsError(f'{folder / file_name}: tensor {name!r} is missing, the index says it is here')
+        self._file_of = {name: files[file_name] for name, file_name in where.items()}
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Tensor `name`, float32, float16 or bfloat16. Raises WeightsError: it is of another type."""
+        dtype = self._file_of[name].get_slice(name).get_dtype()
+        if dtype not in ('F32', 'F16', 'BF16'):
+            raise WeightsError(f'tensor {name!r} is of type {dtype}; supported are F32, F16 and BF16')
+        return self._file_of[name].get_tensor(name)
+
+
+def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
+         sharding_of: Optional[Callable[[Path, tuple[int, ...]], jax.sharding.Sharding]] = None,
+         ) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Args:
+      path: a folder with `config.json` and `model.safetensors` (or shards with their index), or a .gguf file.
+      dtype: dtype of all parameters.
+      stacked: which parameter layout, see `epo_jax.models.transformer`.
+      sharding_of: (path of a leaf, its shape) -> its sharding; None: everything on the default device. The
+        path is in the layout asked for, such as ('layers', 'q', 'kernel') or ('layer_0', 'q', 'kernel').
+
+    Returns:
+      (configuration, parameters as a nested dict of `jax.Array`).
+
+    Raises:
+      WeightsError: a file is missing, cut short or of an unknown kind; the model is not supported; a tensor
+        is missing, unexpected, of the wrong shape or of an unsupported type.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            config, files = _read_config(path / 'config.json'), SafetensorsFiles(path)
+        elif path.suffix == '.gguf' and path.exists():
+            files = GGUFFile(path)
+            config = config_of(files)
+        else:
+            raise WeightsError('neither a folder with safetensors nor a .gguf file')
+        leaves = _leaves(config)
+        names = {t: t.name(gguf=isinstance(files, GGUFFile)) for tensors in leaves.values() for t in tensors}
+        _check(config, files, {name: t.stored_shape for t, name in names.items()})
+        read = lambda tensor: tensor.from_stored(files.read(names[tensor]), dtype)
+        return config, _fill(leaves, read, dtype, stacked, sharding_of or (lambda path, shape: None))
+    except (WeightsError, GGUFError, UnsupportedModelError, safetensors.SafetensorError) as error:
+        message = str(error)
+        raise WeightsError(message if str(path) in message else f'{path}: {message}') from error
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+        raise WeightsError(f'{path}: no such file') from error
+    except ValueError as error:
+        raise WeightsError(f'{path}: not JSON ({error})') from error
+    if not isinstance(content, dict):
+        raise WeightsError(f'{path}: not a JSON object')
+    return content
+
+
+def _read_config(path: pathlib.Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_hf(_read_json(path))
+    except KeyError as error:
+        raise WeightsError(f'{path}: no {error} in it') from error
+
+
+def _open_safetensors(path: pathlib.Path):
+    if not path.exists():
+        raise WeightsError(f'{path}: no such file')
+    try:
+        return safetensors.safe_open(path, 'np')
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f'{path}: not a safetensors file, or cut short ({error})') from error
+
+
+def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
+    """Every leaf of the stacked layout with the tensors it is made of, as the decoder itself has them."""
+    tree = flatten_dict(jax.eval_shape(Transformer(config, stacked=True).init_params, jax.random.key(0)))
+    layers = lambda path, x: [Tensor(path, i, x.shape[1:]) for i in range(config.num_layers)]
+    return {p: layers(p, x) if p[0] == 'layers' else [Tensor(p, None, x.shape)] for p, x in tree.items()}
+
+
+def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, wanted: dict[str, tuple[int, ...]]):
+    """Compares the names and shapes in the files with those wanted, before anything big is read."""
+    several = lambda names: ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if names[5:] else '')
+    if missing := [name for name in wanted if name not in files.shapes]:
+        raise WeightsError(f'missing tensor {several(missing)}')
+    for name, shape in wanted.items():
+        if files.shapes[name] != shape:
+            raise WeightsError(f'tensor {name!r} has shape {files.shapes[name]}, expected {shape}')
+    head, table = 'lm_head.weight', 'model.embed_tokens.weight'
+    # Rotary frequencies follow from the configuration, and a tied table may be there twice, if it is the same.
+    known = ('rotary_emb.inv_freq', 'rope_freqs.weight', *([head] if config.tied else []))
+    if extra := [name for name in files.shapes if name not in wanted and not name.endswith(known)]:
+        raise WeightsError(f'unexpected tensor {several(extra)}')
+    if config.tied and head in files.shapes and not np.array_equal(files.read(head), files.read(table)):
+        raise WeightsError(f"tensor {head!r} differs from {table!r}, though config.json says tie_word_embeddings")
+
+
+def _fill(leaves: dict[Path, list[Tensor]], read: Callable[[Tensor], np.ndarray], dtype, stacked: bool, sharding_of):
+    params = {}
+    for leaf, tensors in leaves.items():
+        if stacked and leaf[0] == 'layers':
+            shape = (len(tensors), *tensors[0].shape)
+            params[leaf] = _stack(map(read, tensors), shape, dtype, sharding_of(leaf, shape))
+        else:
+            for tensor in tensors:
+                params[tensor.path] = _place(read(tensor), sharding_of(tensor.path, tensor.shape))
+    return unflatten_dict(params)
+
+
+def _place(x: np.ndarray, sharding: Optional[jax.sharding.Sharding]) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(x).block_until_ready()
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]).block_until_ready()
+
+
+_write = jax.jit(lambda part, x, i: jax.lax.dynamic_update_index_in_dim(part, x, i, 0), donate_argnums=0)
+
+
+def _stack(layers: Iterator[np.ndarray], shape: tuple[int, ...], dtype,
+           sharding: Optional[jax.sharding.Sharding]) -> jax.Array:
+    """Writes layer after layer into one leaf in place, each device its part."""
+    if sharding is None:
+        part_shape, where = shape, {None: (slice(None),) * len(shape)}
+    else:
+        part_shape, where = sharding.shard_shape(shape), sharding.addressable_devices_indices_map(shape)
+    parts = {device: jnp.zeros(part_shape, dtype, device=device) for device in where}
+    for i, x in enumerate(layers):
+        for device, (rows, *rest) in where.items():
+            first, end, _ = rows.indices(shape[0])
+            if first <= i < end:
+                parts[device] = _write(parts[device], x[tuple(rest)], i - first)
+        jax.block_until_ready(list(parts.values()))  # else reading runs ahead and layers pile up
+    parts = list(parts.values())
+    return parts[0] if sharding is None else jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], max_file_bytes: int = 5_000_000_000,
+         bos_token_id: Optional[int] = None, eos_token_id: Optional[int] = None):
+    """Writes a Hugging Face folder (`config.json` and safetensors) that transformers loads.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+      path: the folder; it must not exist yet, or be empty.
+      config: the decoder's shape.
+      params: its parameters in either layout, float32, float16 or bfloat16 (and so they are written); this
+        process must be able to read all of them.
+      max_file_bytes: a larger model is split into files of at most this size (or one tensor each); so much
+        is also what the host holds at a time.
+      bos_token_id, eos_token_id: what `config.json` shall say of them.
+
+    Raises:
+      WeightsError: the folder is in use, no architecture has this configuration, or the parameters do not
+        belong to it.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise WeightsError(f'{path}: already exists')
+    content = hf_config(config) | {'bos_token_id': bos_token_id, 'eos_token_id': eos_token_id}
+    params = flatten_dict(params)
+    stacked = any(leaf[0] == 'layers' for leaf in params)
+    tensors = [tensor for group in _leaves(config).values() for tensor in group]
+    wanted = {(t.leaf if stacked else t.path): (config.num_layers, *t.shape) if stacked and t.layer is not None
+              else t.shape for t in tensors}
+    if wrong := set(wanted).symmetric_difference(params):
+        leaf = min(wrong)
+        raise WeightsError(f'{"missing" if leaf in wanted else "unexpected"} parameter {"/".join(leaf)}')
+    for leaf, shape in wanted.items():
+        x = params[leaf]
+        if x.shape != shape or str(x.dtype) not in ('float32', 'float16', 'bfloat16'):
+            raise WeightsError(f'parameter {"/".join(leaf)} is {x.dtype}{list(x.shape)}, expected {list(shape)}')
+    content['torch_dtype'] = str(params[('embed',)].dtype)
+
+    def value(tensor: Tensor) -> np.ndarray:
+        x = params[tensor.leaf if stacked else tensor.path]
+        return tensor.to_stored(np.asarray(x[tensor.layer] if stacked and tensor.layer is not None else x))
+
+    files = [[]]
+    for tensor in tensors:
+        size = lambda t: math.prod(t.shape) * params[t.leaf if stacked else t.path].dtype.itemsize
+        if files[-1] and sum(map(size, files[-1])) + size(tensor) > max_file_bytes:
+            files.append([])
+        files[-1].append(tensor)
+    names = [f'model-{i:05d}-of-{len(files):05d}.safetensors' for i in range(1, len(files) + 1)]
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    unfinished.mkdir(parents=True)
+    try:
+        if len(files) == 1:
+            names = ['model.safetensors']
+        else:
+            where = {tensor.name(): name for name, file in zip(names, files) for tensor in file}
+            index = {'metadata': {'total_size': sum(x.nbytes for x in params.values())}, 'weight_map': where}
+            (unfinished / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2))
+        for name, file in zip(names, files):
+            safetensors.numpy.save_file({t.name(): value(t) for t in file}, unfinished / name, {'format': 'pt'})
+            os.chmod(unfinished / name, 0o644)  # safetensors makes its files readable for their owner only
+        (unfinished / 'config.json').write_text(json.dumps(content, indent=2))
+        os.rename(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The Hugging Face `config.json` of a decoder; `ModelConfig.from_hf` is its inverse.
+
+    Raises:
+      WeightsError: no supported architecture has this combination of features.
+    """
+    if config.qkv_bias and config.qk_norm:
+        raise WeightsError('no supported architecture has both qkv_bias and qk_norm')
+    window = config.sliding_window
+    name = ('Qwen2' if config.qkv_bias else 'Qwen3' if config.qk_norm else 'Llama' if window is None else 'Mistral')
+    hf = {
+        'architectures': [f'{name}ForCausalLM'], 'model_type': name.lower(), 'vocab_size': config.vocab_size,
+        'hidden_size': config.width, 'num_hidden_layers': config.num_layers, 'head_dim': config.head_dim,
+        'num_attention_heads': config.num_heads, 'num_key_value_heads': config.num_kv_heads,
+        'intermediate_size': config.mlp_width, 'hidden_act': 'silu', 'rms_norm_eps': config.norm_eps,
+        'rope_theta': config.rope_theta, 'tie_word_embeddings': config.tied,
+        'max_position_embeddings': config.max_positions,
+    }
+    if window is not None:
+        hf['sliding_window'] = window
+        hf |= {'use_sliding_window': True, 'max_window_layers': 0} if name.startswith('Qwen') else {}
+    if config.rope_scaling is not None:
+        scaling = dataclasses.asdict(config.rope_scaling)
+        scaling['original_max_position_embeddings'] = scaling.pop('original_positions')
+        hf['rope_scaling'] = {'rope_type': 'llama3', **scaling}
+    return hf

@@ -1,0 +1,56 @@
+"""Finished episodes as readable JSON: one object an episode."""
+
+from typing import Any, Optional, Sequence
+
+import numpy as np
+
+from epo_jax.rewards.process import Verdict
+from epo_jax.rewards.reading import Reading, strategies
+from epo_jax.rollout import Episodes, Table
+
+
+def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, readings: Sequence[Reading],
+                    verdict: Verdict, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """One record an episode, without what only training adds (see `add_credit`).
+
+    Args:
+      table, episodes: what was played; kinds: the strategist's kind at every seat.
+      readings, verdict: of every seat, seat-major.
+      numbers: of the episodes within the iteration; the rest of the batch is padding and is left out.
+    """
+    advice = strategies(table, episodes)
+    env, state = table.env.env, episodes.state.env
+    records = []
+    for b, number in enumerate(numbers):
+        scenario = episodes.scenarios[b]
+        spoken = [iter(seat[b]) for seat in advice]
+        seats = []
+        for s, character in enumerate(scenario.characters):
+            row = s * len(episodes.scenarios) + b
+            seats.append({
+                'name': character.name, 'goal': scenario.goals[s], 'strategist': kinds[s],
+                'outcome': float(verdict.outcome[row]) if verdict.outcome_valid[row] else None,
+                'judge': verdict.note[row]})
+        records.append({
+            'episode': number, 'scenario': scenario.id, 'environment': scenario.environment,
+            'category': scenario.category, 'situation': scenario.text, 'truncated': bool(episodes.state.failed[b]),
+            'failure': state.failures[b], 'events': list(state.events[b]), 'seats': seats,
+            'turns': [{'seat': seat, 'strategy': next(spoken[seat]) or None, 'line': line}
+                      for seat, line in env.transcript(state.episodes[b])]})
+    return records
+
+
+def add_credit(record: dict[str, Any], seat: int, ids, turn, logprob, length: int, turns: int,
+               reward: Sequence[float], valid: Sequence[bool], advantage: Sequence[float]) -> None:
+    """Adds to a seat of a record what it was trained on: exact ids and turns, reward and advantage by turn."""
+    number = lambda value, ok: round(float(value), 6) if ok else None
+    record['seats'][seat] |= {
+        'reward': [number(reward[t], valid[t]) for t in range(turns)],
+        'advantage': [number(advantage[t], valid[t]) for t in range(turns)],
+        'ids': np.asarray(ids[:length]).tolist(), 'turn': np.asarray(turn[:length]).tolist(),
+        'logprob': [round(float(p), 6) for p in logprob[:length]]}
+
+
+def failure_reason(records: Sequence[dict[str, Any]]) -> Optional[str]:
+    """The first reason why an episode broke, for the log."""
+    return next((record['failure'] for record in records if record['failure']), None)

@@ -1,0 +1,97 @@
+"""Credit: which turn deserves how much. Pure functions between arrays of turns.
+
+Axis letters: N conversations, T turns. Every array is float32 or float64 as given; masks are bool. A turn that
+did not take place, or whose reward is missing, has no part in any sum, mean or maximum, and gets advantage 0.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.jit, static_argnames=('how',))
+def combine(process, process_valid, outcome, outcome_valid, turn_mask, how: str, weight: float = 1.0):
+    """Joins process rewards with the outcome into one reward a turn.
+
+    `official` (released code, LLaMA-Factory/data/utils/preprocessing.py): r_t = 1 where the process reward
+    selected the turn, else the outcome at the last turn, else 0; a selected last turn loses the outcome.
+    `sum`: r_t = weight * process_t, plus the outcome at the last turn.
+
+    Args:
+      process: [N, T] process rewards; process_valid: bool[N, T].
+      outcome: [N] in [0, 1]; outcome_valid: bool[N].
+      turn_mask: bool[N, T] turns that took place.
+      how: 'official' or 'sum'.
+      weight: of the process reward in 'sum'.
+
+    Returns:
+      (reward [N, T], valid bool[N, T]). One missing reward makes the turns up to it worthless, since their
+      returns contain it; so a conversation in which anything is missing is invalid as a whole.
+    """
+    last = turn_mask & (jnp.cumsum(turn_mask, axis=1) == turn_mask.sum(axis=1, keepdims=True))
+    process = jnp.where(process_valid, process, 0)
+    final = jnp.where(outcome_valid, outcome, 0)[:, None] * last
+    if how == 'official':
+        reward = jnp.where(process > 0, 1.0, final)
+    elif how == 'sum':
+        reward = weight * process + final
+    else:
+        raise ValueError(f"rewards are combined by 'official' or 'sum', not {how!r}")
+    whole = outcome_valid & (process_valid | ~turn_mask).all(axis=1)
+    return jnp.where(turn_mask, reward, 0), turn_mask & whole[:, None]
+
+
+def returns(reward, mask, gamma: float):
+    """R_t = sum over t' >= t of gamma^(t' - t) r_t' (EPO, eq. of the return), [N, T]."""
+    def back(later, now):
+        r, m = now
+        total = jnp.where(m, r + gamma * later, later)
+        return total, total
+
+    steps = jnp.where(mask, reward, 0).T, mask.T
+    _, total = jax.lax.scan(back, jnp.zeros_like(reward[:, 0]), steps, reverse=True)
+    return jnp.where(mask, total.T, 0)
+
+
+def baseline(value, mask, group, how: str):
+    """What to expect of a turn, [N, T], to be subtracted from its return.
+
+    'none': 0, as EPO does. 'batch': the mean return of the other conversations' turns of the same number.
+    'group': the same among conversations of the same scenario and seat. A turn with nothing to compare to
+    gets its own value, and so advantage 0.
+    """
+    if how == 'none':
+        return jnp.zeros_like(value)
+    if how not in ('batch', 'group'):
+        raise ValueError(f"the baseline is 'none', 'batch' or 'group', not {how!r}")
+    same = jnp.ones((len(value), len(value)), bool) if how == 'batch' else group[:, None] == group[None, :]
+    others = (same & ~jnp.eye(len(value), dtype=bool)).astype(value.dtype)
+    count = others @ mask.astype(value.dtype)
+    mean = others @ jnp.where(mask, value, 0) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, value)
+
+
+def normalise(value, mask, how: str):
+    """Scales advantages, [N, T].
+
+    'trajectory' (official): A_t = R_t / max |R| of its own conversation. It erases how well the conversation
+    went: with no turn selected, goal scores of 1 and of 10 give the same weights.
+    'batch': divided by max |R| over the whole batch, which keeps them apart. 'none': as they are.
+    All zeros stay zeros.
+    """
+    value = jnp.where(mask, value, 0)
+    if how == 'none':
+        return value
+    if how not in ('trajectory', 'batch'):
+        raise ValueError(f"advantages are normalised by 'trajectory', 'batch' or 'none', not {how!r}")
+    size = jnp.abs(value).max(axis=1, keepdims=True)
+    size = size.max() if how == 'batch' else size
+    return value / jnp.where(size > 0, size, 1)
+
+
+@functools.partial(jax.jit, static_argnames=('gamma', 'base', 'norm'))
+def advantages(reward, valid, group, gamma: float, base: str, norm: str):
+    """Rewards of turns -> advantages of turns, f[N, T]: returns, minus baseline, normalised."""
+    value = returns(reward, valid, gamma)
+    return normalise(value - baseline(value, valid, group, base), valid, norm)

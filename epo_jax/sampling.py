@@ -1,0 +1,282 @@
+"""Sessions: a conversation with a model as a value, and sampling from it.
+
+A `Session` holds every id that was fed to or sampled by a model for B conversations, and the key/value cache of
+all but the last one. That last token is the *pending* one: it is fed when the next token is wanted. So appending
+text is "write the ids, then let the cache catch up", every forward pass of the sampling loop yields a token that
+is used, and nothing besides ids, lengths and cache needs to be carried from turn to turn.
+
+All functions are pure: they take a session and return a new one. Compile them with the session donated, and the
+cache is updated in place.
+
+Axis letters: B conversations, L capacity in tokens, K new tokens, V vocabulary.
+"""
+
+import dataclasses
+from typing import Optional
+
+from einops import rearrange
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from epo_jax.models.transformer import KVCache, Transformer
+from epo_jax.text.tokens import Tokens
+
+
+@struct.dataclass
+class Session:
+    """One model's live view of B conversations.
+
+    Attributes:
+      ids: i32[B, L] every id, exactly as fed or sampled.
+      length: i32[B] how many of them there are; the cache holds one fewer.
+      turn: i32[B, L] -1 for context, t >= 0 for ids sampled by the model in its t-th message.
+      logprob: f32[B, L] log-probability of a sampled id under the model at temperature 1 and without truncation;
+        0 for context.
+      turns: i32[B] messages generated so far.
+      overflow: bool[B] something did not fit; the row is frozen from then on.
+      cache: keys and values.
+    """
+
+    ids: jax.Array
+    length: jax.Array
+    turn: jax.Array
+    logprob: jax.Array
+    turns: jax.Array
+    overflow: jax.Array
+    cache: KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How a message is drawn. Static: a different value is a different program.
+
+    Attributes:
+      max_tokens: longest message, its stop token included.
+      stop: ids that end a message and are no part of it, such as the end-of-turn token.
+      closing: ids that end a message as its last token, such as those with a closing quotation mark.
+      temperature: 0 takes the most probable token.
+      top_k: draw among the k most probable tokens; 0: among all.
+      top_p: draw among the fewest most probable tokens that hold this mass; 1: among all.
+    """
+
+    max_tokens: int
+    stop: tuple[int, ...]
+    closing: tuple[int, ...] = ()
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f'impossible sampling settings: {self}')
+        if not self.stop:
+            raise ValueError('a message needs at least one stop id')
+
+
+def open_session(model: Transformer, batch: int, capacity: int) -> Session:
+    """A session of `batch` empty conversations with room for `capacity` tokens each."""
+    return Session(
+        ids=jnp.zeros((batch, capacity), jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
+        turn=jnp.full((batch, capacity), -1, jnp.int32),
+        logprob=jnp.zeros((batch, capacity), jnp.float32),
+        turns=jnp.zeros((batch,), jnp.int32),
+        overflow=jnp.zeros((batch,), bool),
+        cache=model.init_cache(batch, capacity))
+
+
+def last_id(session: Session) -> jax.Array:
+    """i32[B] the pending token; -1 where a conversation is still empty."""
+    at = jnp.maximum(session.length - 1, 0)
+    last = jnp.take_along_axis(session.ids, at[:, None], axis=1)[:, 0]
+    return jnp.where(session.length > 0, last, -1)
+
+
+def extend(model: Transformer, params, session: Session, tokens: Tokens, chunk: int = 64) -> Session:
+    """Appends context; only the new tokens are run through the model, in as many chunks as the longest row needs.
+
+    Args:
+      model, params: the decoder and its (unstacked) parameters.
+      session: what came before.
+      tokens: [B, K] the new tokens; rows of length 0 stay as they are.
+      chunk: tokens of a row that are run at once; static.
+
+    Returns:
+      The longer session. A row that would leave no room for even one more token is left unchanged and flagged
+      in `overflow`.
+    """
+    batch, capacity = session.ids.shape
+    fits = session.length + tokens.length < capacity
+    added = jnp.where(fits & ~session.overflow, tokens.length, 0)
+    at = jnp.arange(tokens.ids.shape[1])
+    at = jnp.where(at < added[:, None], session.length[:, None] + at, capacity)
+    rows = jnp.arange(batch)[:, None]
+    session = session.replace(
+        ids=session.ids.at[rows, at].set(tokens.ids, mode='drop'),
+        length=session.length + added,
+        overflow=session.overflow | ~fits)
+
+    start = jnp.maximum(session.length - added - 1, 0)  # the pending token is the first to be fed
+    stop = session.length - 1
+    steps = (jnp.max(jnp.where(added > 0, stop - start, 0)) + chunk - 1) // chunk
+
+    def feed(i, cache):
+        positions = (start + i * chunk)[:, None] + jnp.arange(chunk)
+        ids = jnp.take_along_axis(session.ids, positions, axis=1, mode='clip')
+        positions = jnp.where((positions < stop[:, None]) & (added > 0)[:, None], positions, capacity)
+        return model.apply({'params': params}, ids, positions, cache)[1]
+
+    return session.replace(cache=jax.lax.fori_loop(0, steps, feed, session.cache))
+
+
+def next_logits(model: Transformer, params, session: Session, live=None) -> tuple[Session, jax.Array]:
+    """Feeds the pending token of every row where live[B] (default: all): (session, float32 logits [B, V])."""
+    capacity = session.ids.shape[1]
+    at = jnp.maximum(session.length - 1, 0)
+    ids = jnp.take_along_axis(session.ids, at[:, None], axis=1)
+    at = at if live is None else jnp.where(live, at, capacity)
+    hidden, cache = model.apply({'params': params}, ids, at[:, None], session.cache)
+    logits = model.apply({'params': params}, hidden[:, 0], method='logits')
+    return session.replace(cache=cache), logits
+
+
+def peek(model: Transformer, params, session: Session, tokens: Tokens,
+         chunk: int = 64) -> tuple[Session, jax.Array]:
+    """What the model would say next if `tokens` came now, without them coming.
+
+    The cache is written beyond the conversation's end and the session keeps its length: whatever is appended
+    next overwrites it, so no copy of the cache is made.
+
+    Returns:
+      (the session as before, f32[B, V] logits). Where the tokens do not fit, the logits are NaN.
+    """
+    longer = extend(model, params, session, tokens, chunk)
+    after, logits = next_logits(model, params, longer)
+    fits = session.length + tokens.length < session.ids.shape[1]
+    return session.replace(cache=after.cache), jnp.where(fits[:, None], logits, jnp.nan)
+
+
+def generate(model: Transformer, params, session: Session, keys: jax.Array, live: jax.Array,
+             config: SamplingConfig) -> tuple[Session, Tokens]:
+    """Samples one message in every live row.
+
+    Args:
+      keys: key[B]; the token at position p of a row is drawn with fold_in(key, p), so that a row's message does
+        not depend on its neighbours.
+      live: bool[B] rows that speak; the others, and rows that have overflowed, stay as they are.
+      config: see SamplingConfig.
+
+    Returns:
+      (session, message): the message [B, config.max_tokens] is what was sampled before the stop token. In the
+      session the sampled ids, stop token included, carry their turn and log-probability. A message cut off at
+      max_tokens has no stop token; one cut off at the capacity is also flagged in `overflow`.
+    """
+    batch, capacity = session.ids.shape
+    rows = jnp.arange(batch)
+    stops, ends = jnp.array(config.stop), jnp.array(config.stop + config.closing)
+    live = live & ~session.overflow & (session.length > 0)
+    begin = session.length
+
+    def step(carry):
+        session, going, count = carry
+        session, logits = next_logits(model, params, session, going)
+        new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config)
+        at = jnp.where(going, session.length, capacity)
+        session = session.replace(
+            ids=session.ids.at[rows, at].set(new, mode='drop'),
+            turn=session.turn.at[rows, at].set(session.turns, mode='drop'),
+            logprob=session.logprob.at[rows, at].set(logprob, mode='drop'),
+            length=session.length + going)
+        stopped = going & (new[:, None] == ends).any(axis=1)
+        full = going & ~stopped & (session.length >= capacity)
+        session = session.replace(overflow=session.overflow | full)
+        return session, going & ~stopped & ~full, count + 1
+
+    session, _, _ = jax.lax.while_loop(
+        lambda carry: carry[1].any() & (carry[2] < config.max_tokens), step, (session, live, 0))
+
+    last = last_id(session)
+    size = session.length - begin - (live & (last[:, None] == stops).any(axis=1))
+    session = session.replace(turns=session.turns + live)
+    window = jnp.minimum(begin[:, None] + jnp.arange(config.max_tokens), capacity - 1)
+    return session, Tokens(jnp.take_along_axis(session.ids, window, axis=1), size)
+
+
+def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+    """Draws one token a row: logits f32[B, V], keys key[B] -> (i32[B], its log-probability at temperature 1).
+
+    Inverse transform sampling: one uniform number a row, against the running sum of the weights. It costs a
+    fraction of drawing V Gumbel numbers, and the draw of a row depends on its own key alone.
+    """
+    if config.temperature == 0:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return token, _logprob(logits, token)
+    names: Optional[jax.Array] = None
+    kept = logits
+    if config.top_k:
+        kept, names = jax.lax.top_k(logits, min(config.top_k, logits.shape[-1]))
+    weights = jnp.exp((kept - kept.max(axis=-1, keepdims=True)) / config.temperature)
+    if config.top_p < 1:
+        weights = jnp.where(weights >= _nucleus(weights, config.top_p), weights, 0.0)
+    total = jnp.cumsum(weights, axis=-1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)[:, None]
+    # The first place whose running sum exceeds the draw: it has a positive weight, because the sum grew there.
+    place = jnp.sum(total <= uniform * total[:, -1:], axis=-1)
+    place = jnp.minimum(place, jnp.sum(total < total[:, -1:], axis=-1))  # a draw that rounds up to the total
+    token = place if names is None else jnp.take_along_axis(names, place[:, None], axis=1)[:, 0]
+    token = token.astype(jnp.int32)
+    return token, _logprob(logits, token)
+
+
+def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
+    """The largest threshold[B, 1] such that the weights at or above it hold `top_p` of the mass.
+
+    Found by bisection: a sort of the vocabulary costs many times more.
+    """
+    goal = top_p * weights.sum(axis=-1, keepdims=True)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = jnp.where(weights >= middle, weights, 0.0).sum(axis=-1, keepdims=True) >= goal
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    bounds = jnp.zeros_like(goal), weights.max(axis=-1, keepdims=True) * 1.0001
+    return jax.lax.fori_loop(0, 40, halve, bounds)[0]
+
+
+def _logprob(logits: jax.Array, token: jax.Array) -> jax.Array:
+    """log softmax(logits)[token] over the last axis, float32."""
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def score(model: Transformer, params, ids: jax.Array, chunk: int = 128) -> jax.Array:
+    """Log-probability of every token given those before it, by one full forward pass: what the learner sees.
+
+    The vocabulary is never spread over all positions at once: `chunk` positions are projected and reduced at a
+    time, and again in the backward pass.
+
+    Args:
+      model, params: the decoder, in either layout.
+      ids: i32[N, L].
+
+    Returns:
+      f32[N, L]; place 0 holds 0.
+    """
+    rows, length = ids.shape
+    positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
+    hidden, _ = model.apply({'params': params}, ids, positions)
+    padding = -length % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(ids[:, 1:], ((0, 0), (0, padding + 1)))
+
+    @jax.checkpoint
+    def project(_, part):
+        hidden, targets = part
+        return None, _logprob(model.apply({'params': params}, hidden, method='logits'), targets)
+
+    parts = rearrange(hidden, 'n (s c) w -> s n c w', c=chunk), rearrange(targets, 'n (s c) -> s n c', c=chunk)
+    logprob = rearrange(jax.lax.scan(project, None, parts)[1], 's n c -> n (s c)')
+    return jnp.pad(logprob[:, :length - 1], ((0, 0), (1, 0)))

@@ -1,0 +1,50 @@
+"""Small stand-ins for tests and smoke runs: a dummy model, a byte tokenizer, a reward that is easy to learn."""
+
+from typing import Sequence
+
+import jax
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+import transformers
+
+from epo_jax.models.config import ModelConfig
+from epo_jax.models.transformer import Transformer
+from epo_jax.rewards.reading import Reading
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """256 bytes and three control tokens, with ChatML as chat template; end of turn is <|im_end|>."""
+    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    control = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+    core.add_special_tokens(control)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token='<|im_end|>', bos_token='<|endoftext|>', additional_special_tokens=control)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def dummy_config(vocab_size: int = 259) -> ModelConfig:
+    """A decoder that compiles and runs in a blink."""
+    return ModelConfig(
+        vocab_size=vocab_size, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=64,
+        tied=True, max_positions=8192)
+
+
+def dummy_params(config: ModelConfig, stacked: bool, seed: int = 0):
+    """Random parameters in the given layout, the same numbers in both."""
+    from epo_jax.models.transformer import unstack
+    params = Transformer(config, stacked=True).init_params(jax.random.key(seed))
+    return params if stacked else unstack(params)
+
+
+def share_of_e(readings: Sequence[Reading]) -> list[float]:
+    """An outcome that is a simple function of the strategies: the share of the letter e in them, in [0, 1]."""
+    texts = [''.join(reading.strategies) for reading in readings]
+    return [text.count('e') / max(len(text), 1) for text in texts]

@@ -1,0 +1,77 @@
+"""Ragged batches of tokens: the only form in which messages travel between models and environments.
+
+Axis letters: B rows, K token positions. The functions take NumPy and JAX arrays alike and answer in kind, so
+that the same code serves a host loop and a traced program.
+"""
+
+from typing import Optional, Sequence
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@struct.dataclass
+class Tokens:
+    """A right-padded batch: row b is ids[b, :length[b]]; what lies beyond has no meaning.
+
+    Attributes:
+      ids: i32[B, K].
+      length: i32[B].
+    """
+
+    ids: jax.Array
+    length: jax.Array
+
+    def rows(self) -> list[list[int]]:
+        """The rows as Python lists (reads device arrays back)."""
+        ids, length = np.asarray(self.ids), np.asarray(self.length)
+        return [ids[b, :n].tolist() for b, n in enumerate(length)]
+
+
+class TooLongError(ValueError):
+    """A row does not fit the width it must be packed into."""
+
+
+def pack(rows: Sequence[Sequence[int]], width: Optional[int] = None) -> Tokens:
+    """Packs lists of ids into NumPy Tokens of the given width (default: the longest row).
+
+    Raises:
+      TooLongError: a row is longer than `width`.
+    """
+    longest = max(map(len, rows), default=0)
+    width = longest if width is None else width
+    if longest > width:
+        raise TooLongError(f'a text of {longest} tokens does not fit into {width}')
+    ids = np.zeros((len(rows), width), np.int32)
+    for b, row in enumerate(rows):
+        ids[b, :len(row)] = row
+    return Tokens(ids, np.array([len(row) for row in rows], np.int32))
+
+
+def repeat(ids: Sequence[int], batch: int) -> Tokens:
+    """The same ids in every one of `batch` rows (NumPy)."""
+    return pack([ids] * batch, len(ids))
+
+
+def concat(parts: Sequence[Tokens], width: Optional[int] = None) -> Tokens:
+    """Joins Tokens row by row: [B, K1], [B, K2], ... -> [B, width or K1 + K2 + ...].
+
+    Args:
+      parts: batches of the same B.
+      width: width of the result; the caller knows that every joined row fits.
+    """
+    xp = jnp if any(isinstance(p.ids, jax.Array) for p in parts) else np
+    ids = xp.concatenate([p.ids for p in parts], axis=1)
+    valid = xp.concatenate([xp.arange(p.ids.shape[1]) < p.length[:, None] for p in parts], axis=1)
+    order = xp.argsort(~valid, axis=1, stable=True)  # the tokens in their order, then the padding
+    ids = xp.take_along_axis(ids, order, axis=1)
+    if width is not None:
+        ids = xp.pad(ids, ((0, 0), (0, max(0, width - ids.shape[1]))))[:, :width]
+    return Tokens(ids, sum(p.length for p in parts))
+
+
+def keep(tokens: Tokens, mask) -> Tokens:
+    """Empties the rows where mask[B] is False."""
+    return tokens.replace(length=tokens.length * mask)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# From a fresh clone to a finished self-play run of SmolLM2 on the CPU.
+#
+#   bash launch/quickstart.sh [WORKDIR] [FLAGS...]      WORKDIR: runs/quickstart in the repository by default
+#
+# Flags go to epo_jax.main, for example --config.selfplay.iterations=4.
+set -euo pipefail
+
+repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+workdir="$repo/runs/quickstart"
+if [[ $# -gt 0 && "$1" != -* ]]; then
+  workdir="$1"
+  shift
+fi
+# A relative path is the caller's, and must still hold after the cd.
+[[ "$workdir" == /* ]] || workdir="$PWD/$workdir"
+
+python="$(bash "$repo/launch/setup.sh")"
+cd "$repo"
+exec "$python" -m epo_jax.main --config=configs/sotopia.py:quickstart --workdir="$workdir" "$@"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs the tests; arguments go to pytest. Tests marked slow run only when asked for.
+#
+#   bash launch/test.sh
+#   bash launch/test.sh -m slow
+#   bash launch/test.sh tests/test_config.py -k nearest
+set -euo pipefail
+
+repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+python="$(bash "$repo/launch/setup.sh" test)"
+cd "$repo"
+exec "$python" -m pytest -q "$@"

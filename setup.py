@@ -1,0 +1,37 @@
+"""Packaging of epo_jax."""
+
+from setuptools import find_namespace_packages, setup
+
+setup(
+    name='epo_jax',
+    version='0.1.0',
+    description='Explicit policy optimization in JAX: multi-turn reinforcement learning of strategic LLM agents',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    # Subpackages have no __init__.py, so plain find_packages would miss them.
+    packages=find_namespace_packages(include=['epo_jax', 'epo_jax.*'], exclude=['*.__pycache__', '*.__pycache__.*']),
+    package_data={'epo_jax.envs.sotopia': ['data/*.jsonl']},
+    install_requires=[
+        'absl-py>=2.1',
+        'einops>=0.8',
+        'flax>=0.12',
+        'gguf>=0.17',
+        'jax>=0.10.2',
+        'jinja2>=3.1',
+        'ml-collections>=1.1',
+        'numpy>=2.0',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.12',
+        'rich>=14',
+        'safetensors>=0.6',
+        'tensorboardX>=2.6.4',
+        'tokenizers>=0.22',
+        'transformers>=5',
+    ],
+    extras_require={
+        'test': ['pytest>=8'],
+        'cuda': ['jax[cuda12]>=0.10.2'],
+        'tpu': ['jax[tpu]>=0.10.2'],
+        'data': ['tensorflow-datasets>=4.9.9'],
+    },
+)

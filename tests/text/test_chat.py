@@ -1,0 +1,241 @@
+"""Chat segments against the templates' own renderings, and the templates that are refused."""
+
+import copy
+
+import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from epo_jax.text.chat import ORDINARY_TEXT, TEMPLATES, ChatSegments, ChatTemplateError, chat_segments
+from epo_jax.text.tokenizer import encode
+
+LLAMA3_TOKENS = ['<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
+CHATML_TOKENS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+MISTRAL_TOKENS = ['<s>', '</s>', '[INST]', '[/INST]']
+
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim"
+    " + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}")
+MISTRAL_TEKKEN = (  # the default system prompt goes to the last user message
+    "{{- bos_token }}{%- for message in messages %}{%- if message['role'] == 'user' %}"
+    "{%- if loop.last %}{{- '[INST]Be brief.\n\n' + message['content'] + '[/INST]' }}"
+    "{%- else %}{{- '[INST]' + message['content'] + '[/INST]' }}{%- endif %}"
+    "{%- else %}{{- message['content'] + eos_token }}{%- endif %}{%- endfor %}")
+QWEN25 = r'''
+{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+{%- else %}
+    {{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "assistant") %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+'''
+QWEN3 = r'''
+{%- set ns = namespace(last_query_index=messages|length - 1) %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}{%- set ns.last_query_index = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set content = message.content %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in message.content %}
+            {%- set content = message.content.split('</think>')[-1].lstrip('\n') %}
+            {%- set reasoning_content = message.content.split('</think>')[0].rstrip('\n').split('<think>')[-1] %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {{- '<|im_start|>assistant\n<think>\n' + reasoning_content + '\n</think>\n\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+'''
+R1 = (  # thinking is opened for the model, and only then
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}")
+
+
+@pytest.fixture(scope='module')
+def backend():
+    """A small byte-level BPE, without control tokens."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = [*ORDINARY_TEXT, *(f' {text}' for text in ORDINARY_TEXT), 'user assistant system']
+    tokenizer.train_from_iterator(corpus * 9, trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return tokenizer
+
+
+@pytest.fixture
+def make(backend):
+    """(control tokens, template, beginning, end) -> tokenizer."""
+    def make(control, template, bos=None, eos=None):
+        own = tokenizers.Tokenizer.from_str(backend.to_str())
+        own.add_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+        return PreTrainedTokenizerFast(tokenizer_object=own, chat_template=template, bos_token=bos, eos_token=eos)
+    return make
+
+
+def rendered(tokenizer, template, messages):
+    """The template's own rendering of a conversation, tokenised in one piece."""
+    roles = ('user', 'assistant')
+    text = tokenizer.apply_chat_template([{'role': roles[i % 2], 'content': m} for i, m in enumerate(messages)],
+                                         chat_template=template, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)['input_ids']
+
+
+def appended(tokenizer, segments, messages):
+    """The same conversation from segments."""
+    ids = list(segments.open)
+    for i, message in enumerate(messages):
+        ids += encode(tokenizer, message)
+        ids += segments.close if i % 2 == 0 else (segments.end, *segments.between)
+    return ids
+
+
+def assert_same(tokenizer, segments, template=None):
+    talk = ['Shall we meet at 10?', 'Rather at 11.\nOr 12!', 'Ça marche — 🙂', 'Good', 'Bye then']
+    for count in (1, 3, 5):
+        assert appended(tokenizer, segments, talk[:count]) == rendered(tokenizer, template, talk[:count])
+        assert appended(tokenizer, segments, talk[:count]) == segments.join(
+            [encode(tokenizer, message) for message in talk[:count]])
+
+
+# Templates that are taken.
+
+
+def test_smollm2(smollm2_tokenizer):
+    segments = chat_segments(smollm2_tokenizer)
+    assert_same(smollm2_tokenizer, segments)
+    assert smollm2_tokenizer.decode(segments.open) == (
+        '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n'
+        '<|im_start|>user\n')
+    assert smollm2_tokenizer.decode(segments.close) == '<|im_end|>\n<|im_start|>assistant\n'
+    assert smollm2_tokenizer.decode(segments.between) == '\n<|im_start|>user\n'
+    assert segments.end == 2 and segments.stop == (2,)
+
+
+def test_qwen25(make):
+    tokenizer = make(CHATML_TOKENS, QWEN25, eos='<|endoftext|>')
+    segments = chat_segments(tokenizer)
+    assert_same(tokenizer, segments)
+    assert 'You are Qwen' in tokenizer.decode(segments.open)
+    end, eos = tokenizer.convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
+    assert segments.end == end and segments.stop == (end, eos)
+
+
+def test_llama3(make):
+    """Llama 3's own template strips messages; without that it is taken, and so is ours, which is the same."""
+    tokenizer = make(LLAMA3_TOKENS, LLAMA3.replace(' | trim', ''), '<|begin_of_text|>', '<|end_of_text|>')
+    segments = chat_segments(tokenizer)
+    assert_same(tokenizer, segments)
+    assert segments == chat_segments(tokenizer, 'llama3')
+    assert tokenizer.decode(segments.open) == '<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n'
+    assert segments.open.count(tokenizer.bos_token_id) == 1
+    assert segments.end == tokenizer.convert_tokens_to_ids('<|eot_id|>')
+    assert segments.stop == (segments.end, tokenizer.eos_token_id)
+    # Ours gives what the original does for messages without surrounding space.
+    tokenizer.chat_template = LLAMA3
+    assert_same(tokenizer, segments)
+
+
+def test_mistral(make):
+    tokenizer = make(MISTRAL_TOKENS, MISTRAL, '<s>', '</s>')
+    # '[INST] ' and a word: the space belongs to the word's token, so this cannot be cut.
+    with pytest.raises(ChatTemplateError, match='cannot be cut at its messages .*, message by message'):
+        chat_segments(tokenizer)
+    segments = chat_segments(tokenizer, 'mistral')
+    assert_same(tokenizer, segments, TEMPLATES['mistral'])
+    ids = dict(zip(MISTRAL_TOKENS, tokenizer.convert_tokens_to_ids(MISTRAL_TOKENS)))
+    assert segments == ChatSegments(open=(ids['<s>'], ids['[INST]']), close=(ids['[/INST]'],),
+                                    between=(ids['[INST]'],), end=ids['</s>'], stop=(ids['</s>'],))
+
+
+def test_template_by_name_or_file(make, tmp_path):
+    tokenizer = make(CHATML_TOKENS, QWEN3, eos='<|im_end|>')
+    by_name = chat_segments(tokenizer, 'chatml')
+    assert_same(tokenizer, by_name, TEMPLATES['chatml'])
+    assert tokenizer.decode(by_name.open) == '<|im_start|>user\n'
+    path = tmp_path / 'mine.jinja'
+    path.write_text(TEMPLATES['chatml'].replace("message['role']", "message['role'] | replace('user', 'guest')"))
+    by_path = chat_segments(tokenizer, path)
+    assert tokenizer.decode(by_path.open) == '<|im_start|>guest\n'
+    assert by_path == chat_segments(tokenizer, str(path)) != by_name
+
+
+def test_templates_by_name_in_the_tokenizer(make):
+    tokenizer = make(CHATML_TOKENS, {'default': TEMPLATES['chatml'], 'tool_use': LLAMA3}, eos='<|im_end|>')
+    assert chat_segments(tokenizer) == chat_segments(tokenizer, 'chatml')
+    tokenizer.chat_template = {'tool_use': LLAMA3}
+    with pytest.raises(ChatTemplateError, match='no chat template of its own'):
+        chat_segments(tokenizer)
+
+
+# Templates that are refused.
+
+
+@pytest.mark.parametrize('control, template, message', [
+    (CHATML_TOKENS, QWEN3, r'not append-only \(seen with thinking in replies\): in a conversation of 3 message.*'
+                           r'at message 2 \(assistant\)'),
+    (LLAMA3_TOKENS, LLAMA3, r'not append-only \(seen with spaces around messages\).* at message 1 \(user\)'),
+    (CHATML_TOKENS, TEMPLATES['chatml'].replace("+ message['content'] +", "+ (message['content'] | trim if "
+     "message['role'] == 'assistant' else message['content']) +"), r'spaces around.*at message 2 \(assistant\)'),
+    (CHATML_TOKENS, R1, r'seen with growing conversations.* in a conversation of 3 .* at message 1 \(user\)'),
+    (MISTRAL_TOKENS, MISTRAL_TEKKEN, r'growing conversations.* in a conversation of 3 .* at message 1 \(user\)'),
+    (CHATML_TOKENS, "{{ messages | length }}" + TEMPLATES['chatml'], r'growing conversations.* 3 message'),
+    (CHATML_TOKENS, TEMPLATES['chatml'].replace('messages %}', 'messages[-3:] %}'), 'in a conversation of 5'),
+    (CHATML_TOKENS, "{{ messages[0]['content'] }}" + TEMPLATES['chatml'], "writes the message 'Qfirst' 2 times"),
+    (CHATML_TOKENS, 'nothing', "writes the message 'Qfirst' 0 times"),
+    (CHATML_TOKENS, '{% for', 'fails on a conversation of 1 message'),
+    (CHATML_TOKENS, "{{ raise_exception('a system message is needed') }}", 'fails .*: a system message is needed'),
+    (CHATML_TOKENS, "{{ messages[0]['content'] + missing }}", 'fails on a conversation'),
+    (CHATML_TOKENS, TEMPLATES['chatml'].replace("'<|im_end|>", "' <|im_end|>"), 'ends replies .*no control token'),
+    ([], TEMPLATES['chatml'], 'ends replies with .* begins with no control token'),
+    (CHATML_TOKENS, "{% for m in messages %}{{ m['content'] }}{% endfor %}", "ends replies with ''"),
+    (CHATML_TOKENS, "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}"
+                    "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}",
+     "does not end a last reply with '<|im_start|>'"),
+])
+def test_refused(control, template, message, make):
+    tokenizer = make(control, template, *(('<s>', '</s>') if '</s>' in control else (None, None)))
+    if control is LLAMA3_TOKENS:
+        tokenizer.bos_token = '<|begin_of_text|>'
+    with pytest.raises(ChatTemplateError, match=message.replace('|>', r'\|>').replace('<|', r'<\|')) as caught:
+        chat_segments(tokenizer)
+    assert 'by name (chatml, llama3, mistral) or the path of a .jinja file' in str(caught.value)
+
+
+def test_no_template(make, smollm2_tokenizer, tmp_path):
+    with pytest.raises(ChatTemplateError, match='no chat template of its own; set the option `template`'):
+        chat_segments(make(CHATML_TOKENS, None))
+    bare = copy.deepcopy(smollm2_tokenizer)
+    bare.chat_template = None
+    assert chat_segments(bare, 'chatml').end == 2
+    for unknown in ('vicuna', tmp_path / 'none.jinja', tmp_path):
+        with pytest.raises(ChatTemplateError, match='neither a chat template known by name .* nor a file'):
+            chat_segments(bare, unknown)
