@@ -26,8 +26,9 @@ def quickstart(config):
     config.iterations = 2
     config.environment.max_turns = 6
     config.environment.update(allowed=('speak',), short=True, begun=True)
-    config.strategist.update(capacity=576, max_tokens=20, top_k=50, top_p=0.9)
-    config.actor.update(capacity=576, max_tokens=36, temperature=0.8, top_k=50, top_p=0.9)
+    config.strategist.update(capacity=576, max_tokens=20, min_tokens=3, top_k=50, top_p=0.9, no_repeat=4)
+    config.actor.update(capacity=576, max_tokens=36, min_tokens=3, temperature=0.8, top_k=50, top_p=0.9,
+                        no_repeat=4)
     config.judge.capacity = 640
     config.rollout.update(episodes=8, batch=8, view_tokens=320)
     config.learner.update(learning_rate=5e-6, batch=8, micro_batch=4, length_bucket=128)
@@ -40,18 +41,18 @@ def tiny(config):
     config.iterations = 4
     config.model.path = 'dummy'
     config.environment.max_turns = 4
-    config.environment.allowed = ('speak',)
-    config.strategist.update(capacity=2560, max_tokens=12)
-    config.actor.update(capacity=2560, max_tokens=12)
-    config.judge.capacity = 2560
-    config.rollout.update(episodes=4, batch=4, view_tokens=2048, chunk=256)
-    config.learner.update(learning_rate=1e-3, batch=8, micro_batch=8, length_bucket=512)
+    config.environment.update(allowed=('speak',), short=True)
+    config.strategist.update(capacity=1536, max_tokens=12)
+    config.actor.update(capacity=1536, max_tokens=12)
+    config.judge.capacity = 1536
+    config.rollout.update(episodes=4, batch=4, view_tokens=1280, chunk=256)
+    config.learner.update(learning_rate=1e-3, batch=8, micro_batch=2, length_bucket=512)
     config.evaluation.episodes = 4
 
 
 def llama3_8b(config):
     """Liu et al. 2025: critical turns, official credit, full fine-tuning at 4096 tokens, batch 32."""
-    config.model.path = 'meta-llama/Meta-Llama-3-8B-Instruct'
+    config.model.update(path='meta-llama/Meta-Llama-3-8B-Instruct', chat_template='llama3')
     config.strategist.update(capacity=4096, max_tokens=128)
     config.actor.update(capacity=4096, max_tokens=256)
     config.judge.capacity = 8192

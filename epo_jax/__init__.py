@@ -1,0 +1,1 @@
+"""Explicit policy optimization in JAX: multi-turn reinforcement learning of a strategist that advises LLM agents."""

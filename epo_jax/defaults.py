@@ -15,6 +15,8 @@ def default_config() -> ConfigDict:
         capacity=4096,        # longest conversation, in tokens
         temperature=0.7, top_k=0, top_p=1.0,
         max_tokens=128,       # longest message
+        min_tokens=0,         # shortest
+        no_repeat=0,          # no sequence of so many tokens occurs twice in a conversation; 0: no such rule
         one_line=True)        # a line break ends a message
     return ConfigDict(dict(
         seed=0,
@@ -35,7 +37,8 @@ def default_config() -> ConfigDict:
             chat_template='',
             dtype='auto',         # of activations: float32, bfloat16 or auto (bfloat16 except on CPU)
             remat='full'),        # what the backward pass keeps: none, dots or full rematerialisation
-        strategist=dict(capacity=4096, temperature=0.7, top_k=0, top_p=1.0, max_tokens=64, one_line=True),
+        strategist=dict(capacity=4096, temperature=0.7, top_k=0, top_p=1.0, max_tokens=64, min_tokens=1,
+                        no_repeat=0, one_line=True),
         actor=dict(speaker, choose_action=False),   # choose_action: draw the kind of action first, then its text
         judge=dict(model='', chat_template='', capacity=4096),
         rollout=dict(

@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         start = checkpoints.latest() or 0
         fresh = jax.jit(lambda params: this.learner.init(jax.lax.with_sharding_constraint(stack(params), shardings)))
         if start:
-            abstract = jax.eval_shape(fresh, roles.strategist.params)
+            abstract = fresh.lower(roles.strategist.params).compile().out_info
             state, _ = checkpoints.restore(start, RunState(abstract, (abstract.params,) * pool_size(config, start)))
             progress.line(f'resumed after iteration {start} of {config.iterations}')
         else:
@@ -117,7 +117,8 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                 state, metrics = iterate(this, state, iteration)
                 metrics |= {'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
-                checkpoints.save(iteration + 1, state, {})
+                checkpoints.save(
+                    iteration + 1, state, {}, force=preemption.requested or iteration + 1 == config.iterations)
                 progress.line(summary(iteration + 1, metrics))
                 if preemption.requested:
                     checkpoints.wait()
@@ -322,6 +323,7 @@ def compare(this: Run, state: RunState) -> list[evaluate.Row]:
     policy = for_sampling(state.train.params, this.roles.strategist.dtype)
     scores, saved = {}, []
     for kind in config.evaluation.conditions:
+        this.progress.stage(f'evaluation: {kind}')
         scores[kind] = np.full((len(scenarios), 2), np.nan)
         plays = [((kind, kind), (0, 1))] if config.evaluation.partner == 'self' or kind == 'none' else [
             ((kind, 'none'), (0,)), (('none', kind), (1,))]

@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
@@ -21,6 +21,8 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)  # libraries report every file they write
     from epo_jax import experiment, telemetry  # after the flags: --help must not wait for JAX
     from epo_jax.config import ConfigError
 

@@ -87,10 +87,7 @@ def load_language(path: str, template: str, dtype, mesh: Mesh) -> Language:
     path = find_model(path)
     tokenizer = text.load_tokenizer(path)
     chat = chat_segments(tokenizer, template or None)  # before the weights: a refused template costs no time
-    config = weights.read_config(path)
-    shardings = param_shardings(Transformer(config, dtype), mesh)
-    at = lambda name: functools.reduce(lambda tree, key: tree[key], name, shardings)
-    _, params = weights.load(path, dtype=dtype, sharding_of=lambda name, shape: at(name))
+    config, params = weights.load(path, dtype, shardings=lambda c: param_shardings(Transformer(c, dtype), mesh))
     return Language(config, tokenizer, chat, dtype, params)
 
 
@@ -109,19 +106,21 @@ def build_roles(config: ConfigDict, mesh: Mesh) -> Roles:
 
     actor, judge = language(config.actor), language(config.judge)
     kinds = prompts.choices(config.environment.allowed) if config.actor.choose_action else ()
-    chunk, begun = config.rollout.chunk, config.environment.begun
+    chunk = config.rollout.chunk
     return Roles(
-        strategist, _agent(strategist, config.strategist, chunk, begun=begun),
-        actor, _agent(actor, config.actor, chunk, begun, kinds),
+        strategist, _agent(strategist, config.strategist, chunk),
+        actor, _agent(actor, config.actor, chunk, kinds, quoted=config.environment.begun),
         Judge(judge.sampler(), judge.params, judge.tokenizer, judge.chat, config.judge.capacity, chunk))
 
 
-def _agent(language: Language, role: ConfigDict, chunk: int, begun: bool, choices=()) -> LocalAgent:
-    stop = language.chat.stop + (text.ids_with(language.tokenizer, '\n') if role.one_line else ())
-    closing = text.ids_with(language.tokenizer, '"') if begun else ()  # replies are begun with a quotation mark
+def _agent(language: Language, role: ConfigDict, chunk: int, choices=(), quoted: bool = False) -> LocalAgent:
+    tokenizer = language.tokenizer
+    stop = language.chat.stop + (text.ids_with(tokenizer, '\n') if role.one_line else ())
+    closing = text.ids_with(tokenizer, '"') if quoted else ()  # the reply was begun with a quotation mark
     sampling = SamplingConfig(
-        role.max_tokens, tuple(sorted(set(stop))), closing, role.temperature, role.top_k, role.top_p)
-    encode = lambda part: tuple(text.encode(language.tokenizer, part))
+        role.max_tokens, tuple(sorted(set(stop))), tuple(sorted(set(closing) - set(stop))), role.temperature,
+        role.top_k, role.top_p, role.min_tokens, role.no_repeat)
+    encode = lambda part: tuple(text.encode(tokenizer, part))
     return LocalAgent(language.sampler(), language.chat, sampling, role.capacity, tuple(map(encode, choices)), chunk)
 
 

@@ -58,6 +58,8 @@ class SamplingConfig:
       temperature: 0 takes the most probable token.
       top_k: draw among the k most probable tokens; 0: among all.
       top_p: draw among the fewest most probable tokens that hold this mass; 1: among all.
+      min_tokens: a message does not end before it has so many.
+      no_repeat: no sequence of so many tokens occurs twice in a conversation; 0: no such rule.
     """
 
     max_tokens: int
@@ -66,9 +68,11 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_tokens: int = 0
+    no_repeat: int = 0
 
     def __post_init__(self):
-        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if self.max_tokens < 1 or self.min_tokens < 0 or self.no_repeat < 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f'impossible sampling settings: {self}')
         if not self.stop:
             raise ValueError('a message needs at least one stop id')
@@ -181,7 +185,10 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
     def step(carry):
         session, going, count = carry
         session, logits = next_logits(model, params, session, going)
-        new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config)
+        barred = jnp.zeros(logits.shape, bool).at[:, ends].set(count < config.min_tokens)
+        if config.no_repeat:
+            barred |= would_repeat(session, config.no_repeat, logits.shape[-1])
+        new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config, barred)
         at = jnp.where(going, session.length, capacity)
         session = session.replace(
             ids=session.ids.at[rows, at].set(new, mode='drop'),
@@ -203,19 +210,35 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
     return session, Tokens(jnp.take_along_axis(session.ids, window, axis=1), size)
 
 
-def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+def would_repeat(session: Session, size: int, vocab_size: int) -> jax.Array:
+    """bool[B, V] tokens that would complete, at the end of a row, `size` ids that stand in it already."""
+    length, capacity = session.length[:, None], session.ids.shape[1]
+    starts = jnp.arange(capacity - size + 1)
+    same = starts + size <= length  # what stands already lies within the row
+    for i in range(size - 1):
+        at = jnp.maximum(length - size + 1 + i, 0)
+        same &= session.ids[:, i:i + len(starts)] == jnp.take_along_axis(session.ids, at, axis=1)
+    follower = jnp.where(same, session.ids[:, size - 1:], vocab_size)
+    rows = jnp.arange(len(session.ids))[:, None]
+    return jnp.zeros((len(session.ids), vocab_size), bool).at[rows, follower].set(True, mode='drop')
+
+
+def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig,
+           barred: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
     """Draws one token a row: logits f32[B, V], keys key[B] -> (i32[B], its log-probability at temperature 1).
+
+    Tokens of `barred` bool[B, V] are not drawn; the log-probability is that of the model without any such rule.
 
     Inverse transform sampling: one uniform number a row, against the running sum of the weights. It costs a
     fraction of drawing V Gumbel numbers, and the draw of a row depends on its own key alone.
     """
+    kept = logits if barred is None else jnp.where(barred, -jnp.inf, logits)
     if config.temperature == 0:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = jnp.argmax(kept, axis=-1).astype(jnp.int32)
         return token, _logprob(logits, token)
     names: Optional[jax.Array] = None
-    kept = logits
     if config.top_k:
-        kept, names = jax.lax.top_k(logits, min(config.top_k, logits.shape[-1]))
+        kept, names = jax.lax.top_k(kept, min(config.top_k, logits.shape[-1]))
     weights = jnp.exp((kept - kept.max(axis=-1, keepdims=True)) / config.temperature)
     if config.top_p < 1:
         weights = jnp.where(weights >= _nucleus(weights, config.top_p), weights, 0.0)

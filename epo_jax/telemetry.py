@@ -166,7 +166,11 @@ class Progress:
 
     def start_iteration(self, iteration: int) -> None:
         """Names the iteration, counted from 1, that the following phases belong to."""
-        self._prefix = f'[iteration {iteration}/{self._total_iterations}] '
+        self.stage(f'iteration {iteration}/{self._total_iterations}')
+
+    def stage(self, name: str) -> None:
+        """Names the part of the run that the following phases belong to."""
+        self._prefix = f'[{name}] '
 
     @contextlib.contextmanager
     def phase(self, name: str, total: Optional[int] = None, unit: str = 'steps') -> Iterator['Phase']:

@@ -12,6 +12,10 @@ from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, Tokens, pack
 
 
+class EpisodeError(RuntimeError):
+    """An episode's environment raised or stalled."""
+
+
 CUE_TOKENS = 32  # room for the beginning of a reply
 
 
@@ -83,24 +87,24 @@ class HostEnvironment:
         messages = message.rows()
         tokenizer = self.seats[seat].actor.tokenizer
 
-        def act(b):
-            state_b, step = self.env.step(state.episodes[b], seat, text.decode(tokenizer, messages[b]))
-            ids = tuple(View(*(self._encode(s, role, step.views[s][role]) for role in (0, 1)))
-                        for s in range(self.num_seats))
-            return state_b, step, ids
+        texts = {b: text.decode(tokenizer, messages[b]) for b in rows}
+        calls = [lambda b=b: self.env.step(state.episodes[b], seat, texts[b]) for b in rows]
 
         episodes, failures, events = list(state.episodes), list(state.failures), list(state.events)
         views = [View([()] * len(live), [()] * len(live)) for _ in range(self.num_seats)]
         done = np.zeros(len(live), bool)
         reward = np.zeros((len(live), self.num_seats), np.float32)
-        for b, result in zip(rows, call_all([lambda b=b: act(b) for b in rows], self.timeout)):
-            if isinstance(result, Failure):
-                failures[b] = result.reason
-                continue
-            episodes[b], step, ids = result
-            done[b], reward[b], events[b] = step.done, step.rewards, events[b] + step.events
-            for s, view in enumerate(views):
-                view.strategist[b], view.actor[b] = ids[s]
+        for b, result in zip(rows, call_all(calls, self.timeout)):
+            try:
+                if isinstance(result, Failure):
+                    raise EpisodeError(result.reason)
+                episodes[b], step = result
+                done[b], reward[b], events[b] = step.done, step.rewards, events[b] + step.events
+                for s, view in enumerate(views):
+                    for role in (0, 1):
+                        view[role][b] = self._encode(s, role, step.views[s][role])
+            except (EpisodeError, TooLongError) as error:
+                failures[b] = str(error)
         failed = np.array([reason is not None for reason in failures])
         views = tuple(View(*(pack(ids, self.width) for ids in view)) for view in views)
         return HostState(tuple(episodes), tuple(failures), tuple(events)), Observation(views, done, reward, failed)

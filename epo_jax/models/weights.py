@@ -128,7 +128,7 @@ class SafetensorsFiles:
 
 
 def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
-         sharding_of: Optional[Callable[[Path, tuple[int, ...]], jax.sharding.Sharding]] = None,
+         shardings: Optional[Callable[[ModelConfig], Any]] = None,
          ) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads a checkpoint.
 
@@ -136,8 +136,8 @@ def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
       path: a folder with `config.json` and `model.safetensors` (or shards with their index), or a .gguf file.
       dtype: dtype of all parameters.
       stacked: which parameter layout, see `epo_jax.models.transformer`.
-      sharding_of: (path of a leaf, its shape) -> its sharding; None: everything on the default device. The
-        path is in the layout asked for, such as ('layers', 'q', 'kernel') or ('layer_0', 'q', 'kernel').
+      shardings: configuration -> tree of shardings, one a parameter in the layout asked for; None: everything on
+        the default device.
 
     Returns:
       (configuration, parameters as a nested dict of `jax.Array`).
@@ -159,7 +159,8 @@ def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
         names = {t: t.name(gguf=isinstance(files, GGUFFile)) for tensors in leaves.values() for t in tensors}
         _check(config, files, {name: t.stored_shape for t, name in names.items()})
         read = lambda tensor: tensor.from_stored(files.read(names[tensor]), dtype)
-        return config, _fill(leaves, read, dtype, stacked, sharding_of or (lambda path, shape: None))
+        placed = flatten_dict(shardings(config)) if shardings else {}
+        return config, _fill(leaves, read, dtype, stacked, placed)
     except (WeightsError, GGUFError, UnsupportedModelError, safetensors.SafetensorError) as error:
         message = str(error)
         raise WeightsError(message if str(path) in message else f'{path}: {message}') from error
@@ -217,15 +218,16 @@ def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, wanted: dict
         raise WeightsError(f"tensor {head!r} differs from {table!r}, though config.json says tie_word_embeddings")
 
 
-def _fill(leaves: dict[Path, list[Tensor]], read: Callable[[Tensor], np.ndarray], dtype, stacked: bool, sharding_of):
+def _fill(leaves: dict[Path, list[Tensor]], read: Callable[[Tensor], np.ndarray], dtype, stacked: bool,
+          shardings: dict[Path, jax.sharding.Sharding]):
     params = {}
     for leaf, tensors in leaves.items():
         if stacked and leaf[0] == 'layers':
             shape = (len(tensors), *tensors[0].shape)
-            params[leaf] = _stack(map(read, tensors), shape, dtype, sharding_of(leaf, shape))
+            params[leaf] = _stack(map(read, tensors), shape, dtype, shardings.get(leaf))
         else:
             for tensor in tensors:
-                params[tensor.path] = _place(read(tensor), sharding_of(tensor.path, tensor.shape))
+                params[tensor.path] = _place(read(tensor), shardings.get(tensor.path))
     return unflatten_dict(params)
 
 

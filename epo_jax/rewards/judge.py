@@ -64,21 +64,10 @@ class Judge:
         """The session with a piece read; the former one is donated."""
         return _read(self.model, self.params, session, piece, self.chunk)
 
-    def words(self, *words: str) -> np.ndarray:
-        """The first ids of words, each also in lower case and behind a space.
-
-        Raises:
-          ValueError: a word has no id of its own.
-        """
-        ids = set()
-        for word in words:
-            for form in (word, word.lower(), f' {word}', f' {word.lower()}'):
-                encoded = text.encode(self.tokenizer, form)
-                if len(encoded) == 1:
-                    ids.add(encoded[0])
-        if not ids:
-            raise ValueError(f'the judge\'s tokenizer has no single token for any of {words}')
-        return np.array(sorted(ids))
+    def first_ids(self, word: str) -> set[int]:
+        """Ids with which a word can begin an answer: as it is, in lower case, and behind a space."""
+        forms = (word, word.lower(), f' {word}', f' {word.lower()}')
+        return {text.encode(self.tokenizer, form)[0] for form in forms}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
@@ -93,9 +82,10 @@ def _ask(model, params, session, question, chunk):
 
 
 def probability_of_yes(judge: Judge, logprob) -> np.ndarray:
-    """f64[N] p(Yes) / (p(Yes) + p(No)); NaN where the question did not fit."""
+    """f64[N] p(Yes) / (p(Yes) + p(No)) by the first token of the answer; NaN where the question did not fit."""
+    yes, no = judge.first_ids('Yes'), judge.first_ids('No')
     logprob = np.asarray(logprob, np.float64)
-    yes, no = (np.logaddexp.reduce(logprob[:, judge.words(word)], axis=1) for word in ('Yes', 'No'))
+    yes, no = (np.logaddexp.reduce(logprob[:, sorted(ids)], axis=1) for ids in (yes - no, no - yes))
     return 1 / (1 + np.exp(no - yes))
 
 

@@ -20,6 +20,7 @@ from epo_jax.models import weights
 from epo_jax.models.config import ModelConfig, RopeScaling
 from epo_jax.models.transformer import Transformer, rope_frequencies, unstack
 from epo_jax.models.weights import WeightsError
+from epo_jax.parallel import make_mesh, param_shardings
 
 LLAMA = ModelConfig(vocab_size=40, width=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_width=96)
 LLAMA3_SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192)
@@ -106,19 +107,12 @@ def test_harmless_extras(folder):
 # Shardings.
 
 
-def test_sharding_of_is_asked_for_every_leaf(folder):
-    mesh = jax.make_mesh((1,), ('fsdp',))
+def test_every_leaf_gets_its_sharding(folder):
+    mesh = make_mesh((1, 1, 1))
     for stacked in (True, False):
-        asked = {}
-
-        def sharding_of(path, shape):
-            asked[path] = shape
-            return NamedSharding(mesh, PartitionSpec())
-
-        _, params = weights.load(folder, stacked=stacked, sharding_of=sharding_of)
-        flat = {tuple(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
-        assert asked == {path: x.shape for path, x in flat.items()}
-        assert all(x.sharding == NamedSharding(mesh, PartitionSpec()) for x in flat.values())
+        shardings = lambda config: param_shardings(Transformer(config, stacked=stacked), mesh)
+        config, params = weights.load(folder, stacked=stacked, shardings=shardings)
+        jax.tree.map(lambda x, sharding: np.testing.assert_equal(x.sharding, sharding), params, shardings(config))
 
 
 def test_sharded_over_four_devices(folder):
@@ -128,6 +122,7 @@ def test_sharded_over_four_devices(folder):
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', 4)
         from epo_jax.models import weights
+        from epo_jax.models.transformer import Transformer
         mesh = jax.make_mesh((2, 2), ('fsdp', 'tensor'), (jax.sharding.AxisType.Auto,) * 2)
         def over_width(path, shape):
             lead = [None] * (path[0] == 'layers')
@@ -136,8 +131,12 @@ def test_sharded_over_four_devices(folder):
         def over_layers(path, shape):
             return NamedSharding(mesh, PartitionSpec('fsdp' if path[0] == 'layers' else None))
         for stacked, sharding_of in ((True, over_width), (True, over_layers), (False, over_width)):
+            def shardings(config):
+                shapes = jax.eval_shape(Transformer(config, stacked=stacked).init_params, jax.random.key(0))
+                return jax.tree_util.tree_map_with_path(
+                    lambda path, x: sharding_of(tuple(k.key for k in path), x.shape), shapes)
             _, whole = weights.load(sys.argv[1], stacked=stacked)
-            _, parts = weights.load(sys.argv[1], stacked=stacked, sharding_of=sharding_of)
+            _, parts = weights.load(sys.argv[1], stacked=stacked, shardings=shardings)
             jax.tree.map(np.testing.assert_array_equal, parts, whole)
             for path, x in jax.tree_util.tree_leaves_with_path(parts):
                 assert x.sharding == sharding_of(tuple(k.key for k in path), x.shape), (path, x.sharding)

@@ -11,10 +11,10 @@ RELATIONSHIPS = (
     'They are friends.', 'They are a couple.', 'They are family.')
 
 # Text around a strategy in what the actor reads.
-ADVICE = ('\nAdvice: "', '')
+ADVICE = ('\nAdvice:', '')
 
-# How a strategy begins that is begun for the strategist.
-STRATEGY = 'Strategy: "'
+# How a strategy begins.
+STRATEGY = 'Strategy:'
 
 _EXPLAINED = {
     'speak': 'speak: what you say', 'non-verbal communication': 'gesture: a gesture or an expression',
@@ -49,7 +49,6 @@ def context(scenario: Scenario, seat: int, short: bool = False) -> str:
     if short:
         return '\n'.join((
             f'Situation: {scenario.text}',
-            f'{own.first_name} is a {own.age}-year-old {own.occupation.lower()}.',
             f"{own.first_name}'s goal: {scenario.goals[seat]}"))
     relation = RELATIONSHIPS[scenario.relationship] + (f' {scenario.story}' if scenario.story else '')
     return '\n'.join((
@@ -64,15 +63,18 @@ def context(scenario: Scenario, seat: int, short: bool = False) -> str:
 def strategist_opening(scenario: Scenario, seat: int, short: bool = False) -> str:
     """The strategist's first message, up to the dialogue."""
     own, other = scenario.characters[seat].first_name, scenario.characters[1 - seat].first_name
-    rules = [
-        f'Before each of {own}\'s turns, write one strategy for what {own} should do next to reach the goal: one '
-        f'short sentence of at most 10 words, such as "Ask {other} what matters most and listen."']
-    if not short:
-        rules.append(f'Write only the strategy, in plain language, as "Strategy: ...". Do not be aggressive.')
-    rules.append('Never repeat a strategy.')
+    examples = f'"Ask {other} what matters most.", "Offer {other} a fair trade." or "Give {other} one good reason."'
+    if short:
+        return '\n'.join((
+            f'You advise {own}, who talks with {other}.', context(scenario, seat, short), 'The conversation begins.',
+            f'What should {own} do next to reach the goal? Answer in one short sentence of at most 10 words. For '
+            f'example: {examples}'))
     return '\n'.join((
-        f'You are an expert in social strategy. You advise {own}, who talks with {other}.',
-        context(scenario, seat, short), ' '.join(rules), 'The conversation begins.'))
+        f'You are an expert in social strategy. You advise {own}, who talks with {other}.', context(scenario, seat),
+        f'Before each of {own}\'s turns, write one strategy for what {own} should do next to reach the goal: one '
+        f'short sentence of at most 10 words, such as {examples} Write only the strategy, in plain language, as '
+        f'"{STRATEGY} ...". Do not be aggressive, and never repeat a strategy.',
+        'The conversation begins.'))
 
 
 def actor_opening(scenario: Scenario, seat: int, advised: bool, allowed: tuple[str, ...] = KINDS,

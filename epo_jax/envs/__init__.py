@@ -1,0 +1,1 @@
+"""Environments: the protocols, batches of text episodes, and SOTOPIA."""

@@ -1,0 +1,1 @@
+"""SOTOPIA: social dialogues between two characters with private goals."""

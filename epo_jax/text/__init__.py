@@ -1,0 +1,1 @@
+"""Tokenizers, chat segments and ragged batches of tokens."""
