@@ -1,6 +1,6 @@
 """Packaging of epo_jax."""
 
-from setuptools import find_namespace_packages, setup
+from setuptools import find_packages, setup
 
 setup(
     name='epo_jax',
@@ -8,8 +8,7 @@ setup(
     description='Explicit policy optimization in JAX: multi-turn reinforcement learning of strategic LLM agents',
     license='Apache-2.0',
     python_requires='>=3.11',
-    # Subpackages have no __init__.py, so plain find_packages would miss them.
-    packages=find_namespace_packages(include=['epo_jax', 'epo_jax.*'], exclude=['*.__pycache__', '*.__pycache__.*']),
+    packages=find_packages(include=['epo_jax', 'epo_jax.*']),
     package_data={'epo_jax.envs.sotopia': ['data/*.jsonl']},
     install_requires=[
         'absl-py>=2.1',

@@ -24,15 +24,14 @@ def get_config(preset='quickstart'):
 def quickstart(config):
     """Short dialogues of a small model: what the machinery does, on two cores."""
     config.iterations = 2
-    config.environment.max_turns = 6
-    config.environment.update(allowed=('speak',), short=True, begun=True)
-    config.strategist.update(capacity=576, max_tokens=20, min_tokens=3, top_k=50, top_p=0.9, no_repeat=4)
-    config.actor.update(capacity=576, max_tokens=36, min_tokens=3, temperature=0.8, top_k=50, top_p=0.9,
-                        no_repeat=4)
-    config.judge.capacity = 640
-    config.rollout.update(episodes=8, batch=8, view_tokens=320)
-    config.learner.update(learning_rate=5e-6, batch=8, micro_batch=4, length_bucket=128)
-    config.evaluation.update(episodes=8)
+    config.model.remat = 'dots'
+    config.environment.update(max_turns=6, allowed=('speak',), short=True, begun=True)
+    config.strategist.update(capacity=704, max_tokens=20, min_tokens=3, top_k=50, top_p=0.9, no_repeat=6)
+    config.actor.update(capacity=704, max_tokens=36, min_tokens=3, top_k=50, top_p=0.9, no_repeat=6)
+    config.judge.capacity = 1024
+    config.rollout.update(episodes=8, batch=8, view_tokens=480, chunk=32)
+    config.learner.update(learning_rate=5e-6, batch=8, micro_batch=4, length_bucket=64)
+    config.evaluation.episodes = 8
     config.checkpoint.keep = 1
 
 

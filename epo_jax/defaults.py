@@ -107,8 +107,10 @@ def validate(config: ConfigDict) -> None:
     one_of('credit.normalise', c.credit.normalise, ('trajectory', 'batch', 'none'))
     one_of('learner.schedule', c.learner.schedule, ('cosine', 'constant'))
     require(0 < c.credit.gamma <= 1, f'credit.gamma must be in (0, 1]; it is {c.credit.gamma}')
-    require(c.rollout.episodes % c.rollout.group == 0, 'rollout.episodes must be a multiple of rollout.group')
-    require(c.learner.batch % c.learner.micro_batch == 0, 'learner.batch must be a multiple of learner.micro_batch')
+    require(c.rollout.group < 1 or c.rollout.episodes % c.rollout.group == 0,
+            'rollout.episodes must be a multiple of rollout.group')
+    require(c.learner.micro_batch < 1 or c.learner.batch % c.learner.micro_batch == 0,
+            'learner.batch must be a multiple of learner.micro_batch')
     require(set(c.environment.allowed) <= set(ACTIONS) and 'speak' in c.environment.allowed,
             f'environment.allowed must be some of {ACTIONS}, speak among them')
     for name in ('iterations', 'environment.max_turns', 'rollout.episodes', 'rollout.batch', 'rollout.chunk',

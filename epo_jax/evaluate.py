@@ -77,7 +77,9 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def to_json(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> str:
     """The table and the scores it came from, by condition, episode and seat; a missing score is null."""
     number = lambda value: None if math.isnan(value) else round(float(value), 6)
+    cell = lambda value: number(value) if isinstance(value, float) else value
     return json.dumps({
-        'table': [dataclasses.asdict(row) for row in rows],
+        'table': [{name: [cell(v) for v in value] if isinstance(value, tuple) else cell(value)
+                   for name, value in dataclasses.asdict(row).items()} for row in rows],
         'scores': {name: [[number(v) for v in row] for row in values] for name, values in scores.items()},
     }, indent=1, allow_nan=False)

@@ -83,9 +83,8 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     mesh = make_mesh(config.mesh)
     resumed = open_workdir(workdir, config, MAY_DIFFER)
     workdir = pathlib.Path(workdir)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
-
-    with Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption:
+    with (Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption,
+          Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
         # Models and learner
         watch = Stopwatch()
         with watch('load'):
@@ -159,7 +158,7 @@ def iterate(this: Run, state: RunState, iteration: int) -> tuple[RunState, dict[
     for match in selfplay.matches(config.seats, config.rollout.episodes):
         seats = tuple(seat(this, kind, params, state.snapshots, iteration) for kind in match.kinds)
         played += play(this, seats, match.kinds, [chosen[i] for i in match.episodes], match.episodes,
-                       episode_keys(key, iteration, np.array(match.episodes)))
+                       episode_keys(key, iteration, np.array(match.episodes)), config.reward.process)
     del params
 
     # Credit
@@ -189,6 +188,9 @@ def iterate(this: Run, state: RunState, iteration: int) -> tuple[RunState, dict[
     folder = this.workdir / 'episodes'
     folder.mkdir(exist_ok=True)
     write_jsonl(folder / f'iteration_{iteration + 1:05d}.jsonl', saved)
+    reason = records.failure_reason(saved)
+    if reason:
+        this.progress.line(f'{sum(r["truncated"] for r in saved)} episodes were cut off, the first because: {reason}')
     metrics = learned | describe(saved, rows, verdict, reward, valid) | watch.metrics()
     return RunState(train, snapshots), metrics
 
@@ -205,15 +207,18 @@ def seat(this: Run, kind: str, policy, snapshots: Sequence[Any], iteration: int)
         if last < 0:  # before the first iteration, the last snapshot is the model as it was
             params = roles.strategist.params
         else:
-            key = jax.random.fold_in(jax.random.key(this.config.seed), -1)
-            index = last if kind == 'snapshot' else selfplay.draw_snapshot(key, iteration, last + 1)
+            index = last if kind == 'snapshot' else selfplay.draw_snapshot(this.config.seed, iteration, last + 1)
             params = for_sampling(snapshots[index], roles.strategist.dtype)
     return Seat(actor, Player(roles.adviser, params, roles.strategist.tokenizer), trained=kind == 'policy')
 
 
 def play(this: Run, seats: tuple[Seat, ...], kinds: tuple[str, ...], scenarios: Sequence[Scenario],
-         numbers: Sequence[int], keys) -> list[Played]:
-    """Plays and judges scenarios in batches of one size; the last batch is filled up with what is not played."""
+         numbers: Sequence[int], keys, process: str) -> list[Played]:
+    """Plays and judges scenarios in batches of one size; the last batch is filled up with what is not played.
+
+    Args:
+      numbers: of the episodes; keys: key[episodes]; process: method of the process reward.
+    """
     config, batch = this.config, this.config.rollout.batch
     c = config.environment
     env = HostEnvironment(Sotopia(c.max_turns, c.max_stale, tuple(c.allowed), c.short, c.begun), seats, config.rollout.view_tokens,
@@ -231,7 +236,7 @@ def play(this: Run, seats: tuple[Seat, ...], kinds: tuple[str, ...], scenarios: 
         with this.watch('judge'), this.progress.phase('judge', unit='turns'):
             read = readings(table, episodes)
             read = scored(read, outcome) if outcome else read
-            verdict = assess(this.roles.judge, read, episodes.max_turns, config.reward.process)
+            verdict = assess(this.roles.judge, read, episodes.max_turns, process)
         played.append(Played(table, kinds, own, episodes, read, verdict))
     return played
 
@@ -330,7 +335,7 @@ def compare(this: Run, state: RunState) -> list[evaluate.Row]:
         for kinds, tested in plays:
             seats = tuple(
                 dataclasses.replace(seat(this, k, policy, (), 0), trained=False) for k in kinds)
-            for played in play(this, seats, kinds, scenarios, numbers, keys):
+            for played in play(this, seats, kinds, scenarios, numbers, keys, process='none'):
                 batch = len(played.episodes.scenarios)
                 for b, number in enumerate(played.numbers):
                     for s in tested:

@@ -47,5 +47,5 @@ def call_all(calls: Sequence[Callable[[], Any]], timeout: Optional[float] = None
 def _guarded(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:  # whatever foreign code raises is an outcome of that call, recorded with its reason
-        return Failure(f'{type(error).__name__}: {error}')
+    except (Exception, SystemExit) as error:  # whatever foreign code raises is an outcome of that call
+        return Failure(' '.join(f'{type(error).__name__}: {error}'.split()))

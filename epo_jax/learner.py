@@ -135,7 +135,7 @@ class Learner:
         tokens = jnp.maximum((batch.turn >= 0).sum(), 1)
         return moved, {
             'loss': total,
-            'gradient_norm': optax.global_norm(gradient),
+            'gradient_norm': optax.tree.norm(gradient),
             'learning_rate': jnp.asarray(self.rate()(state.step), jnp.float32),
             'logprob_gap': gap,
             'drift': drift / tokens,

@@ -9,6 +9,10 @@ from epo_jax.rewards.reading import Reading, strategies
 from epo_jax.rollout import Episodes, Table
 
 
+# Why an episode ended early when its environment did not fail.
+CUT_OFF = 'a conversation outgrew its capacity, or an agent failed'
+
+
 def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, readings: Sequence[Reading],
                     verdict: Verdict, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """One record an episode, without what only training adds (see `add_credit`).
@@ -34,7 +38,7 @@ def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, read
         records.append({
             'episode': number, 'scenario': scenario.id, 'environment': scenario.environment,
             'category': scenario.category, 'situation': scenario.text, 'truncated': bool(episodes.state.failed[b]),
-            'failure': state.failures[b], 'events': list(state.events[b]), 'seats': seats,
+            'failure': state.failures[b] or (CUT_OFF if episodes.state.failed[b] else None), 'events': list(state.events[b]), 'seats': seats,
             'turns': [{'seat': seat, 'strategy': next(spoken[seat]) or None, 'line': line}
                       for seat, line in env.transcript(state.episodes[b])]})
     return records

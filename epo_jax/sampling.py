@@ -111,7 +111,7 @@ def extend(model: Transformer, params, session: Session, tokens: Tokens, chunk: 
       in `overflow`.
     """
     batch, capacity = session.ids.shape
-    fits = session.length + tokens.length < capacity
+    fits = (session.length + tokens.length < capacity) | (tokens.length == 0)
     added = jnp.where(fits & ~session.overflow, tokens.length, 0)
     at = jnp.arange(tokens.ids.shape[1])
     at = jnp.where(at < added[:, None], session.length[:, None] + at, capacity)
@@ -153,12 +153,12 @@ def peek(model: Transformer, params, session: Session, tokens: Tokens,
     next overwrites it, so no copy of the cache is made.
 
     Returns:
-      (the session as before, f32[B, V] logits). Where the tokens do not fit, the logits are NaN.
+      (the session as before, f32[B, V] logits). Where the tokens do not fit, or something before them did not,
+      the logits are NaN.
     """
     longer = extend(model, params, session, tokens, chunk)
     after, logits = next_logits(model, params, longer)
-    fits = session.length + tokens.length < session.ids.shape[1]
-    return session.replace(cache=after.cache), jnp.where(fits[:, None], logits, jnp.nan)
+    return session.replace(cache=after.cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
 
 
 def generate(model: Transformer, params, session: Session, keys: jax.Array, live: jax.Array,
@@ -180,6 +180,8 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
     rows = jnp.arange(batch)
     stops, ends = jnp.array(config.stop), jnp.array(config.stop + config.closing)
     live = live & ~session.overflow & (session.length > 0)
+    session = session.replace(overflow=session.overflow | (live & (session.length >= capacity)))
+    live = live & ~session.overflow
     begin = session.length
 
     def step(carry):
@@ -244,9 +246,11 @@ def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig,
         weights = jnp.where(weights >= _nucleus(weights, config.top_p), weights, 0.0)
     total = jnp.cumsum(weights, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)[:, None]
-    # The first place whose running sum exceeds the draw: it has a positive weight, because the sum grew there.
-    place = jnp.sum(total <= uniform * total[:, -1:], axis=-1)
-    place = jnp.minimum(place, jnp.sum(total < total[:, -1:], axis=-1))  # a draw that rounds up to the total
+    # The first place with a weight whose running sum exceeds the draw. The sum is not added up in order, so by a
+    # rounding error it may grow where there is no weight; and a draw may round up to the total.
+    at = jnp.arange(weights.shape[-1])
+    place = jnp.min(jnp.where((weights > 0) & (total > uniform * total[:, -1:]), at, at[-1]), axis=-1)
+    place = jnp.minimum(place, jnp.max(jnp.where(weights > 0, at, 0), axis=-1))
     token = place if names is None else jnp.take_along_axis(names, place[:, None], axis=1)[:, 0]
     token = token.astype(jnp.int32)
     return token, _logprob(logits, token)

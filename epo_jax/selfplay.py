@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Sequence
 
-import jax
+import numpy as np
 
 # What a strategist can be: the policy in training, its last snapshot, one drawn from the pool of snapshots, the
 # model as it was before training, or nobody.
@@ -37,9 +37,9 @@ def matches(kinds: Sequence[str], episodes: int) -> list[Match]:
             if match.episodes]
 
 
-def draw_snapshot(key: jax.Array, iteration: int, count: int) -> int:
+def draw_snapshot(seed: int, iteration: int, count: int) -> int:
     """Which of `count` pool members an iteration plays against, uniformly."""
-    return int(jax.random.randint(jax.random.fold_in(key, iteration), (), 0, count))
+    return int(np.random.default_rng((seed, iteration)).integers(count))
 
 
 def remember(snapshots: tuple, params, size: int) -> tuple:

@@ -3,7 +3,7 @@
 #
 #   bash launch/quickstart.sh [WORKDIR] [FLAGS...]      WORKDIR: runs/quickstart in the repository by default
 #
-# Flags go to epo_jax.main, for example --config.selfplay.iterations=4.
+# Flags go to epo_jax.main, for example --config.iterations=4.
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

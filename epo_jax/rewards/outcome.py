@@ -4,8 +4,6 @@ import dataclasses
 import importlib
 from typing import Callable, Sequence
 
-import numpy as np
-
 from epo_jax.rewards.reading import Reading
 
 # Finished episodes, one Reading a seat -> for each an outcome in [0, 1].
@@ -20,7 +18,10 @@ def load_outcome(name: str) -> Outcome:
     """
     module, _, function = name.partition(':')
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
+        if not callable(found):
+            raise ValueError('it is no function')
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"no outcome function {name!r} ('judge' or 'package.module:function'): {error}") from None
 
@@ -31,7 +32,12 @@ def scored(readings: Sequence[Reading], outcome: Outcome) -> list[Reading]:
     Raises:
       ValueError: the function returned something other than a number in [0, 1] for each.
     """
-    values = [float(value) for value in outcome(readings)]
+    returned = outcome(readings)
+    try:
+        values = [float(value) for value in returned]
+    except (TypeError, ValueError):
+        values = []
     if len(values) != len(readings) or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f'an outcome function returns one number in [0, 1] a reading, not {np.round(values, 3)}')
+        raise ValueError(f'an outcome function returns one number in [0, 1] for each of the {len(readings)} readings, '
+                         f'not {returned!r:.200}')
     return [dataclasses.replace(reading, score=10 * value) for reading, value in zip(readings, values)]

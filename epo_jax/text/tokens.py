@@ -62,7 +62,7 @@ def concat(parts: Sequence[Tokens], width: Optional[int] = None) -> Tokens:
       parts: batches of the same B.
       width: width of the result; the caller knows that every joined row fits.
     """
-    xp = jnp if any(isinstance(p.ids, jax.Array) for p in parts) else np
+    xp = jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(list(parts))) else np
     ids = xp.concatenate([p.ids for p in parts], axis=1)
     valid = xp.concatenate([xp.arange(p.ids.shape[1]) < p.length[:, None] for p in parts], axis=1)
     order = xp.argsort(~valid, axis=1, stable=True)  # the tokens in their order, then the padding

@@ -13,9 +13,13 @@ WORDS = {'speak': 'speak', 'gesture': 'non-verbal communication', 'act': 'action
 _NAMES = 'speak|say|non-verbal communication|non-verbal|gesture|action|act|leave|none|wait'
 _NAMED = re.compile(rf'^(?:[\[(*]+({_NAMES})[\])*]+:?|({_NAMES})\s*:)\s*', re.IGNORECASE)
 _ALIASES = WORDS | {'say': 'speak', 'non-verbal': 'non-verbal communication'} | {kind: kind for kind in KINDS}
-_LEAVES = re.compile(r'^[\[(*]*(i |you )?(leave|left|leaves)( the (conversation|room|table))?[\])*]*[.!]?$', re.IGNORECASE)
+_LEAVES = re.compile(
+    r'^[\[(*]*(i |you )?(leave|left|leaves)( the (conversation|room|table))?[\])*]*[.!]?$', re.IGNORECASE)
 _NOTHING = re.compile(r'^[\[(*]*(none|nothing|(do|did|does) nothing|says nothing)[\])*]*[.!]?$', re.IGNORECASE)
 _STARRED = re.compile(r'^[*(\[]([^*()\[\]]+)[*)\]][.!]?$')
+_JSON = re.compile(r'[\'"]action_type[\'"]\s*:')
+# Behind a name in a transcript: `NAME said: ...`, `NAME: ...`, `NAME [gesture] ...`, `NAME left the conversation.`
+_SHOWN = r'(?:(?:\s+said)?\s*:\s*|\s+(?=\[(?:gesture|action)\]|(?:left the conversation|did nothing)\.?\s*(?:\n|$)))'
 _QUOTES = ('"', '\u201c', '\u201d')
 
 
@@ -49,6 +53,8 @@ def read_action(text: str, own: str, other: str, allowed: tuple[str, ...] = KIND
     found = _from_json(text)
     if found is not None:
         kind, argument, repaired = *found, True
+    elif _JSON.search(text):  # cut off, or of no known kind: not something to be said
+        return Action('none', '', 'unparsable')
     else:
         body = _own_part(text.strip(), own, other)
         named = _NAMED.match(body)
@@ -69,20 +75,19 @@ def _from_json(text: str) -> Optional[tuple[str, str]]:
     """(kind, argument) of the first JSON object in the text that has an `action_type`."""
     for start in re.finditer(r'\{', text):
         try:
-            value, _ = json.JSONDecoder().raw_decode(text[start.start():])
-        except json.JSONDecodeError:
+            value, _ = json.JSONDecoder(strict=False).raw_decode(text[start.start():])
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or brackets without end
             continue
         if isinstance(value, dict) and str(value.get('action_type', '')).lower() in _ALIASES:
-            return _ALIASES[str(value['action_type']).lower()], str(value.get('argument', ''))
+            return _ALIASES[str(value['action_type']).lower()], str(value.get('argument') or '')
     return None
 
 
 def _own_part(body: str, own: str, other: str) -> str:
     """Without the speaker's name in front, and without what follows once the partner is made to speak."""
-    label = r'(?:{})(?:\s+said)?\s*:\s*'
     names = lambda name: '|'.join(re.escape(part) for part in (name, name.split()[0]))
-    body = re.sub('^' + label.format(names(own)), '', body)
-    return re.split(r'\n\s*' + label.format(names(other) + '|' + names(own)), body)[0].strip()
+    body = re.sub(f'^(?:{names(own)}){_SHOWN}', '', body)
+    return re.split(rf'\n\s*(?:{names(other)}|{names(own)}){_SHOWN}', body)[0].strip()
 
 
 def _unquote(body: str) -> str:

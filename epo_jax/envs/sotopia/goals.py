@@ -5,6 +5,7 @@ reserve, beyond it, or without a deal, and linear between. A seller's target lie
 below.
 """
 
+import math
 import re
 from typing import Any, Mapping, Optional, Sequence
 
@@ -12,9 +13,13 @@ from epo_jax.envs.sotopia.actions import Action
 
 _AMOUNT = re.compile(r'\$\s?(\d[\d,]*(?:\.\d+)?)|(\d[\d,]*(?:\.\d+)?)\s?(?:dollars|bucks|usd)\b', re.IGNORECASE)
 _ACCEPTS = re.compile(
-    r"\b(it'?s a deal|deal|agreed?|i accept|accepted|sold|i'?ll take it|we have a deal|works for me|"
-    r"you'?ve got (yourself )?a deal|shake on it)\b", re.IGNORECASE)
-_DECLINES = re.compile(r"\b(no deal|not|n't|cannot|can't|unless|if)\b|\?", re.IGNORECASE)
+    r"(?:^|[.!?,;:-]\s*|\b(?:ok|okay|alright|yes|then)\s+)deal\b|"
+    r"\b(?:it'?s|it is|that'?s|we have|you have|we've got|you've got(?: yourself)?|call it|sounds like) a deal\b|"
+    r"\b(?:agreed|i agree(?! that| with| it)|i accept|accepted|sold|i'?ll take it|works for me|shake on it)\b",
+    re.IGNORECASE)
+_DECLINES = re.compile(r"(?:\b(?:no deal|not|cannot|unless|if)|n't)\b", re.IGNORECASE)
+_TOO_MUCH = re.compile(r'\b(?:too|steep|beyond|more than|less than)\b', re.IGNORECASE)  # names a price to refuse it
+_QUESTION = re.compile(r'(?:[^.!?]|\.(?=\d))*\?')
 
 
 class RuleError(ValueError):
@@ -26,7 +31,7 @@ def check_rule(rule: Mapping[str, Any]) -> None:
     if rule.get('kind') != 'price':
         raise RuleError(f"goal rule of unknown kind {rule.get('kind')!r}; known is 'price'")
     numbers = [rule.get('reserve'), rule.get('target')]
-    if not all(isinstance(n, (int, float)) for n in numbers) or numbers[0] == numbers[1]:
+    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers) or numbers[0] == numbers[1]:
         raise RuleError(f'a price rule needs two different numbers, reserve and target: {dict(rule)}')
 
 
@@ -44,19 +49,23 @@ def agreed_price(actions: Sequence[tuple[int, Action]]) -> Optional[float]:
     """The price on which both sides settled, or None.
 
     Settled means that one side accepts in plain words, without naming another price, the last price that the
-    other side has named; or that both sides have named the same price last. The first settlement counts.
+    other side has named; or that both sides have named the same price last. What is asked settles nothing. The
+    first settlement counts.
     """
     last: dict[int, float] = {}
     for seat, action in actions:
         if action.kind != 'speak':
             continue
-        amounts = [float((a or b).replace(',', '')) for a, b in _AMOUNT.findall(action.argument)]
+        said = action.argument.replace('\u2019', "'")
+        stated = _QUESTION.sub('', said)
+        amounts = [float((a or b).replace(',', '')) for a, b in _AMOUNT.findall(said)]
         other = last.get(1 - seat)
-        accepts = _ACCEPTS.search(action.argument) and not _DECLINES.search(action.argument)
-        if other is not None and accepts and all(amount == other for amount in amounts):
+        declines = _DECLINES.search(stated)
+        if (other is not None and _ACCEPTS.search(stated) and not declines
+                and all(amount == other for amount in amounts)):
             return other
         if amounts:
             last[seat] = amounts[-1]
-            if last[seat] == other and not _DECLINES.search(action.argument):
+            if last[seat] == other and stated == said and not declines and not _TOO_MUCH.search(said):
                 return other
     return None

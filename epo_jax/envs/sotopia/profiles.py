@@ -12,7 +12,7 @@ import pathlib
 import re
 from typing import Any, Mapping, Optional, Sequence
 
-from epo_jax.envs.sotopia.goals import check_rule
+from epo_jax.envs.sotopia.goals import RuleError, check_rule
 
 STRANGER, BY_NAME, ACQUAINTANCE, FRIEND, ROMANTIC, FAMILY = range(6)
 
@@ -54,6 +54,7 @@ class Scenario:
       story: how the two know each other, or ''.
       characters: who sits in each seat.
       category, split, hard: for choosing and reporting.
+      judge_text: the situation with what only the judge may know; '': there is nothing of the kind.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Scenario:
     category: str
     split: str
     hard: bool
+    judge_text: str = ''
 
 
 # File names by what they hold: those of the exports, then our own.
@@ -90,37 +92,38 @@ def load_scenarios(folder: str = '') -> list[Scenario]:
     root = pathlib.Path(folder) if folder else importlib.resources.files('epo_jax.envs.sotopia') / 'data'
     environments = _index(_read(root, 'environment'), 'env_id')
     characters = {k: _character(row, k) for k, row in _index(_read(root, 'character'), 'agent_id').items()}
-    stories = {frozenset((row['agent1_id'], row['agent2_id'])): row.get('background_story') or ''
-               for row in _read(root, 'relationship', optional=True)}
-    splits = root / 'env_splits.json'
-    hard = set(json.loads(splits.read_text('utf-8')).get('sotopia_hard_env', ())) if splits.is_file() else set()
+    stories = _stories(root)
+    hard = _hard(root)
     held_out = set(sorted(environments)[4::5])
     scenarios = []
     for i, combo in enumerate(_read(root, 'combo')):
         where = f'combo {combo.get("combo_id", combo.get("pk", i))}'
-        env_id, people = combo.get('env_id'), combo.get('agent_ids', ())
+        env_id, people = combo.get('env_id'), combo.get('agent_ids') or ()
         if env_id not in environments:
             raise ProfileError(f'{where}: there is no environment {env_id!r} in {root}')
         if len(people) != 2 or any(p not in characters for p in people):
             raise ProfileError(f'{where}: needs two known characters, has {list(people)}')
         environment = environments[env_id]
-        goals = environment.get('agent_goals', ())
+        goals = environment.get('agent_goals') or ()
         if len(goals) != 2:
             raise ProfileError(f'environment {env_id}: needs two goals, has {len(goals)}')
+        if not environment.get('scenario'):
+            raise ProfileError(f'environment {env_id}: has no scenario')
+        text, judge_text = (_visible(environment['scenario'], viewer) for viewer in ('', 'environment'))
+        level = _relationship(environment.get('relationship', 0), env_id)
         scenarios.append(Scenario(
             id=str(combo.get('combo_id') or combo.get('pk') or f'{env_id}/{i}'),
             environment=env_id,
-            text=_one_line(environment['scenario']),
-            goals=tuple(_one_line(strip_tags(goal)) for goal in goals),
-            goal_rules=tuple(environment.get('goal_rules') or (None, None)),
-            relationship=_relationship(environment.get('relationship', 0), env_id),
-            story=_one_line(stories.get(frozenset(people), '')),
+            text=text,
+            goals=tuple(_visible(goal, f'agent_{seat}') for seat, goal in enumerate(goals)),
+            goal_rules=_goal_rules(environment.get('goal_rules') or (None, None), env_id),
+            relationship=level,
+            story=_one_line(stories.get((frozenset(people), str(level)), '')),
             characters=tuple(characters[p] for p in people),
             category=environment.get('category') or environment.get('source') or '',
-            split=environment.get('split') or ('held_out' if env_id in held_out else 'train'),
-            hard=bool(environment.get('hard', env_id in hard))))
-        for rule in filter(None, scenarios[-1].goal_rules):
-            check_rule(rule)
+            split=_split(environment.get('split') or ('held_out' if env_id in held_out else 'train'), env_id),
+            hard=bool(environment.get('hard', env_id in hard)),
+            judge_text=judge_text if judge_text != text else ''))
     if not scenarios:
         raise ProfileError(f'no scenarios in {root}')
     return scenarios
@@ -131,8 +134,59 @@ def strip_tags(text: str) -> str:
     return re.sub(r'</?[a-z_]+(\s[^<>]*)?>', '', text)
 
 
+def _visible(text: str, viewer: str) -> str:
+    """Text in one line without mark-up, and without what <p viewer="..."> keeps from this viewer.
+
+    'environment' sees everything; 'agent_0' and 'agent_1' are the seats; '' is both of them.
+    """
+    shown = lambda part: part[2] if viewer in (part[1], 'environment') else ''
+    return _one_line(strip_tags(re.sub(r'<p viewer="([^"]*)">(.*?)</p>', shown, str(text), flags=re.DOTALL)))
+
+
 def _one_line(text: str) -> str:
     return ' '.join(str(text).split())
+
+
+def _stories(root) -> dict[tuple[frozenset, str], str]:
+    """How two people know each other, by the pair of their ids and their relationship.
+
+    Only what fits the scenario is told: a pair may have several relationships, and strangers have no story, though
+    the exports tell of how they met.
+    """
+    rows = _read(root, 'relationship', optional=True)
+    for i, row in enumerate(rows):
+        if not (row.get('agent1_id') and row.get('agent2_id')):
+            raise ProfileError(f'{_find(root, "relationship")}, row {i + 1}: agent1_id or agent2_id is missing')
+    return {(frozenset((row['agent1_id'], row['agent2_id'])), str(row.get('relationship'))):
+            row.get('background_story') or '' for row in rows if str(row.get('relationship')) != str(STRANGER)}
+
+
+def _hard(root) -> set[str]:
+    """Ids of the hard environments, where `env_splits.json` lists them."""
+    path = root / 'env_splits.json'
+    if not path.is_file():
+        return set()
+    try:
+        return set(json.loads(path.read_text('utf-8')).get('sotopia_hard_env', ()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ProfileError(f'{path}: {error}') from None
+
+
+def _goal_rules(rules: Any, env_id: str) -> tuple[Optional[Mapping[str, Any]], Optional[Mapping[str, Any]]]:
+    if len(rules) != 2:
+        raise ProfileError(f'environment {env_id}: needs two goal_rules (null for a goal without), has {len(rules)}')
+    try:
+        for rule in filter(None, rules):
+            check_rule(rule)
+    except RuleError as error:
+        raise ProfileError(f'environment {env_id}: {error}') from None
+    return tuple(rules)
+
+
+def _split(value: str, env_id: str) -> str:
+    if value not in ('train', 'held_out'):
+        raise ProfileError(f"environment {env_id}: split must be 'train' or 'held_out', is {value!r}")
+    return value
 
 
 def _relationship(value: Any, env_id: str) -> int:
@@ -146,36 +200,46 @@ def _relationship(value: Any, env_id: str) -> int:
 
 
 def _character(row: Mapping[str, Any], key: str) -> Character:
-    if not row.get('first_name'):
-        raise ProfileError(f'character {key}: has no first_name')
     text = lambda name: _one_line(row.get(name) or '')
+    if not text('first_name'):
+        raise ProfileError(f'character {key}: has no first_name')
+    try:
+        age = int(row.get('age') or 0)
+    except (TypeError, ValueError):
+        raise ProfileError(f'character {key}: age must be a number, is {row["age"]!r}') from None
     return Character(
-        id=key, first_name=text('first_name'), last_name=text('last_name'), age=int(row.get('age') or 0),
+        id=key, first_name=text('first_name'), last_name=text('last_name'), age=age,
         occupation=text('occupation'), gender=text('gender'), pronouns=text('gender_pronoun'),
         public_info=text('public_info'), personality=text('personality_and_values'), secret=text('secret'))
 
 
 def _read(root, what: str, optional: bool = False) -> list[Mapping[str, Any]]:
     """The rows of the file that holds `what`, from JSON (a list) or JSONL."""
-    names = [f'{stem}.{suffix}' for stem in _FILES[what] for suffix in ('jsonl', 'json')]
-    for name in names:
-        path = root / name
-        if path.is_file():
-            break
-    else:
+    path = _find(root, what)
+    if path is None:
         if optional:
             return []
-        raise ProfileError(f'{root} has no {what} file; one of these is expected: {", ".join(names)}')
+        raise ProfileError(f'{root} has no {what} file; one of these is expected: {", ".join(_names(what))}')
     try:
-        if name.endswith('.json'):
-            rows = json.loads(path.read_text('utf-8'))
-        else:
-            rows = [json.loads(line) for line in path.read_text('utf-8').splitlines() if line.strip()]
+        text = path.read_text('utf-8')
+        if path.name.endswith('.json'):
+            rows = json.loads(text)
+        else:  # split at line feeds only: texts may hold the other characters that end a line
+            rows = [json.loads(line) for line in text.split('\n') if line.strip()]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ProfileError(f'{path}: {error}') from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ProfileError(f'{path}: must hold a list of objects')
     return rows
+
+
+def _find(root, what: str):
+    """The file that holds `what`, or None."""
+    return next((root / name for name in _names(what) if (root / name).is_file()), None)
+
+
+def _names(what: str) -> list[str]:
+    return [f'{stem}.{suffix}' for stem in _FILES[what] for suffix in ('jsonl', 'json')]
 
 
 def _index(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:

@@ -122,7 +122,7 @@ def judge_opening(scenario: Scenario, seat: int) -> str:
     return '\n'.join((
         f'Read this conversation between {own.first_name} and {other.first_name} and judge how well '
         f'{own.first_name} reaches the goal.',
-        f'Situation: {scenario.text}',
+        f'Situation: {scenario.judge_text or scenario.text}',
         f'{own.first_name} and {other.first_name}: {RELATIONSHIPS[scenario.relationship]}',
         f"{own.first_name}'s goal: {scenario.goals[seat]}",
         f"{other.first_name}'s goal: {scenario.goals[1 - seat]}",

@@ -1,0 +1,178 @@
+"""A seated model: every id of its conversation, and how its replies begin."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from epo_jax import sampling
+from epo_jax.agents.local import LocalAgent
+from epo_jax.models.transformer import Transformer
+from epo_jax.testing import dummy_config
+from epo_jax.text.chat import ChatSegments
+from epo_jax.text.tokens import pack
+
+B, V = 3, 61
+END, EOS = 50, 51
+CHAT = ChatSegments(open=(52, 53), close=(54, 55, 56), between=(57, 58), end=END, stop=(END, EOS))
+MODEL = Transformer(dummy_config(V))
+SAMPLING = sampling.SamplingConfig(max_tokens=6, stop=CHAT.stop)
+AGENT = LocalAgent(MODEL, CHAT, SAMPLING, capacity=96, chunk=16)
+CHOICES = ((7, 8, 9), (10,), (11, 8))
+CHOOSER = dataclasses.replace(AGENT, choices=CHOICES)
+
+
+@functools.cache
+def make_params():
+    """Random numbers everywhere, large enough that the most probable tokens differ from place to place."""
+    shapes = jax.eval_shape(MODEL.init_params, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def make_keys(seed, batch=B):
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(batch))
+
+
+def words(rng, width, lengths=None):
+    """Ordinary text: ragged rows of ids that mean nothing to the chat template."""
+    lengths = rng.integers(0, width + 1, B) if lengths is None else lengths
+    return pack([rng.integers(1, 40, n).tolist() for n in lengths], width)
+
+
+def sampled(memory, b, turn):
+    return np.asarray(memory.ids)[b][np.asarray(memory.turn)[b] == turn].tolist()
+
+
+def everything(memory):
+    return [np.asarray(memory.ids)[b, :n].tolist() for b, n in enumerate(memory.length)]
+
+
+def converse(agent, live, seed=0, who=1):
+    """Talks for len(live) rounds: (memory, by round: rows of content, of cue, of replies)."""
+    rng, memory, record = np.random.default_rng(seed), agent.start(B), []
+    for t in range(len(live)):
+        content, cue = [words(rng, 5), words(rng, 3), words(rng, 1)], words(rng, 2)
+        keys = make_keys(100 * seed + t)
+        memory, reply = agent.respond(make_params(), memory, content, cue, keys, who, jnp.array(live[t]))
+        user = [sum(parts, []) for parts in zip(*(part.rows() for part in content))]
+        record.append((user, cue.rows(), reply.rows()))
+    return memory, record
+
+
+def test_the_session_holds_exactly_the_segments_joined_by_hand():
+    live = [(True, False, True), (True, True, True), (True, True, False), (True, True, True)]
+    cut_off = ended = as_template = 0
+    for seed in range(3):
+        memory, record = converse(AGENT, live, seed)
+        for b in range(B):
+            want, messages, turn = [], [], 0
+            for t, (user, cue, reply) in enumerate(record):
+                if not live[t][b]:
+                    assert reply[b] == []
+                    continue
+                own = sampled(memory, b, turn)
+                messages += [user[b], cue[b] + reply[b]]
+                if turn:
+                    if want[-1] != END:
+                        want.append(END)
+                    want += CHAT.between
+                else:
+                    want += CHAT.open
+                want += user[b] + list(CHAT.close) + cue[b] + own
+                ended, cut_off = ended + (own[-1] == END), cut_off + (own[-1] not in CHAT.stop)
+                assert reply[b] == (own[:-1] if own[-1] in CHAT.stop else own) and len(own) <= SAMPLING.max_tokens
+                assert len(own) == SAMPLING.max_tokens or own[-1] in CHAT.stop
+                turn += 1
+            assert everything(memory)[b] == want
+            assert memory.turns[b] == turn and not AGENT.failed(memory)[b]
+            if EOS not in want:  # which no template writes
+                as_template += 1
+                assert CHAT.join(messages) == want + [END] * (want[-1] != END)
+    assert cut_off and ended and as_template
+
+
+def test_the_context_of_a_reply_is_never_trained():
+    memory, _ = converse(AGENT, [(True,) * B] * 2)
+    for b, (ids, turns) in enumerate(zip(everything(memory), np.asarray(memory.turn))):
+        said = [token for t in range(2) for token in sampled(memory, b, t)]
+        assert len(ids) - len(said) == (turns[:len(ids)] == -1).sum()
+        assert not np.asarray(memory.logprob)[b][turns == -1].any()
+
+
+def one_reply(agent, keys, who=1, seed=0, live=(True,) * B):
+    content = [words(np.random.default_rng(seed), 5, [5, 3, 4]), pack([[]] * B, 3), pack([[]] * B, 1)]
+    cue = pack([[]] * B, 2)
+    return agent.respond(make_params(), agent.start(B), content, cue, keys, who, jnp.array(live))
+
+
+def test_a_reply_depends_on_its_key_and_on_who_speaks_but_not_on_neighbours():
+    _, base = one_reply(AGENT, make_keys(0))
+    assert one_reply(AGENT, make_keys(0))[1].rows() == base.rows()
+    assert one_reply(AGENT, make_keys(0), who=2)[1].rows() != base.rows()
+    assert one_reply(AGENT, make_keys(1))[1].rows() != base.rows()
+    others = jax.random.key_data(make_keys(1)).at[0].set(jax.random.key_data(make_keys(0))[0])
+    _, mixed = one_reply(AGENT, jax.random.wrap_key_data(others))
+    assert mixed.rows()[0] == base.rows()[0] and mixed.rows()[1:] != base.rows()[1:]
+    _, alone = one_reply(AGENT, make_keys(0), live=(False, False, True))
+    assert alone.rows() == [[], [], base.rows()[2]]
+
+
+def test_a_reply_begins_with_a_choice_and_goes_on_freely():
+    live = [(True, True, False), (True, True, True)]
+    memory, record = converse(CHOOSER, live)
+    for b in range(B):
+        want, turn = [], 0
+        for t, (user, cue, reply) in enumerate(record):
+            if not live[t][b]:
+                assert reply[b] == []
+                continue
+            chosen, = (list(c) for c in CHOICES if reply[b][:len(c)] == list(c))
+            own = sampled(memory, b, turn)
+            assert reply[b] == chosen + (own[:-1] if own[-1] in CHAT.stop else own)
+            want += list(CHAT.open) if not turn else [END] * (want[-1] != END) + list(CHAT.between)
+            want += user[b] + list(CHAT.close) + cue[b] + chosen + own
+            turn += 1
+        assert everything(memory)[b] == want
+
+
+def test_choices_are_drawn_by_the_probability_of_their_first_tokens():
+    n, temperature, user = 2000, 2.0, [3, 14, 15, 9]
+    prompt = jnp.array([[*CHAT.open, *user, *CHAT.close]])
+    hidden, _ = jax.jit(MODEL.apply)({'params': make_params()}, prompt, jnp.arange(prompt.shape[1])[None])
+    logits = MODEL.apply({'params': make_params()}, hidden[0, -1], method='logits')
+    p = np.exp(np.asarray(logits, np.float64)[[c[0] for c in CHOICES]] / temperature)
+    p /= p.sum()
+    assert p.min() > 0.05
+    # Truncation is for what follows; after one more token, a reply ends here.
+    brief = dataclasses.replace(SAMPLING, max_tokens=1, temperature=temperature, top_k=1, top_p=0.5)
+    agent = dataclasses.replace(CHOOSER, sampling=brief, capacity=16)
+    content, cue = [pack([user] * n)], pack([[]] * n, 0)
+    _, reply = agent.respond(make_params(), agent.start(n), content, cue, make_keys(0, n), 0, jnp.ones(n, bool))
+    share = np.array([(np.asarray(reply.ids)[:, 0] == c[0]).mean() for c in CHOICES])
+    assert share.sum() == 1
+    assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n)).all()  # five standard deviations
+
+
+def test_choices_with_the_same_first_token_are_refused():
+    with pytest.raises(ValueError, match='first token'):
+        dataclasses.replace(AGENT, choices=((7, 8), (7, 9)))
+
+
+def test_a_conversation_that_outgrows_the_capacity_fails_alone():
+    small = dataclasses.replace(AGENT, capacity=20)
+    rng, memory = np.random.default_rng(0), small.start(B)
+    content, cue = [words(rng, 9, [1, 9, 2])], pack([[]] * B, 0)
+
+    def respond(memory, *live):
+        return small.respond(make_params(), memory, content, cue, make_keys(0), 0, jnp.array(live))
+
+    memory, _ = respond(memory, True, True, False)
+    assert not small.failed(memory)[2] and small.failed(memory).dtype == bool
+    before = [everything(memory)[b] for b in range(B)]
+    memory, reply = respond(memory, False, True, True)
+    assert small.failed(memory).tolist() == [False, True, False]
+    assert everything(memory)[:2] == before[:2] and reply.rows()[:2] == [[], []] and reply.rows()[2]

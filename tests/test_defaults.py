@@ -1,0 +1,130 @@
+"""Presets are sound, and every impossible combination is refused by name."""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+import pytest
+
+from epo_jax.config import ConfigError
+from epo_jax.defaults import MAY_DIFFER, default_config, validate
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def presets():
+    spec = importlib.util.spec_from_file_location('sotopia_config', ROOT / 'configs' / 'sotopia.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def changed(**changes):
+    """The default configuration with dotted keys (written a__b) replaced."""
+    config = default_config()
+    for name, value in changes.items():
+        *groups, key = name.split('__')
+        group = config
+        for part in groups:
+            group = group[part]
+        group[key] = value
+    return config
+
+
+def complaints(config):
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    return str(error.value)
+
+
+def test_the_defaults_are_valid():
+    validate(default_config())
+
+
+@pytest.mark.parametrize('preset', ['quickstart', 'tiny', 'llama3_8b'])
+def test_presets_are_valid(preset):
+    config = presets().get_config(preset)
+    validate(config)
+    assert config.to_json() != default_config().to_json()
+
+
+def test_an_unknown_preset_names_those_there_are():
+    with pytest.raises(ValueError, match="'huge'.*quickstart, tiny, llama3_8b"):
+        presets().get_config('huge')
+
+
+def test_the_default_preset_is_the_quickstart():
+    assert presets().get_config().to_json() == presets().get_config('quickstart').to_json()
+
+
+@pytest.mark.parametrize('changes', [
+    dict(seats=('policy', 'none')), dict(seats=('pool', 'policy'), pool_size=1),
+    dict(seats=('policy', 'snapshot'), pool_size=0), dict(reward__process='critical', reward__combine='official'),
+    dict(credit__baseline='group', rollout__group=4), dict(credit__gamma=1), dict(evaluation__episodes=0),
+    dict(environment__allowed=('speak',), environment__begun=True), dict(actor__choose_action=True),
+    dict(strategist__temperature=0, strategist__top_k=5, strategist__top_p=1), dict(evaluation__conditions=('policy',)),
+    dict(reward__outcome='epo_jax.testing:share_of_e', reward__process='none')], ids=str)
+def test_possible_combinations_pass(changes):
+    validate(changed(**changes))
+
+
+@pytest.mark.parametrize('changes, key', [
+    (dict(seats=('policy',)), 'seats'),
+    (dict(seats=('policy',) * 3), 'seats'),
+    (dict(seats=('policy', 'best')), 'seats'),
+    (dict(seats=('prompted', 'none')), 'seats'),
+    (dict(seats=('policy', 'pool'), pool_size=0), 'pool_size'),
+    (dict(evaluation__conditions=('none', 'best')), 'evaluation.conditions'),
+    (dict(evaluation__partner='policy'), 'evaluation.partner'),
+    (dict(model__dtype='float16'), 'model.dtype'),
+    (dict(model__remat='some'), 'model.remat'),
+    (dict(reward__process='turns'), 'reward.process'),
+    (dict(reward__combine='product'), 'reward.combine'),
+    (dict(reward__combine='official'), 'reward.combine'),
+    (dict(reward__combine='official', reward__process='none'), 'reward.process'),
+    (dict(credit__baseline='mean'), 'credit.baseline'),
+    (dict(credit__baseline='group'), 'rollout.group'),
+    (dict(credit__normalise='all'), 'credit.normalise'),
+    (dict(learner__schedule='linear'), 'learner.schedule'),
+    (dict(credit__gamma=0), 'credit.gamma'),
+    (dict(credit__gamma=1.01), 'credit.gamma'),
+    (dict(rollout__group=3), 'rollout.group'),
+    (dict(learner__micro_batch=5), 'learner.micro_batch'),
+    (dict(environment__allowed=('leave',)), 'environment.allowed'),
+    (dict(environment__allowed=('speak', 'shout')), 'environment.allowed'),
+    (dict(environment__begun=True, actor__choose_action=True), 'actor.choose_action'),
+    *((dict([(name.replace('.', '__'), value)]), name) for value in (0, -1) for name in (
+        'iterations', 'environment.max_turns', 'rollout.episodes', 'rollout.batch', 'rollout.chunk', 'rollout.group',
+        'learner.batch', 'learner.epochs', 'learner.micro_batch', 'learner.length_bucket', 'checkpoint.every',
+        'checkpoint.keep')),
+    *((dict([(f'{role}__{key}', value)]), name) for role in ('strategist', 'actor') for key, value, name in (
+        ('capacity', 1024, f'{role}.capacity'), ('top_p', 0.0, f'{role}.top_p'), ('top_p', 1.5, f'{role}.top_p'),
+        ('temperature', -0.1, role), ('top_k', -1, role), ('max_tokens', 0, f'{role}.max_tokens'))),
+], ids=str)
+def test_impossible_combinations_are_refused_by_name(changes, key):
+    assert key in complaints(changed(**changes))
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    message = complaints(changed(iterations=0, credit__gamma=2.0, model__remat='some', seats=('none', 'none')))
+    assert all(key in message for key in ('iterations', 'credit.gamma', 'model.remat', 'seats'))
+    assert len(message.splitlines()) == 4
+
+
+@pytest.mark.parametrize('name, nearest', [
+    ('learner__learning_rat', 'learner.learning_rate'), ('rollout__episode', 'rollout.episodes'),
+    ('iteration', 'iterations'), ('actor__chose_action', 'actor.choose_action')])
+def test_an_unknown_key_names_the_nearest(name, nearest):
+    config = default_config().unlock()
+    *groups, key = name.split('__')
+    (config[groups[0]] if groups else config)[key] = 1
+    message = complaints(config)
+    assert name.replace('__', '.') in message and nearest in message
+
+
+def test_a_value_of_another_type_is_refused():
+    assert 'iterations' in complaints(ConfigDict(default_config().to_dict() | {'iterations': 'five'}))
+
+
+def test_what_a_resumed_run_may_change_exists():
+    assert all(name in default_config() for name in MAY_DIFFER)

@@ -1,0 +1,111 @@
+"""The comparison of conditions: means, paired differences, intervals, and what is written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from epo_jax.evaluate import Row, compare, table, to_json
+
+NAN = np.nan
+SCORES = {
+    'none': np.array([[1.0, 2.0], [3.0, 4.0], [5.0, NAN], [7.0, 8.0]]),
+    'policy': np.array([[2.0, 4.0], [3.0, NAN], [6.0, 9.0], [9.0, 8.0]])}
+
+
+def reject(text):
+    raise ValueError(f'{text} is not JSON')
+
+
+def test_means_and_paired_differences():
+    none, policy = compare(SCORES, 100, 0)
+    assert (none.condition, policy.condition) == ('none', 'policy')
+    assert none.mean == pytest.approx((1 + 2 + 3 + 4 + 5 + 7 + 8) / 7)
+    assert policy.mean == pytest.approx((2 + 4 + 3 + 6 + 9 + 9 + 8) / 7)
+    assert none.difference is None
+    assert policy.difference[0] == pytest.approx((1 + 2 + 0 + 1 + 2 + 0) / 6)  # seats with a score in both
+
+
+def test_missing_scores_are_counted():
+    none, policy = compare(SCORES, 100, 0)
+    assert (none.scored, none.missing, policy.scored, policy.missing) == (7, 1, 7, 1)
+
+
+def test_intervals_are_those_of_a_bootstrap_over_episodes_in_plain_numpy():
+    samples, seed = 500, 3
+    draws = np.random.default_rng(seed).integers(0, 4, (samples, 4))
+    rows = compare(SCORES, samples, seed)
+
+    def interval(values):
+        means = []
+        for draw in draws:
+            drawn = [v for episode in draw for v in values[episode] if not np.isnan(v)]
+            means.append(sum(drawn) / len(drawn))
+        return np.percentile(means, 2.5), np.percentile(means, 97.5)
+
+    for row, scores in zip(rows, SCORES.values()):
+        np.testing.assert_allclose((row.low, row.high), interval(scores))
+    np.testing.assert_allclose(rows[1].difference[1:], interval(SCORES['policy'] - SCORES['none']))
+    assert compare(SCORES, samples, seed) == rows
+
+
+def test_the_interval_covers_a_known_effect_about_as_often_as_it_says():
+    random, effect, hits, trials = np.random.default_rng(0), 0.8, 0, 200
+    for trial in range(trials):
+        hard = random.normal(0, 3, (60, 1))  # scenarios differ by far more than conditions: pairing takes it out
+        none = hard + random.normal(0, 1, (60, 2))
+        policy = hard + effect + random.normal(0, 1, (60, 2))
+        mean, low, high = compare({'none': none, 'policy': policy}, 200, trial)[1].difference
+        assert low <= mean <= high and high - low < 1.2
+        hits += low <= effect <= high
+    assert 0.88 <= hits / trials <= 0.99
+
+
+def test_seats_of_an_episode_are_drawn_together():
+    random = np.random.default_rng(0)
+    episodes = random.normal(5, 2, (200, 1))
+    twice, once = np.repeat(episodes, 2, axis=1), np.concatenate([episodes, np.full((200, 1), NAN)], axis=1)
+    same = [compare({'x': scores}, 400, 0)[0] for scores in (twice, once)]
+    assert same[0].mean == pytest.approx(same[1].mean)
+    np.testing.assert_allclose((same[0].low, same[0].high), (same[1].low, same[1].high))  # copies add no certainty
+
+
+def test_without_variance_an_interval_is_a_point():
+    rows = compare({'a': np.full((5, 2), 4.0), 'b': np.full((5, 2), 6.5)}, 50, 0)
+    assert (rows[0].mean, rows[0].low, rows[0].high) == (4, 4, 4)
+    assert rows[1].difference == (2.5, 2.5, 2.5)
+    row, = compare({'a': np.array([[3.0, NAN]])}, 50, 0)
+    assert (row.mean, row.low, row.high, row.scored, row.missing) == (3, 3, 3, 1, 1)
+
+
+def test_conditions_without_any_score_or_common_seat():
+    rows = compare({'a': np.array([[1.0, NAN]]), 'b': np.full((1, 2), NAN), 'c': np.array([[NAN, 1.0]])}, 20, 0)
+    assert np.isnan([rows[1].mean, rows[1].low, rows[1].high, *rows[1].difference]).all()
+    assert (rows[1].scored, rows[1].missing) == (0, 2)
+    assert rows[2].mean == 1 and np.isnan(rows[2].difference).all()
+
+
+def test_json_holds_table_and_scores():
+    rows = compare(SCORES, 100, 0)
+    got = json.loads(to_json(rows, SCORES), parse_constant=reject)
+    assert [row['condition'] for row in got['table']] == ['none', 'policy']
+    assert got['table'][0]['difference'] is None
+    assert got['table'][1]['difference'] == pytest.approx(rows[1].difference)
+    assert got['table'][0]['missing'] == 1 and got['table'][1]['mean'] == pytest.approx(rows[1].mean)
+    assert got['scores']['none'] == [[1, 2], [3, 4], [5, None], [7, 8]]
+
+
+def test_json_has_null_where_nothing_was_scored():
+    scores = {'none': np.array([[1.0, 2.0]]), 'policy': np.full((1, 2), NAN)}
+    got = json.loads(to_json(compare(scores, 20, 0), scores), parse_constant=reject)
+    row = got['table'][1]
+    assert (row['mean'], row['low'], row['high']) == (None, None, None) and row['missing'] == 2
+    assert row['difference'] in (None, [None, None, None])
+
+
+def test_table_cells():
+    rows = [Row('none', 4.0, 3.456, 5.001, None, 8, 0), Row('policy', 5.25, 4.0, 6.0, (1.25, -0.5, 2.0), 7, 1)]
+    columns, cells = table(rows)
+    assert columns == ['condition', 'goal 0-10 [95 %]', 'difference to none', 'scored', 'missing']
+    assert cells == [['none', '4.00 [3.46, 5.00]', '', '8', '0'],
+                     ['policy', '5.25 [4.00, 6.00]', '+1.25 [-0.50, +2.00]', '7', '1']]

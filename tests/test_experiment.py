@@ -1,0 +1,145 @@
+"""Whole runs: an interrupted run equals an uninterrupted one, and what a run leaves behind."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from epo_jax import defaults, experiment
+from epo_jax.config import ConfigError
+from epo_jax.files import read_jsonl
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = [
+    '--config.evaluation.episodes=0', '--config.reward.process=none',
+    '--config.reward.outcome=epo_jax.testing:share_of_e', '--config.environment.max_turns=2']
+
+
+def small_config():
+    """The dummy model, two turns, an outcome that needs no judge."""
+    config = defaults.default_config()
+    config.iterations = 2
+    config.model.path = 'dummy'
+    config.environment.update(max_turns=2, allowed=('speak',), short=True)
+    config.strategist.update(capacity=1024, max_tokens=8)
+    config.actor.update(capacity=1024, max_tokens=4)
+    config.rollout.update(episodes=4, batch=4, view_tokens=960, chunk=256)
+    config.reward.update(process='none', outcome='epo_jax.testing:share_of_e')
+    config.learner.update(learning_rate=1e-3, batch=8, micro_batch=8, length_bucket=256)
+    config.evaluation.episodes = 0
+    return config
+
+
+def numbers(workdir):
+    """metrics.jsonl without what measures time."""
+    return [{name: value for name, value in row.items() if not name.startswith('time/')}
+            for row in read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl')]
+
+
+def start(workdir):
+    command = [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={workdir}', *SMALL]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=os.environ | {'XDG_CACHE_HOME': str(pathlib.Path(workdir).parent / 'cache')})
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_killed_run_goes_on_to_the_same_numbers(tmp_path):
+    finish(start(tmp_path / 'whole'))
+    process = start(tmp_path / 'killed')
+    metrics = tmp_path / 'killed' / 'metrics.jsonl'
+    while not (metrics.exists() and metrics.read_text().count('\n')):  # the first iteration is over
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(read_jsonl(metrics)) < 4
+    finish(start(tmp_path / 'killed'))
+    assert numbers(tmp_path / 'killed') == numbers(tmp_path / 'whole')
+    assert [row['iteration'] for row in numbers(tmp_path / 'whole')] == [1, 2, 3, 4]
+    for name in ('iteration_00001.jsonl', 'iteration_00004.jsonl'):
+        assert (tmp_path / 'killed/episodes' / name).read_text() == (tmp_path / 'whole/episodes' / name).read_text()
+
+
+def test_run_leaves_its_files_and_its_tokens_are_the_trained_ones(tmp_path):
+    config = small_config()
+    config.reward.process = 'potential'
+    config.judge.capacity = 1024
+    config.evaluation.update(episodes=3, bootstrap=50)
+    rows = experiment.run(config, tmp_path)
+    assert [row.condition for row in rows] == ['none', 'prompted', 'policy']
+    assert json.loads((tmp_path / 'evaluation.json').read_text())['table'][2]['condition'] == 'policy'
+    assert json.loads((tmp_path / 'config.json').read_text())['learner']['batch'] == 8
+    assert list((tmp_path / 'tensorboard').iterdir()) and (tmp_path / 'checkpoints').is_dir()
+    assert len(read_jsonl(tmp_path / 'episodes/evaluation.jsonl')) == 9
+    metrics = numbers(tmp_path)
+    assert all(row['learner/logprob_gap'] < 1e-3 for row in metrics)
+    for record in read_jsonl(tmp_path / 'episodes/iteration_00002.jsonl'):
+        assert [turn['seat'] for turn in record['turns']] == [0, 1]
+        for seat in record['seats']:
+            sampled = [i for i, turn in zip(seat['ids'], seat['turn']) if turn == 0]
+            assert 1 <= len(sampled) <= 8 and len(seat['advantage']) == len(seat['reward']) == 1
+            assert len(seat['ids']) == len(seat['turn']) == len(seat['logprob'])
+
+
+def test_snapshots_and_pool_are_played_and_survive_a_restart(tmp_path):
+    config = small_config()
+    config.seats = ('policy', 'pool')
+    config.pool_size = 2
+    config.learner.schedule = 'constant'  # so that a schedule does not depend on where a run was to end
+    config.iterations = 3
+    experiment.run(config, tmp_path / 'whole')
+    config.iterations = 2
+    experiment.run(config, tmp_path / 'parts')
+    config.iterations = 3
+    experiment.run(config, tmp_path / 'parts')
+    whole, parts = (read_jsonl(tmp_path / name / 'episodes/iteration_00003.jsonl') for name in ('whole', 'parts'))
+    kinds = [[seat['strategist'] for seat in record['seats']] for record in whole]
+    assert kinds == [['policy', 'pool']] * 2 + [['pool', 'policy']] * 2
+    assert whole == parts
+
+
+def test_another_configuration_is_refused_in_the_same_workdir(tmp_path):
+    config = small_config()
+    config.iterations = 1
+    experiment.run(config, tmp_path)
+    config.learner.learning_rate = 0.5
+    with pytest.raises(ConfigError, match='learner.learning_rate'):
+        experiment.run(config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    config = small_config()
+    config.learner.update(learning_rate=1e30, schedule='constant')
+    with pytest.raises(FloatingPointError, match='iteration 2'):
+        experiment.run(config, tmp_path)
+    assert (tmp_path / 'checkpoints' / '1').is_dir() and len(numbers(tmp_path)) == 1
+
+
+def test_a_bad_key_is_refused_before_anything_is_loaded(tmp_path):
+    config = small_config()
+    with config.unlocked():
+        config.learner.learning_rat = 1e-3
+    with pytest.raises(ConfigError, match='learner.learning_rate'):
+        experiment.run(config, tmp_path / 'never')
+    assert not (tmp_path / 'never').exists()
+
+
+def test_episodes_do_not_depend_on_the_batch_they_are_played_in(tmp_path):
+    lines = []
+    for batch in (2, 4):
+        config = small_config()
+        config.iterations = 1
+        config.rollout.batch = batch
+        experiment.run(config, tmp_path / str(batch))
+        lines.append([r['turns'] for r in read_jsonl(tmp_path / str(batch) / 'episodes/iteration_00001.jsonl')])
+    assert lines[0] == lines[1]

@@ -1,0 +1,247 @@
+"""The gradient step against a literal one: full logits, a loop over conversations, optax by hand."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from epo_jax.learner import Batch, Learner, batches
+from epo_jax.models.transformer import Transformer
+from epo_jax.testing import dummy_config
+
+N, L, T, V = 4, 27, 3, 61
+MODEL = Transformer(dummy_config(V), stacked=True)
+LEARNER = Learner(MODEL, learning_rate=1e-2, total_steps=10, warmup_ratio=0.3, clip=0.5, weight_decay=0.1,
+                  micro_batch=2, chunk=8)
+
+
+@functools.cache
+def make_params():
+    """Random numbers everywhere, as large as in a trained model."""
+    shapes = jax.eval_shape(MODEL.init_params, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
+
+
+def make_rows(n=N, seed=0, length=L):
+    """Conversations of 0 to T turns, the first without any and the last with all; some turns are invalid."""
+    rng = np.random.default_rng(seed)
+    turn = np.full((n, length), -1, np.int32)
+    for b in range(n):
+        at = 0
+        for t in range(0 if b == 0 else T if b == n - 1 else rng.integers(1, T + 1)):
+            at += rng.integers(1, 4)
+            turn[b, at:at + rng.integers(1, 5)] = t
+            at = np.flatnonzero(turn[b] >= 0)[-1] + 1
+    valid = rng.random((n, T)) < 0.8
+    valid[-1] = True
+    return Batch(
+        ids=rng.integers(0, V, (n, length)).astype(np.int32), turn=turn,
+        logprob=-rng.exponential(size=(n, length)).astype(np.float32),
+        advantage=rng.normal(size=(n, T)).astype(np.float32), valid=valid)
+
+
+def fresh(learner=LEARNER):
+    return learner.init(make_params())
+
+
+@jax.jit
+@jax.value_and_grad
+def literal_loss(params, ids, weight):
+    """The sum of weight times log-probability over one conversation, from all its logits."""
+    hidden, _ = MODEL.apply({'params': params}, ids[None], jnp.arange(len(ids))[None])
+    logprob = jax.nn.log_softmax(MODEL.apply({'params': params}, hidden, method='logits')[0], axis=-1)
+    return (weight[1:] * jnp.take_along_axis(logprob[:-1], ids[1:, None], axis=1)[:, 0]).sum()
+
+
+def literal_gradient(params, batch):
+    """(loss, gradient) of EPO's formula, token by token, in a loop over conversations."""
+    weights = []
+    for turn, advantage, valid in zip(batch.turn, batch.advantage, batch.valid):
+        trained = [t for t in range(T) if valid[t] and (turn == t).any()]
+        weights.append(sum(((turn == t) * -advantage[t] / len(trained) / (turn == t).sum() for t in trained),
+                           np.zeros(L)))
+    used = [n for n, weight in enumerate(weights) if weight.any()]
+    loss, gradient = 0.0, jax.tree.map(np.zeros_like, params)
+    for n in used:
+        value, new = literal_loss(params, batch.ids[n], np.float32(weights[n] / len(used)))
+        loss, gradient = loss + float(value), jax.tree.map(jnp.add, gradient, new)
+    return loss, gradient
+
+
+def assert_trees_close(got, want, tolerance):
+    """Every array to within `tolerance` of its own largest number."""
+    def close(path, a, b):
+        error = np.abs(np.asarray(a) - np.asarray(b)).max() / max(np.abs(np.asarray(b)).max(), 1e-30)
+        assert error <= tolerance, (jax.tree_util.keystr(path), error)
+    jax.tree_util.tree_map_with_path(close, got, want)
+
+
+def bits(tree):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def adam(optimizer):
+    """Adam's moments. The first is a running sum of clipped gradients, the second of their squares."""
+    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+    return next(x for x in jax.tree.leaves(optimizer, is_leaf=is_adam) if is_adam(x))
+
+
+def test_steps_are_those_of_a_literal_reference():
+    params, state = make_params(), fresh()
+    peak, warmup = LEARNER.learning_rate, 3
+    reference = optax.chain(optax.clip_by_global_norm(LEARNER.clip), optax.adamw(
+        lambda step: peak * (step + 1) / warmup, b1=0.9, b2=0.999, weight_decay=0.1))
+    optimizer = reference.init(params)
+    for step in range(2):
+        batch = make_rows(seed=step)
+        loss, gradient = literal_gradient(params, batch)
+        norm = math.sqrt(sum(float((g ** 2).sum()) for g in jax.tree.leaves(gradient)))
+        updates, optimizer = reference.update(gradient, optimizer, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = LEARNER.step(state, batch)
+        assert float(metrics['loss']) == pytest.approx(loss, rel=1e-4)
+        assert float(metrics['gradient_norm']) == pytest.approx(norm, rel=1e-4) and norm > LEARNER.clip
+        assert float(metrics['learning_rate']) == pytest.approx(peak * (step + 1) / warmup)
+        assert metrics['conversations'] == 3 and state.step == step + 1
+        assert_trees_close(adam(state.optimizer).mu, adam(optimizer).mu, 1e-4)
+        assert_trees_close(*(jax.tree.map(jnp.sqrt, adam(x).nu) for x in (state.optimizer, optimizer)), 1e-4)
+        assert_trees_close(state.params, params, 1e-4)
+
+
+def test_the_micro_batch_does_not_change_the_step():
+    batch = make_rows(seed=3)
+    two, metrics = LEARNER.step(fresh(), batch)
+    four, also = dataclasses.replace(LEARNER, micro_batch=4).step(fresh(), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), metrics, also)
+    assert_trees_close(adam(four.optimizer).mu, adam(two.optimizer).mu, 1e-5)  # float32 sums in another order
+
+
+def test_conversations_must_divide_into_micro_batches():
+    with pytest.raises(ValueError, match='4 conversations.*3'):
+        dataclasses.replace(LEARNER, micro_batch=3).step(fresh(), make_rows())
+
+
+def test_a_batch_without_valid_turns_changes_nothing():
+    state, _ = LEARNER.step(fresh(), make_rows())
+    before, rows = bits(state), make_rows(seed=1)
+    for batch in (rows.replace(valid=np.zeros_like(rows.valid)), rows.replace(turn=np.full_like(rows.turn, -1))):
+        state, metrics = LEARNER.step(state, batch)
+        assert bits(state) == before
+        assert metrics['loss'] == metrics['gradient_norm'] == metrics['conversations'] == 0
+
+
+def test_rows_that_fill_up_a_batch_train_nothing():
+    rows = jax.tree.map(lambda x: x[1:], make_rows())
+    batch, = batches(rows, N, np.random.default_rng(0), bucket=L)
+    assert batch.ids.shape == (N, L) and (batch.turn[-1] == -1).all() and not batch.valid[-1].any()
+    loss, gradient = literal_gradient(make_params(), rows)
+    state, metrics = LEARNER.step(fresh(), batch)
+    assert metrics['conversations'] == 3
+    assert float(metrics['loss']) == pytest.approx(loss, rel=1e-4)
+    norm = float(metrics['gradient_norm'])
+    clipped = jax.tree.map(lambda g: 0.1 * g * min(1, LEARNER.clip / norm), gradient)
+    assert_trees_close(adam(state.optimizer).mu, clipped, 1e-4)
+
+
+def test_the_gap_is_that_of_trained_tokens():
+    rows = make_rows()
+    logprob = np.zeros((N, L), np.float32)
+    for n in range(N):
+        for i in range(1, L):
+            weight = np.zeros(L, np.float32)
+            weight[i] = 1
+            if rows.turn[n, i] >= 0:
+                logprob[n, i] = literal_loss(make_params(), rows.ids[n], weight)[0]
+    trained = (rows.turn >= 0) & np.take_along_axis(rows.valid, np.maximum(rows.turn, 0), axis=1)
+    assert trained.sum() < (rows.turn >= 0).sum()
+    gap = np.random.default_rng(0).normal(size=(N, L)).astype(np.float32)
+    gap[~trained] *= 10
+    _, metrics = LEARNER.step(fresh(), rows.replace(logprob=logprob - gap))
+    assert float(metrics['logprob_gap']) == pytest.approx(np.abs(gap[trained]).max(), rel=1e-3)
+    assert float(metrics['drift']) == pytest.approx(-gap[trained].mean(), rel=1e-3)
+
+
+def test_the_step_never_holds_all_logits():
+    rows, length, vocab = 4, 256, 2003
+    model = Transformer(dummy_config(vocab), stacked=True)
+    learner = dataclasses.replace(LEARNER, model=model, micro_batch=rows, chunk=16)
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    state = jax.eval_shape(learner.init, params)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), make_rows(length=length))
+    memory = learner.step.lower(learner, state, batch).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < rows * length * vocab * 4 / 2
+    assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize('total, ratio, warmup', ((100, 0.03, 3), (10, 0.25, 3), (7, 0.0, 0), (1, 0.5, 1)))
+def test_the_rate_rises_and_falls_by_the_formula(total, ratio, warmup):
+    learner = dataclasses.replace(LEARNER, total_steps=total, warmup_ratio=ratio, learning_rate=0.2)
+    cosine, constant = learner.rate(), dataclasses.replace(learner, schedule='constant').rate()
+    for step in range(total):
+        rising = 0.2 * (step + 1) / warmup if step < warmup else None
+        falling = 0.1 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        assert float(cosine(step)) == pytest.approx(falling if rising is None else rising, rel=1e-5)
+        assert float(constant(step)) == pytest.approx(0.2 if rising is None else rising, rel=1e-5)
+    if warmup < total:
+        assert abs(float(cosine(total))) < 1e-7
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match='linear'):
+        dataclasses.replace(LEARNER, schedule='linear').rate()
+
+
+# batches.
+
+def numbered(n, lengths=None):
+    """Rows that can be told apart: row b trains tokens up to its length, and all its ids are b."""
+    turn = np.full((n, 50), -1, np.int32)
+    for b in range(n):
+        turn[b, 1:(b % 20) if lengths is None else lengths[b]] = 0
+    every = np.arange(n)[:, None]
+    return Batch(ids=np.broadcast_to(every, (n, 50)).astype(np.int32), turn=turn,
+                 logprob=np.broadcast_to(-every, (n, 50)).astype(np.float32),
+                 advantage=np.broadcast_to(every + 0.5, (n, T)).astype(np.float32), valid=np.ones((n, T), bool))
+
+
+@pytest.mark.parametrize('n, size', ((12, 4), (13, 4), (3, 8), (1, 1)))
+def test_an_epoch_has_every_row_once(n, size):
+    rows = numbered(n)
+    made = batches(rows, size, np.random.default_rng(0), bucket=8)
+    assert len(made) == math.ceil(n / size) and all(len(x) == size for b in made for x in jax.tree.leaves(b))
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *made)
+    length, seen = joined.ids.shape[1], []
+    for b, filling in enumerate([False] * n + [True] * (-n % size)):
+        if filling:
+            assert (joined.turn[b] == -1).all() and not joined.valid[b].any() and not joined.advantage[b].any()
+            continue
+        seen.append(int(joined.ids[b, 0]))
+        row = jax.tree.map(lambda x: x[seen[-1]], rows)
+        want = Batch(row.ids[:length], row.turn[:length], row.logprob[:length], row.advantage, row.valid)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[b], joined), want)
+    assert sorted(seen) == list(range(n)) and (n < 3 or seen != sorted(seen))
+    assert jax.tree.map(lambda x: x.dtype, joined) == jax.tree.map(lambda x: x.dtype, rows)
+
+
+def test_batches_depend_on_the_generator_alone():
+    make = lambda seed: [bits(b) for b in batches(numbered(10), 4, np.random.default_rng(seed), bucket=8)]
+    assert make(0) == make(0) != make(1)
+
+
+@pytest.mark.parametrize('longest, bucket, length', ((8, 8, 8), (9, 8, 16), (17, 1, 17), (49, 64, 50), (50, 8, 50)))
+def test_the_cut_keeps_every_trained_token(longest, bucket, length):
+    rows = numbered(4, lengths=[longest, 3, 0, longest - 2])
+    made, = batches(rows, 4, np.random.default_rng(0), bucket)
+    assert made.ids.shape == made.turn.shape == made.logprob.shape == (4, length)
+    assert (made.turn >= 0).sum() == (rows.turn >= 0).sum()
+
+
+def test_rows_without_trained_tokens_are_cut_to_one_bucket():
+    made, = batches(numbered(2, lengths=[0, 0]), 2, np.random.default_rng(0), bucket=8)
+    assert made.ids.shape == (2, 8) and (made.turn == -1).all()
