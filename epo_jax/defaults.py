@@ -125,7 +125,11 @@ def validate(config: ConfigDict) -> None:
         require(0 < c[role].top_p <= 1, f'{role}.top_p must be in (0, 1]')
         require(c[role].temperature >= 0 and c[role].top_k >= 0, f'{role}: temperature and top_k are not negative')
         require(c[role].max_tokens > 0, f'{role}.max_tokens must be positive')
+        require(c[role].min_tokens <= c[role].max_tokens, f'{role}.min_tokens exceeds {role}.max_tokens')
     require(not (c.environment.begun and c.actor.choose_action),
             'environment.begun and actor.choose_action exclude each other: both begin the reply')
+    require(c.evaluation.episodes >= 0, 'evaluation.episodes must not be negative; 0 is no evaluation')
+    require(c.evaluation.episodes == 0 or (c.evaluation.conditions and c.evaluation.bootstrap > 0),
+            'evaluation.conditions and a positive evaluation.bootstrap are needed where evaluation.episodes > 0')
     if wrong:
         raise ConfigError('\n'.join(wrong))

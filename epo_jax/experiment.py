@@ -221,8 +221,8 @@ def play(this: Run, seats: tuple[Seat, ...], kinds: tuple[str, ...], scenarios: 
     """
     config, batch = this.config, this.config.rollout.batch
     c = config.environment
-    env = HostEnvironment(Sotopia(c.max_turns, c.max_stale, tuple(c.allowed), c.short, c.begun), seats, config.rollout.view_tokens,
-                          c.timeout or None)
+    sotopia = Sotopia(c.max_turns, c.max_stale, tuple(c.allowed), c.short, c.begun)
+    env = HostEnvironment(sotopia, seats, config.rollout.view_tokens, c.timeout or None)
     table = Table(env, seats)
     outcome = None if config.reward.outcome == 'judge' else load_outcome(config.reward.outcome)
     played = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import struct
 import jax
+from jax.experimental.shard_alike import shard_alike
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -92,9 +93,12 @@ class Learner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, params) -> TrainState:
-        """A fresh state around stacked parameters, which become float32."""
+        """A fresh state around stacked parameters, which become float32; the optimiser's are split as they are."""
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer().init(params))
+        optimizer = optax.tree.map_params(
+            self.optimizer(), lambda moment, param: shard_alike(param, moment)[1],
+            self.optimizer().init(params), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -104,7 +108,7 @@ class Learner:
         not depend on the micro-batches. A batch without any changes nothing.
 
         Returns:
-          (state, metrics): loss, gradient norm, learning rate, and over the trained tokens the largest and the
+          (state, metrics): loss, gradient norm, learning rate, and over the sampled tokens the largest and the
           mean difference between the log-probability now and at sampling. On the first step after a rollout the
           former is the sampler's numerical error.
         """
@@ -156,9 +160,13 @@ def batches(rows: Batch, size: int, rng: np.random.Generator, bucket: int) -> li
         rows.turn[:, ::-1] >= 0, axis=1), 1)))  # what follows the last strategy is not needed
     length = min(-(-longest // bucket) * bucket, rows.ids.shape[1])
     order = rng.permutation(len(rows.ids))
-    cut = Batch(rows.ids[order, :length], rows.turn[order, :length], rows.logprob[order, :length],
-                rows.advantage[order], rows.valid[order])
     missing = -len(order) % size
-    fill = lambda x, value: np.concatenate([x, np.full((missing, *x.shape[1:]), value, x.dtype)])
-    cut = Batch(fill(cut.ids, 0), fill(cut.turn, -1), fill(cut.logprob, 0), fill(cut.advantage, 0), fill(cut.valid, False))
+
+    def take(x, filling):
+        x = x[order]
+        return np.concatenate([x, np.full((missing, *x.shape[1:]), filling, x.dtype)])
+
+    cut = Batch(
+        take(rows.ids[:, :length], 0), take(rows.turn[:, :length], -1), take(rows.logprob[:, :length], 0),
+        take(rows.advantage, 0), take(rows.valid, False))
     return [jax.tree.map(lambda x: x[i:i + size], cut) for i in range(0, len(cut.ids), size)]

@@ -26,7 +26,8 @@ def main(argv):
     from epo_jax import experiment, telemetry  # after the flags: --help must not wait for JAX
     from epo_jax.config import ConfigError
 
-    telemetry.enable_compilation_cache(pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'epo_jax')
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+    telemetry.enable_compilation_cache(cache / 'epo_jax')
     try:
         experiment.run(_CONFIG.value, _WORKDIR.value)
     except (ConfigError, FileNotFoundError) as error:

@@ -9,10 +9,6 @@ from epo_jax.rewards.reading import Reading, strategies
 from epo_jax.rollout import Episodes, Table
 
 
-# Why an episode ended early when its environment did not fail.
-CUT_OFF = 'a conversation outgrew its capacity, or an agent failed'
-
-
 def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, readings: Sequence[Reading],
                     verdict: Verdict, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """One record an episode, without what only training adds (see `add_credit`).
@@ -22,7 +18,7 @@ def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, read
       readings, verdict: of every seat, seat-major.
       numbers: of the episodes within the iteration; the rest of the batch is padding and is left out.
     """
-    advice = strategies(table, episodes)
+    advice, why = strategies(table, episodes), failures(table, episodes)
     env, state = table.env.env, episodes.state.env
     records = []
     for b, number in enumerate(numbers):
@@ -38,7 +34,7 @@ def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, read
         records.append({
             'episode': number, 'scenario': scenario.id, 'environment': scenario.environment,
             'category': scenario.category, 'situation': scenario.text, 'truncated': bool(episodes.state.failed[b]),
-            'failure': state.failures[b] or (CUT_OFF if episodes.state.failed[b] else None), 'events': list(state.events[b]), 'seats': seats,
+            'failure': why[b], 'events': list(state.events[b]), 'seats': seats,
             'turns': [{'seat': seat, 'strategy': next(spoken[seat]) or None, 'line': line}
                       for seat, line in env.transcript(state.episodes[b])]})
     return records
@@ -53,6 +49,23 @@ def add_credit(record: dict[str, Any], seat: int, ids, turn, logprob, length: in
         'advantage': [number(advantage[t], valid[t]) for t in range(turns)],
         'ids': np.asarray(ids[:length]).tolist(), 'turn': np.asarray(turn[:length]).tolist(),
         'logprob': [round(float(p), 6) for p in logprob[:length]]}
+
+
+def failures(table: Table, episodes: Episodes) -> list[Optional[str]]:
+    """For every episode why it broke, None where it did not."""
+    state = episodes.state
+    reasons = list(state.env.failures)
+    for s, seat in enumerate(table.seats):
+        for role, player, memory in (('strategist', seat.strategist, state.strategists[s]),
+                                     ('actor', seat.actor, state.actors[s])):
+            if player is None:
+                continue
+            known = getattr(memory, 'failures', None)  # agents on the host say why
+            for b in np.flatnonzero(player.agent.failed(memory)):
+                said = known[b] if known else 'the conversation does not fit its capacity'
+                reasons[b] = reasons[b] or f'{role} of seat {s}: {said}'
+    return [(reason or 'the news of two turns do not fit rollout.view_tokens') if failed else None
+            for reason, failed in zip(reasons, state.failed)]
 
 
 def failure_reason(records: Sequence[dict[str, Any]]) -> Optional[str]:

@@ -166,11 +166,15 @@ def turn(table: Table, state: TableState, seat: int, keys: jax.Array) -> tuple[T
 
 
 def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
-    """The same ids where both use one tokenizer; else the text of the message in the reader's tokens (host)."""
+    """The same ids where both use one tokenizer; else the text of the message in the reader's tokens (host).
+
+    What becomes more than four times as long is cut there: the width of what is read must not depend on the text.
+    """
     if speaker.tokenizer is reader.tokenizer:
         return message
-    rows = [text.encode(reader.tokenizer, text.decode(speaker.tokenizer, row)) for row in message.rows()]
-    return pack(rows, 2 * message.ids.shape[1])
+    width = 4 * message.ids.shape[1]
+    rows = [text.encode(reader.tokenizer, text.decode(speaker.tokenizer, row))[:width] for row in message.rows()]
+    return pack(rows, width)
 
 
 def rollout(table: Table, scenarios: Sequence[Any], keys: jax.Array, count: Optional[int] = None,

@@ -72,7 +72,8 @@ class SamplingConfig:
     no_repeat: int = 0
 
     def __post_init__(self):
-        if self.max_tokens < 1 or self.min_tokens < 0 or self.no_repeat < 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        small = min(self.min_tokens, self.no_repeat, self.top_k, self.temperature)
+        if self.max_tokens < 1 or small < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f'impossible sampling settings: {self}')
         if not self.stop:
             raise ValueError('a message needs at least one stop id')

@@ -62,7 +62,8 @@ def test_the_default_preset_is_the_quickstart():
     dict(seats=('policy', 'snapshot'), pool_size=0), dict(reward__process='critical', reward__combine='official'),
     dict(credit__baseline='group', rollout__group=4), dict(credit__gamma=1), dict(evaluation__episodes=0),
     dict(environment__allowed=('speak',), environment__begun=True), dict(actor__choose_action=True),
-    dict(strategist__temperature=0, strategist__top_k=5, strategist__top_p=1), dict(evaluation__conditions=('policy',)),
+    dict(strategist__temperature=0, strategist__top_k=5, strategist__top_p=1),
+    dict(evaluation__conditions=('policy',)),
     dict(reward__outcome='epo_jax.testing:share_of_e', reward__process='none')], ids=str)
 def test_possible_combinations_pass(changes):
     validate(changed(**changes))

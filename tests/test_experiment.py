@@ -42,7 +42,8 @@ def numbers(workdir):
 
 
 def start(workdir):
-    command = [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={workdir}', *SMALL]
+    command = [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={workdir}',
+               *SMALL]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env=os.environ | {'XDG_CACHE_HOME': str(pathlib.Path(workdir).parent / 'cache')})
 

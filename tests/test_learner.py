@@ -70,7 +70,7 @@ def literal_gradient(params, batch):
     loss, gradient = 0.0, jax.tree.map(np.zeros_like, params)
     for n in used:
         value, new = literal_loss(params, batch.ids[n], np.float32(weights[n] / len(used)))
-        loss, gradient = loss + float(value), jax.tree.map(jnp.add, gradient, new)
+        loss, gradient = loss + float(value), jax.tree.map(np.add, gradient, new)
     return loss, gradient
 
 
@@ -97,27 +97,28 @@ def test_steps_are_those_of_a_literal_reference():
     peak, warmup = LEARNER.learning_rate, 3
     reference = optax.chain(optax.clip_by_global_norm(LEARNER.clip), optax.adamw(
         lambda step: peak * (step + 1) / warmup, b1=0.9, b2=0.999, weight_decay=0.1))
-    optimizer = reference.init(params)
+    optimizer, update = jax.jit(reference.init)(params), jax.jit(reference.update)
     for step in range(2):
         batch = make_rows(seed=step)
         loss, gradient = literal_gradient(params, batch)
         norm = math.sqrt(sum(float((g ** 2).sum()) for g in jax.tree.leaves(gradient)))
-        updates, optimizer = reference.update(gradient, optimizer, params)
-        params = optax.apply_updates(params, updates)
+        updates, optimizer = update(gradient, optimizer, params)
+        params = jax.tree.map(np.add, params, updates)
         state, metrics = LEARNER.step(state, batch)
         assert float(metrics['loss']) == pytest.approx(loss, rel=1e-4)
         assert float(metrics['gradient_norm']) == pytest.approx(norm, rel=1e-4) and norm > LEARNER.clip
         assert float(metrics['learning_rate']) == pytest.approx(peak * (step + 1) / warmup)
         assert metrics['conversations'] == 3 and state.step == step + 1
         assert_trees_close(adam(state.optimizer).mu, adam(optimizer).mu, 1e-4)
-        assert_trees_close(*(jax.tree.map(jnp.sqrt, adam(x).nu) for x in (state.optimizer, optimizer)), 1e-4)
+        assert_trees_close(*(jax.tree.map(np.sqrt, adam(x).nu) for x in (state.optimizer, optimizer)), 1e-4)
         assert_trees_close(state.params, params, 1e-4)
 
 
-def test_the_micro_batch_does_not_change_the_step():
+def test_micro_batches_and_rematerialisation_do_not_change_the_step():
     batch = make_rows(seed=3)
     two, metrics = LEARNER.step(fresh(), batch)
-    four, also = dataclasses.replace(LEARNER, micro_batch=4).step(fresh(), batch)
+    other = dataclasses.replace(LEARNER, model=dataclasses.replace(MODEL, remat='none'), micro_batch=4)
+    four, also = other.step(fresh(), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), metrics, also)
     assert_trees_close(adam(four.optimizer).mu, adam(two.optimizer).mu, 1e-5)  # float32 sums in another order
 
@@ -149,28 +150,20 @@ def test_rows_that_fill_up_a_batch_train_nothing():
     assert_trees_close(adam(state.optimizer).mu, clipped, 1e-4)
 
 
-def test_the_gap_is_that_of_trained_tokens():
-    rows = make_rows()
-    logprob = np.zeros((N, L), np.float32)
-    for n in range(N):
-        for i in range(1, L):
-            weight = np.zeros(L, np.float32)
-            weight[i] = 1
-            if rows.turn[n, i] >= 0:
-                logprob[n, i] = literal_loss(make_params(), rows.ids[n], weight)[0]
-    trained = (rows.turn >= 0) & np.take_along_axis(rows.valid, np.maximum(rows.turn, 0), axis=1)
-    assert trained.sum() < (rows.turn >= 0).sum()
-    gap = np.random.default_rng(0).normal(size=(N, L)).astype(np.float32)
-    gap[~trained] *= 10
-    _, metrics = LEARNER.step(fresh(), rows.replace(logprob=logprob - gap))
-    assert float(metrics['logprob_gap']) == pytest.approx(np.abs(gap[trained]).max(), rel=1e-3)
-    assert float(metrics['drift']) == pytest.approx(-gap[trained].mean(), rel=1e-3)
+def test_gap_and_drift_compare_the_sampled_tokens_with_their_record():
+    rows, now = make_rows(), np.zeros((N, L), np.float32)
+    for n, i in zip(*np.nonzero(rows.turn >= 0)):
+        now[n, i] = literal_loss(make_params(), rows.ids[n], np.float32(np.arange(L) == i))[0]
+    gap = np.random.default_rng(0).normal(size=(N, L)).astype(np.float32) + 10 * (rows.turn < 0)
+    _, metrics = LEARNER.step(fresh(), rows.replace(logprob=now - gap))
+    assert float(metrics['logprob_gap']) == pytest.approx(np.abs(gap[rows.turn >= 0]).max(), rel=1e-3)
+    assert float(metrics['drift']) == pytest.approx(-gap[rows.turn >= 0].mean(), rel=1e-3)
 
 
 def test_the_step_never_holds_all_logits():
-    rows, length, vocab = 4, 256, 2003
-    model = Transformer(dummy_config(vocab), stacked=True)
-    learner = dataclasses.replace(LEARNER, model=model, micro_batch=rows, chunk=16)
+    rows, length, vocab = 8, 96, 8009
+    model = Transformer(dataclasses.replace(dummy_config(vocab), num_layers=1), stacked=True)
+    learner = dataclasses.replace(LEARNER, model=model, micro_batch=rows, chunk=4)
     params = jax.eval_shape(model.init_params, jax.random.key(0))
     state = jax.eval_shape(learner.init, params)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), make_rows(length=length))
@@ -186,7 +179,7 @@ def test_the_rate_rises_and_falls_by_the_formula(total, ratio, warmup):
     for step in range(total):
         rising = 0.2 * (step + 1) / warmup if step < warmup else None
         falling = 0.1 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
-        assert float(cosine(step)) == pytest.approx(falling if rising is None else rising, rel=1e-5)
+        assert float(cosine(step)) == pytest.approx(falling if rising is None else rising, rel=1e-5, abs=1e-7)
         assert float(constant(step)) == pytest.approx(0.2 if rising is None else rising, rel=1e-5)
     if warmup < total:
         assert abs(float(cosine(total))) < 1e-7

@@ -354,9 +354,10 @@ def test_frequencies_follow_the_distribution(name):
     logits = np.random.default_rng(0).normal(size=V).astype(np.float32) * 1.5
     barred = np.zeros(V, bool)
     barred[np.argsort(logits)[[-1, -4, 0]]] = True  # the likeliest, and another two
+    keys = jax.random.split(jax.random.key(1), n)
     for bars in (np.zeros(V, bool), barred):
         every = lambda x: np.broadcast_to(x, (n, V))
-        tokens, logprob = draw(every(logits), jax.random.split(jax.random.key(1), n), config, every(bars))
+        tokens, logprob = draw(every(logits), keys, config, every(bars))
         p = literal_distribution(logits, config, bars)
         count = np.bincount(tokens, minlength=V)
         assert not count[p == 0].any()
@@ -480,11 +481,13 @@ def test_score_and_its_gradient_are_those_of_all_logits():
     ids, weight = jnp.asarray(rng.integers(0, V, (2, length))), jnp.asarray(rng.normal(size=(2, length)), jnp.float32)
     model, params = make_model(layers=1), make_params(1)
 
-    def gradient(score):
-        return jax.jit(jax.grad(lambda p: (lambda s: ((weight * s).sum(), s))(score(p)), has_aux=True))(params)
+    def gradient(score, *options):
+        def total(params):
+            logprob = score(model, params, ids, *options)
+            return (weight * logprob).sum(), logprob
+        return jax.grad(total, has_aux=True)(params)
 
-    reference, want = gradient(lambda p: literal_score(model, p, ids))
-    got, logprob = gradient(lambda p: sampling.score(model, p, ids, 8))
+    (got, logprob), (reference, want) = jax.jit(lambda: (gradient(sampling.score, 8), gradient(literal_score)))()
     np.testing.assert_allclose(logprob, want, atol=1e-5)
     assert not logprob[:, 0].any()
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(reference))

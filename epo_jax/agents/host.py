@@ -52,7 +52,7 @@ class HostAgent:
         rows = np.flatnonzero(live)
         for b in rows:
             histories[b] += (('user', texts[b]),)
-        calls = [lambda b=b: self.reply(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in rows]
+        calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in rows]
         replies = [()] * len(live)
         for b, answer in zip(rows, call_all(calls, self.timeout)):
             if isinstance(answer, Failure):
@@ -61,6 +61,12 @@ class HostAgent:
             histories[b] += (('assistant', answer),)
             replies[b] = text.encode(self.tokenizer, answer)[:self.max_tokens]
         return Memory(tuple(histories), tuple(failures)), pack(replies, self.max_tokens)
+
+    def _answer(self, history, seed: int) -> str:
+        answer = self.reply(history, seed)
+        if not isinstance(answer, str):  # an API that refuses may answer with nothing
+            raise TypeError(f'the reply is {type(answer).__name__}, not text')
+        return answer
 
     def failed(self, memory: Memory) -> np.ndarray:
         """Rows whose reply raised or took too long."""

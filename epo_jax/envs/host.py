@@ -105,6 +105,8 @@ class HostEnvironment:
                         view[role][b] = self._encode(s, role, step.views[s][role])
             except (EpisodeError, TooLongError) as error:
                 failures[b] = str(error)
+            except (TypeError, ValueError, AttributeError) as error:  # what came back is no step of this table
+                failures[b] = f'{type(error).__name__}: {error}'
         failed = np.array([reason is not None for reason in failures])
         views = tuple(View(*(pack(ids, self.width) for ids in view)) for view in views)
         return HostState(tuple(episodes), tuple(failures), tuple(events)), Observation(views, done, reward, failed)

@@ -20,7 +20,9 @@ from epo_jax.text import tokenizer as text
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import Tokens, pack
 
-RATING = '\n\nHow well has the goal been reached, from 0 (not at all) to 10 (completely)? Answer with the number only.'
+RATING = (
+    '\n\nHow well has the goal been reached, from 0 (not at all) to 10 (completely)? '
+    'Answer with the number only.')
 REACHED = '\n\nHas the goal been reached by now? Answer Yes or No.'
 
 

@@ -38,6 +38,6 @@ def scored(readings: Sequence[Reading], outcome: Outcome) -> list[Reading]:
     except (TypeError, ValueError):
         values = []
     if len(values) != len(readings) or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f'an outcome function returns one number in [0, 1] for each of the {len(readings)} readings, '
+        raise ValueError(f'an outcome function returns one number in [0, 1] for each of {len(readings)} readings, '
                          f'not {returned!r:.200}')
     return [dataclasses.replace(reading, score=10 * value) for reading, value in zip(readings, values)]

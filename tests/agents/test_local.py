@@ -18,7 +18,7 @@ from epo_jax.text.tokens import pack
 B, V = 3, 61
 END, EOS = 50, 51
 CHAT = ChatSegments(open=(52, 53), close=(54, 55, 56), between=(57, 58), end=END, stop=(END, EOS))
-MODEL = Transformer(dummy_config(V))
+MODEL = Transformer(dataclasses.replace(dummy_config(V), num_layers=1))
 SAMPLING = sampling.SamplingConfig(max_tokens=6, stop=CHAT.stop)
 AGENT = LocalAgent(MODEL, CHAT, SAMPLING, capacity=96, chunk=16)
 CHOICES = ((7, 8, 9), (10,), (11, 8))
@@ -163,16 +163,12 @@ def test_choices_with_the_same_first_token_are_refused():
 
 
 def test_a_conversation_that_outgrows_the_capacity_fails_alone():
-    small = dataclasses.replace(AGENT, capacity=20)
-    rng, memory = np.random.default_rng(0), small.start(B)
-    content, cue = [words(rng, 9, [1, 9, 2])], pack([[]] * B, 0)
-
-    def respond(memory, *live):
-        return small.respond(make_params(), memory, content, cue, make_keys(0), 0, jnp.array(live))
-
-    memory, _ = respond(memory, True, True, False)
-    assert not small.failed(memory)[2] and small.failed(memory).dtype == bool
-    before = [everything(memory)[b] for b in range(B)]
-    memory, reply = respond(memory, False, True, True)
-    assert small.failed(memory).tolist() == [False, True, False]
+    memory, _ = converse(AGENT, [(True, True, False)])
+    assert not AGENT.failed(memory).any() and AGENT.failed(memory).dtype == bool
+    memory = memory.replace(length=memory.length.at[1].set(AGENT.capacity - 6))
+    before = everything(memory)
+    content, cue = [pack([[1]] * B, 5), pack([[2]] * B, 3), pack([[]] * B, 1)], pack([[]] * B, 2)
+    live = jnp.array([False, True, True])
+    memory, reply = AGENT.respond(make_params(), memory, content, cue, make_keys(0), 1, live)
+    assert AGENT.failed(memory).tolist() == [False, True, False]
     assert everything(memory)[:2] == before[:2] and reply.rows()[:2] == [[], []] and reply.rows()[2]

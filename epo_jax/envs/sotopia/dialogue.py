@@ -59,6 +59,8 @@ class Sotopia:
     def step(self, state: Dialogue, seat: int, message: str) -> tuple[Dialogue, TextStep]:
         """See TextEnvironment.step. The speaker's strategist and both of the partner's models read the line."""
         own, other = (state.scenario.characters[s] for s in (seat, 1 - seat))
+        if self.begun:  # the quotation mark that the reply was begun with is closed by the model
+            message = message.rstrip().removesuffix('"')
         action = read_action(message, own.name, other.name, self.allowed)
         actions = state.actions + ((seat, action),)
         line = prompts.line(own.first_name, action)
