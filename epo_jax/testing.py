@@ -8,7 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 import transformers
 
 from epo_jax.models.config import ModelConfig
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.transformer import Transformer, unstack
 from epo_jax.rewards.reading import Reading
 
 CHATML = (
@@ -39,8 +39,7 @@ def dummy_config(vocab_size: int = 259) -> ModelConfig:
 
 def dummy_params(config: ModelConfig, stacked: bool, seed: int = 0):
     """Random parameters in the given layout, the same numbers in both."""
-    from epo_jax.models.transformer import unstack
-    params = Transformer(config, stacked=True).init_params(jax.random.key(seed))
+    params = jax.jit(Transformer(config, stacked=True).init_params)(jax.random.key(seed))
     return params if stacked else unstack(params)
 
 

@@ -63,7 +63,7 @@ def test_killed_run_goes_on_to_the_same_numbers(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert len(read_jsonl(metrics)) < 4
+    assert metrics.read_text().count('\n') < 4
     finish(start(tmp_path / 'killed'))
     assert numbers(tmp_path / 'killed') == numbers(tmp_path / 'whole')
     assert [row['iteration'] for row in numbers(tmp_path / 'whole')] == [1, 2, 3, 4]

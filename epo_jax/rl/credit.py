@@ -67,8 +67,9 @@ def baseline(value, mask, group, how: str):
         raise ValueError(f"the baseline is 'none', 'batch' or 'group', not {how!r}")
     same = jnp.ones((len(value), len(value)), bool) if how == 'batch' else group[:, None] == group[None, :]
     others = (same & ~jnp.eye(len(value), dtype=bool)).astype(value.dtype)
-    count = others @ mask.astype(value.dtype)
-    mean = others @ jnp.where(mask, value, 0) / jnp.maximum(count, 1)
+    total = lambda x: jnp.matmul(others, x, precision='highest')  # matrix units would round credit to bfloat16
+    count = total(mask.astype(value.dtype))
+    mean = total(jnp.where(mask, value, 0)) / jnp.maximum(count, 1)
     return jnp.where(count > 0, mean, value)
 
 

@@ -11,7 +11,7 @@ def turn_means(values, turn, turns: int):
     """Mean over the sampled tokens of every turn: values [N, L], turn i32[N, L] -> ([N, T], token counts [N, T])."""
     member = jax.nn.one_hot(turn, turns, dtype=values.dtype)  # context, at -1, belongs to no turn
     count = member.sum(axis=1)
-    total = jnp.einsum('nl,nlt->nt', values, member)
+    total = jnp.einsum('nl,nlt->nt', values, member, precision='highest')
     return total / jnp.maximum(count, 1), count
 
 
