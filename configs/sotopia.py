@@ -29,9 +29,9 @@ def quickstart(config):
     config.strategist.update(capacity=704, max_tokens=20, min_tokens=3, top_k=50, top_p=0.9, no_repeat=6)
     config.actor.update(capacity=704, max_tokens=36, min_tokens=3, top_k=50, top_p=0.9, no_repeat=6)
     config.judge.capacity = 1024
-    config.rollout.update(episodes=8, batch=8, view_tokens=480, chunk=32)
-    config.learner.update(learning_rate=5e-6, batch=8, micro_batch=4, length_bucket=64)
-    config.evaluation.episodes = 8
+    config.rollout.update(episodes=6, batch=6, view_tokens=480, chunk=32)
+    config.learner.update(learning_rate=5e-6, batch=6, micro_batch=3, length_bucket=64)
+    config.evaluation.episodes = 6
     config.checkpoint.keep = 1
 
 
@@ -51,7 +51,7 @@ def tiny(config):
 
 def llama3_8b(config):
     """Liu et al. 2025: critical turns, official credit, full fine-tuning at 4096 tokens, batch 32."""
-    config.model.update(path='meta-llama/Meta-Llama-3-8B-Instruct', chat_template='llama3')
+    config.model.path = 'meta-llama/Meta-Llama-3-8B-Instruct'
     config.strategist.update(capacity=4096, max_tokens=128)
     config.actor.update(capacity=4096, max_tokens=256)
     config.judge.capacity = 8192

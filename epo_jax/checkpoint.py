@@ -69,7 +69,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             if not isinstance(leaf, jax.Array):
                 raise TypeError(f'leaf {name} of the state is a {type(leaf).__name__}, not a JAX array')
         bits = {name: _key_data(leaf) for name, leaf in leaves.items()}
-        sums = jax.device_get({name: _checksum(leaf) for name, leaf in bits.items()})
+        sums = jax.device_get(_checksums(bits))
         record = json.dumps({'leaves': {name: [_describe(leaf), int(sums[name])] for name, leaf in leaves.items()},
                              'extra': extra}, allow_nan=False)
         self._guard(step, 'cannot be saved', lambda: self._manager.save(step, args=ocp.args.Composite(
@@ -110,7 +110,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         for name, leaf in targets.items():
             if not leaf.size:  # Orbax stores no empty array
                 bits[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-        sums = jax.device_get({name: _checksum(leaf) for name, leaf in bits.items()})
+        sums = jax.device_get(_checksums(bits))
         wrong = [name for name, (_, checksum) in saved.items() if int(sums[name]) != checksum]
         if wrong:
             raise CheckpointError(f'{self._directory / str(step)} {damaged}: wrong checksum of {", ".join(wrong)}')
@@ -214,6 +214,12 @@ def _checksum(x: jax.Array) -> jax.Array:
         return x.sum(dtype=jnp.uint32)
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
     return jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+
+@jax.jit
+def _checksums(bits: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The checksum of every leaf, by one program."""
+    return {name: _checksum(leaf) for name, leaf in bits.items()}
 
 
 def _open_record(stored: dict[str, Any]) -> dict[str, Any]:

@@ -81,8 +81,10 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     validate(config)
     scenarios = load_scenarios(config.scenarios)
     mesh = make_mesh(config.mesh)
-    resumed = open_workdir(workdir, config, MAY_DIFFER)
     workdir = pathlib.Path(workdir)
+    metrics = workdir / 'metrics.jsonl'
+    begun = metrics.exists() and metrics.stat().st_size > 0  # before the first result, any configuration may replace another
+    open_workdir(workdir, config, MAY_DIFFER if begun else tuple(config))
     with (Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption,
           Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
         # Models and learner
@@ -106,7 +108,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
             progress.line(f'resumed after iteration {start} of {config.iterations}')
         else:
             state = RunState(fresh(roles.strategist.params), ())
-            if resumed:
+            if begun:
                 progress.line('the workdir holds no checkpoint yet: starting from the beginning')
 
         # Iterations

@@ -118,6 +118,17 @@ def test_another_configuration_is_refused_in_the_same_workdir(tmp_path):
         experiment.run(config, tmp_path)
 
 
+def test_a_run_that_never_began_does_not_hold_its_workdir(tmp_path):
+    config = small_config()
+    config.iterations = 1
+    config.model.path = 'no/such/model'
+    with pytest.raises(FileNotFoundError, match='no/such/model'):
+        experiment.run(config, tmp_path)
+    config.model.path = 'dummy'
+    experiment.run(config, tmp_path)
+    assert len(numbers(tmp_path)) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     config = small_config()
     config.learner.update(learning_rate=1e30, schedule='constant')

@@ -38,6 +38,7 @@ class LocalAgent:
         if len({c[0] for c in self.choices}) != len(self.choices):
             raise ValueError('the choices a reply may begin with must differ in their first token')
 
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def start(self, batch: int) -> sampling.Session:
         """Empty sessions."""
         return sampling.open_session(self.model, batch, self.capacity)

@@ -76,14 +76,16 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Arra
     seen = at <= positions[:, :, None]
     if window is not None:
         seen &= at > positions[:, :, None] - window
-    scale = q.shape[-1] ** -0.5
-    if q.shape[1] == 1:  # decoding: without the query axis, XLA turns both products into matrix products
-        scores = jnp.einsum('bhgd,bhdl->bhgl', q[:, 0], keys).astype(jnp.float32) * scale
-        weights = jax.nn.softmax(jnp.where(seen[:, :, None, :], scores, -1e30), axis=-1)
-        return jnp.einsum('bhgl,bhld->bhgd', weights.astype(q.dtype), values)[:, None]
-    scores = jnp.einsum('bkhgd,bhdl->bhgkl', q, keys).astype(jnp.float32) * scale
+    # Both products as plain batched matrix products, the queries of a group side by side: XLA's CPU backend runs
+    # other orders of the axes several times slower, forward and backward.
+    groups, scale = q.shape[3], q.shape[-1] ** -0.5
+    q = rearrange(q, 'b k h g d -> b h (g k) d')
+    scores = jnp.einsum('bhqd,bhdl->bhql', q, keys).astype(jnp.float32) * scale
+    scores = rearrange(scores, 'b h (g k) l -> b h g k l', g=groups)
     weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1)
-    return jnp.einsum('bhgkl,bhld->bkhgd', weights.astype(q.dtype), values)
+    weights = rearrange(weights, 'b h g k l -> b h (g k) l').astype(q.dtype)
+    out = jnp.einsum('bhql,bhld->bhqd', weights, values)
+    return rearrange(out, 'b h (g k) d -> b k h g d', g=groups)
 
 
 class Linear(nn.Module):
@@ -97,7 +99,9 @@ class Linear(nn.Module):
     def __call__(self, x):
         init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', in_axis=0, out_axis=range(1, len(self.axes)))
         kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), (x.shape[-1], *self.out))
-        y = jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
+        # As one matrix product: with several row axes, the gradient of the kernel takes XLA's slow path on CPU.
+        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype).reshape(x.shape[-1], -1)
+        y = y.reshape(*x.shape[:-1], *self.out)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y += self.param('bias', zeros, self.out).astype(x.dtype)

@@ -45,7 +45,7 @@ class Judge:
 
     def start(self, batch: int) -> sampling.Session:
         """Empty readings."""
-        return sampling.open_session(self.model, batch, self.capacity)
+        return _start(self.model, batch, self.capacity)
 
     def encode(self, parts: Sequence[str], first: bool = False) -> Tokens:
         """Pieces of a user message as Tokens [N, capacity]; the `first` pieces open the chat."""
@@ -70,6 +70,9 @@ class Judge:
         """Ids with which a word can begin an answer: as it is, in lower case, and behind a space."""
         forms = (word, word.lower(), f' {word}', f' {word.lower()}')
         return {text.encode(self.tokenizer, form)[0] for form in forms}
+
+
+_start = jax.jit(sampling.open_session, static_argnums=(0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
