@@ -93,12 +93,13 @@ def adam(optimizer):
 
 
 def test_steps_are_those_of_a_literal_reference():
-    params, state = make_params(), fresh()
+    state = fresh()
     peak, warmup = LEARNER.learning_rate, 3
     reference = optax.chain(optax.clip_by_global_norm(LEARNER.clip), optax.adamw(
         lambda step: peak * (step + 1) / warmup, b1=0.9, b2=0.999, weight_decay=0.1))
-    optimizer, update = jax.jit(reference.init)(params), jax.jit(reference.update)
+    update = jax.jit(reference.update)
     for step in range(2):
+        params, optimizer = jax.tree.map(np.array, (state.params, state.optimizer))
         batch = make_rows(seed=step)
         loss, gradient = literal_gradient(params, batch)
         norm = math.sqrt(sum(float((g ** 2).sum()) for g in jax.tree.leaves(gradient)))
@@ -111,7 +112,11 @@ def test_steps_are_those_of_a_literal_reference():
         assert metrics['conversations'] == 3 and state.step == step + 1
         assert_trees_close(adam(state.optimizer).mu, adam(optimizer).mu, 1e-4)
         assert_trees_close(*(jax.tree.map(np.sqrt, adam(x).nu) for x in (state.optimizer, optimizer)), 1e-4)
-        assert_trees_close(state.params, params, 1e-4)
+        # Adam moves by g / |g|: where a gradient is rounding error, so is the direction, and nothing is to be compared.
+        clear = jax.tree.map(lambda g: np.abs(g) > 1e-5 * np.abs(g).max(), gradient)
+        assert all(where.mean() > 0.9 for where in jax.tree.leaves(clear))
+        moved = lambda new: jax.tree.map(lambda where, x: np.where(where, x, 0), clear, new)
+        assert_trees_close(moved(state.params), moved(params), 1e-4)
 
 
 def test_micro_batches_and_rematerialisation_do_not_change_the_step():
