@@ -90,7 +90,8 @@ def probability_of_yes(judge: Judge, logprob) -> np.ndarray:
     """f64[N] p(Yes) / (p(Yes) + p(No)) by the first token of the answer; NaN where the question did not fit."""
     yes, no = judge.first_ids('Yes'), judge.first_ids('No')
     logprob = np.asarray(logprob, np.float64)
-    yes, no = (np.logaddexp.reduce(logprob[:, sorted(ids)], axis=1) for ids in (yes - no, no - yes))
+    with np.errstate(invalid='ignore'):  # NaN is the answer to a question that did not fit
+        yes, no = (np.logaddexp.reduce(logprob[:, sorted(ids)], axis=1) for ids in (yes - no, no - yes))
     return 1 / (1 + np.exp(no - yes))
 
 
