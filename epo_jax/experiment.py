@@ -6,7 +6,7 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 from flax import struct
 import jax

@@ -5,7 +5,7 @@ from typing import Any, Optional, Sequence
 import numpy as np
 
 from epo_jax.rewards.process import Verdict
-from epo_jax.rewards.reading import Reading, strategies
+from epo_jax.rewards.reading import Reading
 from epo_jax.rollout import Episodes, Table
 
 
@@ -18,15 +18,15 @@ def episode_records(table: Table, kinds: Sequence[str], episodes: Episodes, read
       readings, verdict: of every seat, seat-major.
       numbers: of the episodes within the iteration; the rest of the batch is padding and is left out.
     """
-    advice, why = strategies(table, episodes), failures(table, episodes)
+    why, batch = failures(table, episodes), len(episodes.scenarios)
     env, state = table.env.env, episodes.state.env
     records = []
     for b, number in enumerate(numbers):
         scenario = episodes.scenarios[b]
-        spoken = [iter(seat[b]) for seat in advice]
+        spoken = [iter(readings[s * batch + b].strategies) for s in range(len(table.seats))]
         seats = []
         for s, character in enumerate(scenario.characters):
-            row = s * len(episodes.scenarios) + b
+            row = s * batch + b
             seats.append({
                 'name': character.name, 'goal': scenario.goals[s], 'strategist': kinds[s],
                 'outcome': float(verdict.outcome[row]) if verdict.outcome_valid[row] else None,

@@ -12,10 +12,6 @@ from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, Tokens, pack
 
 
-class EpisodeError(RuntimeError):
-    """An episode's environment raised or stalled."""
-
-
 CUE_TOKENS = 32  # room for the beginning of a reply
 
 
@@ -95,15 +91,16 @@ class HostEnvironment:
         done = np.zeros(len(live), bool)
         reward = np.zeros((len(live), self.num_seats), np.float32)
         for b, result in zip(rows, call_all(calls, self.timeout)):
+            if isinstance(result, Failure):
+                failures[b] = result.reason
+                continue
             try:
-                if isinstance(result, Failure):
-                    raise EpisodeError(result.reason)
                 episodes[b], step = result
                 done[b], reward[b], events[b] = step.done, step.rewards, events[b] + step.events
                 for s, view in enumerate(views):
                     for role in (0, 1):
                         view[role][b] = self._encode(s, role, step.views[s][role])
-            except (EpisodeError, TooLongError) as error:
+            except TooLongError as error:
                 failures[b] = str(error)
             except (TypeError, ValueError, AttributeError) as error:  # what came back is no step of this table
                 failures[b] = f'{type(error).__name__}: {error}'

@@ -222,11 +222,15 @@ class Transformer(nn.Module):
             return jnp.einsum('...w,vw->...v', hidden, self.embed.astype(hidden.dtype)).astype(jnp.float32)
         return self.head(hidden).astype(jnp.float32)
 
-    def init_params(self, key):
-        """A fresh parameter tree, float32, as a plain nested dict without sharding metadata."""
+    def init_boxed(self, key):
+        """A fresh parameter tree, float32, every leaf with the names of its logical axes."""
         def everything(module, ids):
             return module.logits(module(ids, ids)[0])
-        return nn.meta.unbox(self.init(key, jnp.zeros((1, 1), jnp.int32), method=everything)['params'])
+        return self.init(key, jnp.zeros((1, 1), jnp.int32), method=everything)['params']
+
+    def init_params(self, key):
+        """A fresh parameter tree, float32, as a plain nested dict without sharding metadata."""
+        return nn.meta.unbox(self.init_boxed(key))
 
     def init_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache: zeros of keys [B, H, D, L] and values [B, H, L, D] for every layer."""

@@ -11,7 +11,6 @@ import textwrap
 import gguf
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
