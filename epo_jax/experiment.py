@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any, Sequence
@@ -11,26 +12,20 @@ from typing import Any, Sequence
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from epo_jax import evaluate, learner as learning, records, selfplay
-from epo_jax.agents.base import Player, Seat
+from epo_jax import evaluate, hosts, iteration as iterating, learner as learning, records, selfplay
 from epo_jax.checkpoint import Checkpoints, Preemption
 from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
-from epo_jax.envs.host import HostEnvironment
-from epo_jax.envs.sotopia.dialogue import Sotopia
-from epo_jax.envs.sotopia.profiles import Scenario, load_scenarios
+from epo_jax.envs.domains import load_domain
 from epo_jax.files import write_atomically, write_jsonl
+from epo_jax.iteration import Run
 from epo_jax.models.transformer import stack
 from epo_jax.parallel import make_mesh, param_shardings
-from epo_jax.rewards.outcome import load_outcome, scored
-from epo_jax.rewards.process import Verdict, assess
-from epo_jax.rewards.reading import Reading, readings
-from epo_jax.rl import credit
-from epo_jax.roles import Roles, build_roles, for_sampling
-from epo_jax.rollout import Episodes, Table, Trajectory, episode_keys, rollout, trajectory
+from epo_jax.roles import Roles, adapter, build_roles
 from epo_jax.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
 
@@ -40,32 +35,6 @@ class RunState:
 
     train: learning.TrainState
     snapshots: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Played:
-    """A batch of finished episodes with what the judge said of every seat."""
-
-    table: Table
-    kinds: tuple[str, ...]
-    numbers: tuple[int, ...]
-    episodes: Episodes
-    readings: Sequence[Reading]
-    verdict: Verdict
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything that is built once and then only used."""
-
-    config: ConfigDict
-    workdir: pathlib.Path
-    roles: Roles
-    learner: learning.Learner
-    train: Sequence[Scenario]
-    held_out: Sequence[Scenario]
-    progress: Progress
-    watch: Stopwatch
 
 
 def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
@@ -79,29 +48,29 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
       FloatingPointError: a loss or gradient is not finite; the last checkpoint stands.
     """
     validate(config)
-    scenarios = load_scenarios(config.scenarios)
+    domain = load_domain(config.environment.name)
+    scenarios = domain.scenarios(config.scenarios, config.environment)
     mesh = make_mesh(config.mesh)
-    workdir = pathlib.Path(workdir)
+    shared = pathlib.Path(workdir).absolute()
+    workdir = hosts.own_folder(shared)
     metrics = workdir / 'metrics.jsonl'
     begun = metrics.exists() and metrics.stat().st_size > 0  # before the first result, any configuration may replace another
     open_workdir(workdir, config, MAY_DIFFER if begun else tuple(config))
     with (Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption,
-          Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
+          Checkpoints(shared, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
         # Models and learner
         watch = Stopwatch()
         with watch('load'):
-            roles = build_roles(config, mesh)
+            roles = build_roles(config, mesh, domain)
         progress.line(f'strategist: {roles.strategist.config.num_params / 1e6:.1f}M parameters on {mesh.size} '
                       f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
-        this = Run(
-            config, workdir, roles, make_learner(config, roles),
-            [s for s in scenarios if s.split == 'train'], [s for s in scenarios if s.split == 'held_out'],
-            progress, watch)
+        this = Run(config, domain, roles, make_learner(config, roles), progress, watch,
+                   param_shardings(roles.strategist.sampler(), mesh))
+        train, held_out = ([s for s in scenarios if s.split == split] for split in ('train', 'held_out'))
 
         # State: fresh, or as it was after the last iteration that was saved
-        shardings = param_shardings(this.learner.model, mesh)
         start = checkpoints.latest() or 0
-        fresh = jax.jit(lambda params: this.learner.init(jax.lax.with_sharding_constraint(stack(params), shardings)))
+        fresh = jax.jit(functools.partial(initial_state, this.learner, mesh, config.seed))
         if start:
             abstract = fresh.lower(roles.strategist.params).compile().out_info
             state, _ = checkpoints.restore(start, RunState(abstract, (abstract.params,) * pool_size(config, start)))
@@ -115,13 +84,13 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         with MetricsWriter(workdir, resume_step=start) as writer:
             for iteration in range(start, config.iterations):
                 progress.start_iteration(iteration + 1)
-                state, metrics = iterate(this, state, iteration)
+                state, metrics = iterate(this, state, train, iteration, workdir)
                 metrics |= {'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
-                checkpoints.save(
-                    iteration + 1, state, {}, force=preemption.requested or iteration + 1 == config.iterations)
+                stop = hosts.agree(preemption.requested)
+                checkpoints.save(iteration + 1, state, {}, force=stop or iteration + 1 == config.iterations)
                 progress.line(summary(iteration + 1, metrics))
-                if preemption.requested:
+                if stop:
                     checkpoints.wait()
                     progress.line('asked to stop: saved, start again to go on')
                     return []
@@ -130,7 +99,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         # Evaluation
         if not config.evaluation.episodes:
             return []
-        rows = compare(this, state)
+        rows = compare(this, state, held_out, workdir)
         columns, cells = evaluate.table(rows)
         progress.table('Goal scores on held-out scenarios', columns, cells)
         progress.line(f'episodes: {workdir / "episodes"}')
@@ -145,220 +114,97 @@ def make_learner(config: ConfigDict, roles: Roles) -> learning.Learner:
     steps = config.iterations * c.epochs * math.ceil(trained / c.batch)
     return learning.Learner(
         roles.strategist.learner(config.model.remat), c.learning_rate, steps, c.schedule, c.warmup_ratio, c.clip,
-        c.weight_decay, c.b1, c.b2, c.micro_batch)
+        c.weight_decay, c.b1, c.b2, c.micro_batch, adapter(config), c.chunk)
 
 
-def iterate(this: Run, state: RunState, iteration: int) -> tuple[RunState, dict[str, float]]:
+def iterate(this: Run, state: RunState, scenarios: Sequence[Any], iteration: int,
+            workdir: pathlib.Path) -> tuple[RunState, dict[str, float]]:
     """One self-play iteration: (the state after it, its metrics). Writes its episodes."""
-    config, watch = this.config, this.watch
-    key = jax.random.key(config.seed)
-    params = for_sampling(state.train.params, this.roles.strategist.dtype)
-    chosen = draw(this.train, config.rollout.episodes, config.rollout.group, iteration, config.seed)
-
-    # Rollout and judge
-    played = []
-    for match in selfplay.matches(config.seats, config.rollout.episodes):
-        seats = tuple(seat(this, kind, params, state.snapshots, iteration) for kind in match.kinds)
-        played += play(this, seats, match.kinds, [chosen[i] for i in match.episodes], match.episodes,
-                       episode_keys(key, iteration, np.array(match.episodes)), config.reward.process)
-    del params
-
-    # Credit
-    rows, verdict = join([gather(p, config.rollout.group) for p in played])
-    reward, valid = credit.combine(
-        verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask,
-        config.reward.combine, config.reward.weight)
-    advantage = credit.advantages(
-        reward, valid, rows.group, config.credit.gamma, config.credit.baseline, config.credit.normalise)
-    reward, valid, advantage = map(np.asarray, (reward, valid, advantage))
-
-    # Learning
+    config = this.config
+    chosen = draw(scenarios, config.rollout.episodes, config.rollout.group, iteration, config.seed)
+    tables = iterating.tables(this, state.train, state.snapshots, iteration)
     snapshots = ()
     if uses_pool(config):
         snapshots = selfplay.remember(state.snapshots, copy(state.train.params), config.pool_size)
-    with watch('learn'):
-        train, learned = learn(this, state.train, rows, advantage, valid, iteration)
+    step = iterating.one_program if config.rollout.compiled else iterating.step_by_step
+    train, lesson = step(this, state.train, tables, chosen, iteration)
 
-    # Record
-    saved = [record for p in played for record in records.episode_records(
-        p.table, p.kinds, p.episodes, p.readings, p.verdict, p.numbers)]
-    by_number = {record['episode']: record for record in saved}
-    for n in range(len(rows.ids)):
-        records.add_credit(
-            by_number[int(rows.episode[n])], int(rows.seat[n]), rows.ids[n], rows.turn[n], rows.logprob[n],
-            int(rows.length[n]), int(rows.turn_mask[n].sum()), reward[n], valid[n], advantage[n])
-    folder = this.workdir / 'episodes'
-    folder.mkdir(exist_ok=True)
-    write_jsonl(folder / f'iteration_{iteration + 1:05d}.jsonl', saved)
-    reason = records.failure_reason(saved)
-    if reason:
-        this.progress.line(f'{sum(r["truncated"] for r in saved)} episodes were cut off, the first because: {reason}')
-    metrics = learned | describe(saved, rows, verdict, reward, valid) | watch.metrics()
-    return RunState(train, snapshots), metrics
+    saved = None
+    if (iteration + 1) % config.rollout.record_every == 0 or iteration + 1 == config.iterations:
+        saved = lesson.records()
+        folder = workdir / 'episodes'
+        folder.mkdir(exist_ok=True)
+        write_jsonl(folder / f'iteration_{iteration + 1:05d}.jsonl', saved)
+        reason = records.failure_reason(saved)
+        if reason:
+            this.progress.line(
+                f'{sum(r["truncated"] for r in saved)} episodes were cut off, the first because: {reason}')
+    return RunState(train, snapshots), iterating.describe(lesson, saved) | this.watch.metrics()
 
 
-def seat(this: Run, kind: str, policy, snapshots: Sequence[Any], iteration: int) -> Seat:
-    """A seat with a strategist of the given kind; `policy` are parameters for sampling."""
-    roles = this.roles
-    actor = Player(roles.player, roles.actor.params, roles.actor.tokenizer)
-    if kind == 'none':
-        return Seat(actor)
-    params = {'policy': policy, 'prompted': roles.strategist.params}.get(kind)
-    if params is None:
-        last = len(snapshots) - 1
-        if last < 0:  # before the first iteration, the last snapshot is the model as it was
-            params = roles.strategist.params
-        else:
-            index = last if kind == 'snapshot' else selfplay.draw_snapshot(this.config.seed, iteration, last + 1)
-            params = for_sampling(snapshots[index], roles.strategist.dtype)
-    return Seat(actor, Player(roles.adviser, params, roles.strategist.tokenizer), trained=kind == 'policy')
-
-
-def play(this: Run, seats: tuple[Seat, ...], kinds: tuple[str, ...], scenarios: Sequence[Scenario],
-         numbers: Sequence[int], keys, process: str) -> list[Played]:
-    """Plays and judges scenarios in batches of one size; the last batch is filled up with what is not played.
-
-    Args:
-      numbers: of the episodes; keys: key[episodes]; process: method of the process reward.
-    """
-    config, batch = this.config, this.config.rollout.batch
-    c = config.environment
-    sotopia = Sotopia(c.max_turns, c.max_stale, tuple(c.allowed), c.short, c.begun)
-    env = HostEnvironment(sotopia, seats, config.rollout.view_tokens, c.timeout or None)
-    table = Table(env, seats)
-    outcome = None if config.reward.outcome == 'judge' else load_outcome(config.reward.outcome)
-    played = []
-    for i in range(0, len(scenarios), batch):
-        own = tuple(numbers[i:i + batch])
-        part = [*scenarios[i:i + batch], *[scenarios[0]] * (batch - len(own))]
-        filled = np.minimum(np.arange(i, i + batch), len(scenarios) - 1)
-        with this.watch('rollout'), this.progress.phase('rollout', env.max_turns, 'turns') as phase:
-            episodes = rollout(table, part, keys[filled], count=len(own), on_turn=lambda turn: phase.advance(
-                1, int(np.sum(turn.message.length)) + (int(np.sum(turn.strategy.length)) if turn.strategy else 0)))
-        with this.watch('judge'), this.progress.phase('judge', unit='turns'):
-            read = readings(table, episodes)
-            read = scored(read, outcome) if outcome else read
-            verdict = assess(this.roles.judge, read, episodes.max_turns, process)
-        played.append(Played(table, kinds, own, episodes, read, verdict))
-    return played
-
-
-def gather(played: Played, group: int) -> tuple[Trajectory, Verdict]:
-    """The trained rows of a batch, without its padding, and their verdicts."""
-    batch, own = len(played.episodes.scenarios), len(played.numbers)
-    numbers = np.array([*played.numbers, *[0] * (batch - own)])
-    rows = trajectory(played.table, played.episodes, numbers // group)
-    kept = rows.episode < own
-    at = (rows.seat * batch + rows.episode)[kept]
-    rows = jax.tree.map(lambda x: x[kept], rows)
-    v = played.verdict
-    return rows.replace(episode=numbers[rows.episode]), Verdict(
-        v.process[at], v.valid[at], v.outcome[at], v.outcome_valid[at], tuple(v.note[n] for n in at))
-
-
-def join(parts: Sequence[tuple[Trajectory, Verdict]]) -> tuple[Trajectory, Verdict]:
-    """Puts the rows of several batches into one."""
-    rows = jax.tree.map(lambda *xs: np.concatenate(xs), *(rows for rows, _ in parts))
-    verdicts = [verdict for _, verdict in parts]
-    field = lambda name: np.concatenate([getattr(verdict, name) for verdict in verdicts])
-    return rows, Verdict(field('process'), field('valid'), field('outcome'), field('outcome_valid'),
-                         sum((verdict.note for verdict in verdicts), ()))
-
-
-def learn(this: Run, train: learning.TrainState, rows: Trajectory, advantage, valid,
-          iteration: int) -> tuple[learning.TrainState, dict[str, float]]:
-    """All gradient steps of an iteration: (state, metrics averaged over the steps)."""
-    c = this.config.learner
-    data = learning.Batch(rows.ids, rows.turn, rows.logprob, advantage, valid)
-    batches = [
-        batch for epoch in range(c.epochs) for batch in learning.batches(
-            data, c.batch, np.random.default_rng((this.config.seed, iteration, epoch)), c.length_bucket)]
-    steps = []
-    with this.progress.phase('learn', len(batches), 'steps') as phase:
-        for batch in batches:
-            train, metrics = this.learner.step(train, batch)
-            steps.append({name: float(value) for name, value in metrics.items()})
-            if not math.isfinite(steps[-1]['loss'] + steps[-1]['gradient_norm']):
-                raise FloatingPointError(
-                    f'iteration {iteration + 1}: loss {steps[-1]["loss"]}, gradient norm '
-                    f'{steps[-1]["gradient_norm"]}; the checkpoint of the iteration before stands')
-            phase.advance(1, batch.ids.size)
-    mean = {f'learner/{name}': float(np.mean([step[name] for step in steps])) for name in steps[0]}
-    # Only before the first step does the policy equal the one that sampled: there the gap is numerical error.
-    return train, mean | {'learner/logprob_gap': steps[0]['logprob_gap'], 'learner/steps': len(steps)}
-
-
-def describe(saved: Sequence[dict], rows: Trajectory, verdict: Verdict, reward, valid) -> dict[str, float]:
-    """Metrics of an iteration's episodes."""
-    mean = lambda values: float(np.mean(values)) if len(values) else math.nan
-    texts = [turn['strategy'] for record in saved for turn in record['turns'] if turn['strategy']]
-    events = [event for record in saved for event in record['events']]
-    kinds = {name for name in events if not name.startswith('action/none')} | {'action/repaired', 'action/unparsable'}
-    turns = int(rows.turn_mask.sum())
-    return {
-        'outcome/mean': mean(verdict.outcome[verdict.outcome_valid]),
-        'outcome/missing': int((~verdict.outcome_valid).sum()),
-        'reward/process': mean(verdict.process[verdict.valid]),
-        'reward/per_turn': mean(reward[valid]),
-        'reward/missing_turns': turns - int(valid.sum()),
-        'episodes/count': len(saved),
-        'episodes/turns': mean([len(record['turns']) for record in saved]),
-        'episodes/truncated': sum(record['truncated'] for record in saved),
-        'strategy/tokens': int((rows.turn >= 0).sum()) / max(turns, 1),
-        'strategy/distinct': len(set(texts)) / max(len(texts), 1),
-        'strategy/logprob': mean(rows.logprob[rows.turn >= 0]),
-    } | {name: events.count(name) for name in sorted(kinds)}
+def initial_state(learner: learning.Learner, mesh: Mesh, seed: int, params) -> learning.TrainState:
+    """The state before training: all of the strategist's parameters, or a fresh adapter."""
+    if learner.lora is None:
+        trained = stack(params)
+    else:
+        trained = learner.lora.init(learner.model, jax.random.key(seed))
+    shardings = param_shardings(learner.model, mesh, learner.lora)
+    return learner.init(jax.lax.with_sharding_constraint(trained, shardings))
 
 
 def summary(iteration: int, metrics: dict[str, float]) -> str:
     """One line on an iteration."""
-    seconds = sum(metrics.get(f'time/{name}', 0) for name in ('rollout', 'judge', 'learn'))
+    seconds = sum(metrics.get(f'time/{name}', 0) for name in ('rollout', 'judge', 'learn', 'program'))
     return (f'iteration {iteration}: outcome {metrics["outcome/mean"]:.3f}  loss {metrics["learner/loss"]:+.4f}  '
             f'gradient {metrics["learner/gradient_norm"]:.2f}  gap {metrics["learner/logprob_gap"]:.1e}  '
             f'turns {metrics["episodes/turns"]:.1f}  {seconds:.0f} s')
 
 
-def compare(this: Run, state: RunState) -> list[evaluate.Row]:
-    """Plays the held-out scenarios under every condition, with the same keys, and writes evaluation.json."""
+def compare(this: Run, state: RunState, held_out: Sequence[Any], workdir: pathlib.Path) -> list[evaluate.Row]:
+    """Plays held-out scenarios under every condition, with the same keys, and writes evaluation.json."""
     config = this.config
-    if not this.held_out:
+    if not held_out:
         raise ValueError('no scenario is held out: evaluation.episodes must be 0')
-    order = np.random.default_rng(config.seed).permutation(len(this.held_out))
-    scenarios = [this.held_out[i] for i in order[:config.evaluation.episodes]]
+    order = np.random.default_rng(config.seed).permutation(len(held_out))
+    scenarios = [held_out[i] for i in order[:config.evaluation.episodes]]
     numbers = tuple(range(len(scenarios)))
-    keys = episode_keys(jax.random.key(config.seed), 2**31 - 1, np.array(numbers))
-    policy = for_sampling(state.train.params, this.roles.strategist.dtype)
+    keys = iterating.keys_of(config.seed, 2**31 - 1, np.array(numbers))
+    policy = iterating.sampled_by(this, state.train.params)
     scores, saved = {}, []
     for kind in config.evaluation.conditions:
         this.progress.stage(f'evaluation: {kind}')
-        scores[kind] = np.full((len(scenarios), 2), np.nan)
-        plays = [((kind, kind), (0, 1))] if config.evaluation.partner == 'self' or kind == 'none' else [
-            ((kind, 'none'), (0,)), (('none', kind), (1,))]
-        for kinds, tested in plays:
+        scores[kind] = np.full((len(scenarios), this.domain.seats), np.nan)
+        for kinds, tested in pairings(kind, this.domain.seats, config.evaluation.partner):
             seats = tuple(
-                dataclasses.replace(seat(this, k, policy, (), 0), trained=False) for k in kinds)
-            for played in play(this, seats, kinds, scenarios, numbers, keys, process='none'):
-                batch = len(played.episodes.scenarios)
-                for b, number in enumerate(played.numbers):
-                    for s in tested:
-                        if played.verdict.outcome_valid[s * batch + b]:
-                            scores[kind][number, s] = 10 * played.verdict.outcome[s * batch + b]
-                saved += [{'condition': kind} | record for record in records.episode_records(
-                    played.table, kinds, played.episodes, played.readings, played.verdict, played.numbers)]
+                dataclasses.replace(iterating.seat(this, k, policy, (), 0), trained=False) for k in kinds)
+            played = iterating.play(this, iterating.table(this, seats), kinds, scenarios, numbers, keys, process='none')
+            outcome = np.where(played.verdict.outcome_valid, 10 * played.verdict.outcome, np.nan)
+            for s in tested:
+                scores[kind][:, s] = outcome[s * len(scenarios):(s + 1) * len(scenarios)]
+            saved += [{'condition': kind} | record for record in played.records()]
     rows = evaluate.compare(scores, config.evaluation.bootstrap, config.seed)
-    write_jsonl(this.workdir / 'episodes' / 'evaluation.jsonl', saved)
-    write_atomically(this.workdir / 'evaluation.json', evaluate.to_json(rows, scores))
+    write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
+    write_atomically(workdir / 'evaluation.json', evaluate.to_json(rows, scores))
     return rows
 
 
-def draw(scenarios: Sequence[Scenario], count: int, group: int, iteration: int, seed: int) -> list[Scenario]:
+def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Tables at which a kind of strategist is evaluated: (strategists by seat, seats that are tested)."""
+    if partner == 'self' or kind == 'none':
+        return [((kind,) * seats, tuple(range(seats)))]
+    return [(tuple(kind if s == tested else 'none' for s in range(seats)), (tested,)) for tested in range(seats)]
+
+
+def draw(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed: int) -> list[Any]:
     """The scenarios of an iteration: the set in a new random order each time through, each `group` times."""
     if not scenarios:
         raise ValueError("no scenario has split 'train'")
-    chosen = []
+    passes, chosen = {}, []
     for position in range(iteration * (count // group), (iteration + 1) * (count // group)):
-        order = np.random.default_rng((seed, position // len(scenarios))).permutation(len(scenarios))
-        chosen += [scenarios[order[position % len(scenarios)]]] * group
+        number, at = divmod(position, len(scenarios))
+        if number not in passes:
+            passes[number] = np.random.default_rng((seed, number)).permutation(len(scenarios))
+        chosen += [scenarios[passes[number][at]]] * group
     return chosen
 
 

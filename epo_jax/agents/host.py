@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Callable, Optional, Sequence
 
+from flax import struct
 import jax
 import numpy as np
 
@@ -14,12 +15,19 @@ from epo_jax.text.tokens import Tokens, concat, pack
 Reply = Callable[[Sequence[tuple[str, str]], int], str]
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Memory:
-    """The conversations of a host agent: histories by row, and which rows have failed and why."""
+    """The conversations of a host agent.
 
-    histories: tuple[tuple[tuple[str, str], ...], ...]
-    failures: tuple[Optional[str], ...]
+    Attributes:
+      openings: object[B] text read that still waits for the rest of its message.
+      histories: object[B] tuples of (role, text).
+      failures: object[B] why a row has failed, None where it has not.
+    """
+
+    openings: np.ndarray
+    histories: np.ndarray
+    failures: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +46,39 @@ class HostAgent:
     max_tokens: int
     timeout: Optional[float] = None
 
+    on_device = False
+
+    @property
+    def width(self) -> int:
+        """Tokens of a reply, at most."""
+        return self.max_tokens
+
     def start(self, batch: int) -> Memory:
         """Empty histories."""
-        return Memory(((),) * batch, (None,) * batch)
+        histories = np.empty(batch, object)
+        histories[:] = [()] * batch
+        return Memory(np.full(batch, '', object), histories, np.full(batch, None, object))
 
-    def respond(self, params, memory: Memory, content: Sequence[Tokens], cue: Tokens,
+    def begin(self, params, memory: Memory, opening: Tokens, rows, group: int = 1) -> Memory:
+        """See Agent.begin."""
+        openings, histories, failures = memory.openings.copy(), memory.histories.copy(), memory.failures.copy()
+        ids = opening.rows()
+        for b in np.flatnonzero(rows):
+            openings[b], histories[b], failures[b] = text.decode(self.tokenizer, ids[b]), (), None
+        return Memory(openings, histories, failures)
+
+    def respond(self, params, memory: Memory, content: Sequence[Tokens], cue: Tokens, choices: Optional[Tokens],
                 keys: jax.Array, who: int, live) -> tuple[Memory, Tokens]:
-        """See Agent.respond; the cue is not used: what replies here needs no help to begin."""
+        """See Agent.respond; cue and choices are not used: what replies here needs no help to begin, and the
+        environment refuses what is not allowed."""
         live = np.asarray(live) & ~self.failed(memory)
         texts = [text.decode(self.tokenizer, row) for row in concat(content).rows()]
         seeds = np.asarray(jax.random.key_data(keys))[:, -1]
-        histories, failures = list(memory.histories), list(memory.failures)
+        openings, histories, failures = memory.openings.copy(), memory.histories.copy(), memory.failures.copy()
         rows = np.flatnonzero(live)
         for b in rows:
-            histories[b] += (('user', texts[b]),)
+            histories[b] += (('user', openings[b] + texts[b]),)
+            openings[b] = ''
         calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in rows]
         replies = [()] * len(live)
         for b, answer in zip(rows, call_all(calls, self.timeout)):
@@ -60,7 +87,7 @@ class HostAgent:
                 continue
             histories[b] += (('assistant', answer),)
             replies[b] = text.encode(self.tokenizer, answer)[:self.max_tokens]
-        return Memory(tuple(histories), tuple(failures)), pack(replies, self.max_tokens)
+        return Memory(openings, histories, failures), pack(replies, self.max_tokens)
 
     def _answer(self, history, seed: int) -> str:
         answer = self.reply(history, seed)
@@ -71,3 +98,7 @@ class HostAgent:
     def failed(self, memory: Memory) -> np.ndarray:
         """Rows whose reply raised or took too long."""
         return np.array([reason is not None for reason in memory.failures])
+
+    def reasons(self, memory: Memory) -> Sequence[str]:
+        """See Agent.reasons."""
+        return memory.failures

@@ -1,8 +1,8 @@
-"""A language model of our own in a seat: a session, chat segments, and one compiled function."""
+"""A language model of our own in a seat: a session, chat segments, and two compiled functions."""
 
 import dataclasses
 import functools
-from typing import Sequence
+from typing import Optional, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class LocalAgent:
       chat: its chat template, cut into segments.
       sampling: how replies are drawn.
       capacity: longest conversation, in tokens.
-      choices: where given, the reply must begin with one of these id sequences, drawn by the model's probability
+      prefixes: where given, the reply must begin with one of these id sequences, drawn by the model's probability
         of their first ids (which must differ); the rest of the sequence, and nothing else, is then given.
       chunk: tokens of a row run at once when text is read.
     """
@@ -31,53 +31,95 @@ class LocalAgent:
     chat: ChatSegments
     sampling: sampling.SamplingConfig
     capacity: int
-    choices: tuple[tuple[int, ...], ...] = ()
+    prefixes: tuple[tuple[int, ...], ...] = ()
     chunk: int = 64
 
-    def __post_init__(self):
-        if len({c[0] for c in self.choices}) != len(self.choices):
-            raise ValueError('the choices a reply may begin with must differ in their first token')
+    on_device = True
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def __post_init__(self):
+        if len({c[0] for c in self.prefixes}) != len(self.prefixes):
+            raise ValueError('the prefixes of replies must differ in their first token')
+
+    @property
+    def width(self) -> int:
+        """Tokens of a reply, at most."""
+        return self.sampling.max_tokens + max(map(len, self.prefixes), default=0)
+
     def start(self, batch: int) -> sampling.Session:
         """Empty sessions."""
-        return sampling.open_session(self.model, batch, self.capacity)
+        return _start(self.model, batch, self.capacity)
+
+    def begin(self, params, memory: sampling.Session, opening: Tokens, rows, group: int = 1) -> sampling.Session:
+        """See Agent.begin; `memory` is donated. The opening of a group is read once."""
+        return _begin(self.model, self.chat, self.chunk, group, params, memory, opening, rows)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='memory')
     def respond(self, params, memory: sampling.Session, content: Sequence[Tokens], cue: Tokens,
-                keys: jax.Array, who, live) -> tuple[sampling.Session, Tokens]:
+                choices: Optional[Tokens], keys: jax.Array, who, live) -> tuple[sampling.Session, Tokens]:
         """See Agent.respond; `memory` is donated."""
         session, batch = memory, live.shape[0]
-        first = session.length == 0
+        first = session.turns == 0
         unended = ~first & (sampling.last_id(session) != self.chat.end)  # the last reply was cut off: end it now
         parts = [
             keep(repeat((self.chat.end,), batch), unended),
             keep(repeat(self.chat.between, batch), ~first),
-            keep(repeat(self.chat.open, batch), first),
             *content,
             repeat(self.chat.close, batch),
             cue]
         session = sampling.extend(self.model, params, session, keep(concat(parts), live), self.chunk)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, who))(keys)
-        if not self.choices:
-            return sampling.generate(self.model, params, session, keys, live, self.sampling)
+        if not self.prefixes:
+            return sampling.generate(self.model, params, session, keys, live, self.sampling, choices)
 
-        begin, session = self._choose(params, session, keys, live)
+        begun, session = self._choose(params, session, keys, live)
         session, rest = sampling.generate(self.model, params, session, keys, live, self.sampling)
-        return session, concat([begin, rest])
+        return session, concat([begun, rest])
 
     def _choose(self, params, session, keys, live):
-        """Draws which of `choices` a reply begins with, and appends it as context."""
+        """Draws which of `prefixes` a reply begins with, and appends it as context."""
         session, logits = sampling.next_logits(self.model, params, session, live)
-        logits = logits[:, jnp.array([c[0] for c in self.choices])]
+        logits = logits[:, jnp.array([c[0] for c in self.prefixes])]
         one = dataclasses.replace(self.sampling, max_tokens=1, top_k=0, top_p=1.0)
         chosen, _ = sampling.sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), one)
-        width = max(map(len, self.choices))
-        table = jnp.array([c + (0,) * (width - len(c)) for c in self.choices])
-        begin = Tokens(table[chosen], jnp.array([len(c) for c in self.choices])[chosen])
-        begin = keep(begin, live)
-        return begin, sampling.extend(self.model, params, session, begin, self.chunk)
+        width = max(map(len, self.prefixes))
+        table = jnp.array([c + (0,) * (width - len(c)) for c in self.prefixes])
+        begun = Tokens(table[chosen], jnp.array([len(c) for c in self.prefixes])[chosen])
+        begun = keep(begun, live)
+        return begun, sampling.extend(self.model, params, session, begun, self.chunk)
 
     def failed(self, memory: sampling.Session) -> jax.Array:
         """Conversations that outgrew the capacity."""
         return memory.overflow
+
+    def reasons(self, memory: sampling.Session) -> list[str]:
+        """See Agent.reasons."""
+        return [f'the conversation does not fit its capacity of {self.capacity} tokens'] * len(memory.overflow)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames='memory')
+def _begin(model, chat, chunk, group, params, memory, opening, rows):
+    """Reads openings. It depends on nothing that tells a strategist from an actor, so one program serves both."""
+    opening = keep(concat([repeat(chat.open, len(rows)), opening]), rows)
+    if group == 1:
+        return sampling.extend(model, params, sampling.clear(memory, rows), opening, chunk)
+
+    def together(memory):
+        """One member of every group reads, in a session of its own, which the others then take over."""
+        first = jax.tree.map(lambda x: x[::group], opening)
+        session = sampling.open_session(model, len(first.length), memory.ids.shape[1])
+        session = sampling.extend(model, params, session, first, chunk)
+
+        def spread(new, old, axis):
+            new = jnp.repeat(new, group, axis=axis)
+            return jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1 - axis)), new, old)
+
+        cache = jax.tree.map(functools.partial(spread, axis=int(model.stacked)), session.cache, memory.cache)
+        rest = session.replace(cache=None), memory.replace(cache=None)
+        return jax.tree.map(functools.partial(spread, axis=0), *rest).replace(cache=cache)
+
+    return jax.lax.cond(jnp.any(rows), together, lambda memory: memory, memory)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(model, batch, capacity):
+    return sampling.open_session(model, batch, capacity)

@@ -1,27 +1,33 @@
-"""A batch of text episodes on the host, seen from the rollout as tokens."""
+"""Text episodes on the host, seen from the rollout as tokens."""
 
 import dataclasses
 from typing import Any, Optional, Sequence
 
+from flax import struct
 import numpy as np
 
 from epo_jax.agents.base import Seat
-from epo_jax.envs.base import Observation, TextEnvironment, View
+from epo_jax.envs.base import Account, Observation, TextEnvironment, View
 from epo_jax.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, Tokens, pack
 
-
 CUE_TOKENS = 32  # room for the beginning of a reply
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class HostState:
-    """States, failures and event counts of the episodes, by row."""
+    """What is in the slots.
 
-    episodes: tuple[Any, ...]
-    failures: tuple[Optional[str], ...]
-    events: tuple[tuple[str, ...], ...]
+    Attributes:
+      episodes: object[B] states of the TextEnvironment; None: nothing has begun.
+      failures: object[B] why the environment broke, or None.
+      events: object[B] tuples of names.
+    """
+
+    episodes: np.ndarray
+    failures: np.ndarray
+    events: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +39,16 @@ class HostEnvironment:
       seats: who sits at the table (their tokenizers are the edges of the text).
       width: tokens of one view at most.
       timeout: seconds a step of all episodes may take; None: unlimited, one after the other.
+      choice_shape: most choices of one reply, and tokens of one at most.
     """
 
     env: TextEnvironment
     seats: tuple[Seat, ...]
     width: int
     timeout: Optional[float] = None
+    choice_shape: tuple[int, int] = (512, 64)
+
+    on_device = False
 
     @property
     def num_seats(self) -> int:
@@ -54,27 +64,63 @@ class HostEnvironment:
         tokenizer = self.seats[seat].actor.tokenizer
         return text.encode(tokenizer, before), text.encode(tokenizer, after)
 
-    def reset(self, scenarios: Sequence[Any]) -> tuple[HostState, tuple[View, ...]]:
-        """See Environment.reset.
+    def encode(self, scenarios: Sequence[Any]) -> Sequence[Any]:
+        """See Environment.encode: the scenarios themselves."""
+        return scenarios
+
+    def start(self, batch: int) -> HostState:
+        """See Environment.start."""
+        events = np.empty(batch, object)
+        events[:] = [()] * batch
+        return HostState(np.full(batch, None, object), np.full(batch, None, object), events)
+
+    def deal(self, state: HostState, queue: Sequence[Any], episode, rows) -> tuple[HostState, tuple[View, ...]]:
+        """See Environment.deal.
 
         Raises:
           TooLongError: an opening is longer than `width`.
         """
         advised = [seat.strategist is not None for seat in self.seats]
-        states, openings = zip(*(self.env.reset(scenario, advised) for scenario in scenarios))
-        try:
-            views = tuple(
-                View(*(self._pack(s, role, [opening[s][role] for opening in openings]) for role in (0, 1)))
-                for s in range(self.num_seats))
-        except TooLongError as error:
-            raise TooLongError(f'{error}: an opening is too long, raise rollout.view_tokens') from None
-        none = (None,) * len(states)
-        return HostState(states, none, ((),) * len(states)), views
+        episodes, failures, events = state.episodes.copy(), state.failures.copy(), state.events.copy()
+        views = [View([()] * len(rows), [()] * len(rows)) for _ in self.seats]
+        for b in np.flatnonzero(rows):
+            episodes[b], opening = self.env.reset(queue[episode[b]], advised)
+            failures[b], events[b] = None, ()
+            for s, view in enumerate(views):
+                for role in (0, 1):
+                    try:
+                        view[role][b] = self._encode(s, role, opening[s][role])
+                    except TooLongError as error:
+                        raise TooLongError(f'{error}: an opening is too long, raise rollout.view_tokens') from None
+        return HostState(episodes, failures, events), self._pack(views)
 
     def cues(self, state: HostState, seat: int) -> View:
         """See Environment.cues."""
-        cues = [self.env.cues(episode, seat) for episode in state.episodes]
+        cues = [View('', '') if episode is None else self.env.cues(episode, seat) for episode in state.episodes]
         return View(*(pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
+
+    def choices(self, state: HostState, seat: int) -> Optional[Tokens]:
+        """See Environment.choices. The arrays have one shape, `choice_shape`, and there are none at all where no
+        episode restricts its actor.
+
+        Raises:
+          TooLongError: there are more choices than the shape holds, or longer ones than the actor can write.
+        """
+        rows = [() if episode is None else self.env.choices(episode, seat) for episode in state.episodes]
+        if not any(rows):
+            return None
+        count, width = self.choice_shape
+        ids, length = np.zeros((len(rows), count, width), np.int32), np.zeros((len(rows), count), np.int32)
+        for b, row in enumerate(rows):
+            if len(row) > count:
+                raise TooLongError(f'{len(row)} replies to choose from do not fit into {count}')
+            encoded = [self._encode(seat, 1, choice) for choice in row]
+            longest = max(map(len, encoded), default=0)
+            if longest >= self.seats[seat].actor.agent.width:  # its end takes one more
+                raise TooLongError(f'a reply to choose from has {longest} tokens: raise actor.max_tokens above that')
+            packed = pack(encoded, width)
+            ids[b, :len(row)], length[b, :len(row)] = packed.ids, packed.length
+        return Tokens(ids, length)
 
     def step(self, state: HostState, seat: int, message: Tokens, live) -> tuple[HostState, Observation]:
         """See Environment.step."""
@@ -86,7 +132,7 @@ class HostEnvironment:
         texts = {b: text.decode(tokenizer, messages[b]) for b in rows}
         calls = [lambda b=b: self.env.step(state.episodes[b], seat, texts[b]) for b in rows]
 
-        episodes, failures, events = list(state.episodes), list(state.failures), list(state.events)
+        episodes, failures, events = state.episodes.copy(), state.failures.copy(), state.events.copy()
         views = [View([()] * len(live), [()] * len(live)) for _ in range(self.num_seats)]
         done = np.zeros(len(live), bool)
         reward = np.zeros((len(live), self.num_seats), np.float32)
@@ -105,8 +151,16 @@ class HostEnvironment:
             except (TypeError, ValueError, AttributeError) as error:  # what came back is no step of this table
                 failures[b] = f'{type(error).__name__}: {error}'
         failed = np.array([reason is not None for reason in failures])
-        views = tuple(View(*(pack(ids, self.width) for ids in view)) for view in views)
-        return HostState(tuple(episodes), tuple(failures), tuple(events)), Observation(views, done, reward, failed)
+        return HostState(episodes, failures, events), Observation(self._pack(views), done, reward, failed)
+
+    def accounts(self, scenarios: Sequence[Any], state: HostState, messages: Tokens) -> list[Account]:
+        """See Environment.accounts."""
+        seats = range(self.num_seats)
+        return [
+            Account(self.env.describe(episode), self.env.transcript(episode),
+                    [self.env.brief(episode, s) for s in seats], [self.env.score(episode, s) for s in seats],
+                    events, failure)
+            for episode, failure, events in zip(state.episodes, state.failures, state.events)]
 
     def _encode(self, seat: int, role: int, part: str) -> list[int]:
         """Ids of what a role (0 strategist, 1 actor) of a seat reads."""
@@ -116,5 +170,5 @@ class HostEnvironment:
             raise TooLongError(f'a text of {len(ids)} tokens does not fit into {self.width}')
         return ids
 
-    def _pack(self, seat: int, role: int, parts: Sequence[str]) -> Tokens:
-        return pack([self._encode(seat, role, part) for part in parts], self.width)
+    def _pack(self, views: Sequence[View]) -> tuple[View, ...]:
+        return tuple(View(*(pack(ids, self.width) for ids in view)) for view in views)

@@ -139,3 +139,11 @@ def _window(hf: Mapping[str, Any], kind: str) -> Optional[int]:
     if kind.startswith('qwen') and hf.get('max_window_layers', 0) > 0:
         raise UnsupportedModelError('max_window_layers > 0 (a window on some layers only) is not supported')
     return int(window)
+
+
+# Shapes of known models, by what their names begin with: what can be said of them without any file of theirs.
+SHAPES = {
+    'Meta-Llama-3-8B': ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, rope_theta=5e5, max_positions=8192),
+    'Meta-Llama-3-70B': ModelConfig(128256, 8192, 80, 64, 8, 128, 28672, rope_theta=5e5, max_positions=8192),
+    'smollm2': ModelConfig(49152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5, tied=True, max_positions=8192),
+}

@@ -8,8 +8,9 @@ G query heads sharing one key/value head, D head size, W residual width, M MLP w
 
 The parameters come in two layouts of the same numbers. `stacked=True`: every layer parameter has a
 leading layer axis and the layers run under `nn.scan` with rematerialisation; this is what is trained,
-checkpointed and sharded. `stacked=False`: one subtree a layer and an unrolled loop; this is what samples,
-because separate cache buffers are updated in place. `unstack` and `stack` go from one to the other.
+checkpointed and sharded. `stacked=False`: one subtree a layer and an unrolled loop, which samples faster.
+`unstack` and `stack` go from one to the other. The stacked layout samples too, so that a frozen base which is
+trained around (models/lora.py) is held in memory once; its cache has the leading layer axis as well.
 """
 
 from typing import Any, Optional
@@ -18,12 +19,14 @@ from einops import rearrange
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from epo_jax.models.config import ModelConfig
+from epo_jax.parallel import constrain
 
 # One (keys, values) pair a layer: keys [B, H, D, L], values [B, H, L, D]. Keys lie transposed so that a
-# one-token query reads them row by row.
+# one-token query reads them row by row. In the stacked layout one such pair with a leading layer axis.
 KVCache = tuple[tuple[jax.Array, jax.Array], ...]
 
 REMAT = {
@@ -88,20 +91,46 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Arra
     return rearrange(out, 'b h (g k) d -> b k h g d', g=groups)
 
 
+def attend_by_parts(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
+                    window: Optional[int] = None, part: int = 256, block: int = 1024) -> jax.Array:
+    """The same as `attend` among K positions from 0 on, `part` queries at a time, forward and backward: scores of all
+    queries with all keys are never held at once. Queries of one `block` see no keys behind its end; a rest that does
+    not divide is done at once."""
+    if q.shape[1] > block:
+        ends = range(block, q.shape[1] + block, block)
+        return jnp.concatenate([
+            attend_by_parts(q[:, end - block:end], keys[..., :end], values[:, :, :end], positions[:, end - block:end],
+                            window, part, block) for end in ends], axis=1)
+    if q.shape[1] <= part or q.shape[1] % part:
+        return attend(q, keys, values, positions, window)
+    cut = lambda x: rearrange(x, 'b (s k) ... -> s b k ...', k=part)
+    one = jax.checkpoint(lambda q, positions: attend(q, keys, values, positions, window), prevent_cse=False)
+    out = jax.lax.map(lambda pair: one(*pair), (cut(q), cut(positions)))
+    return rearrange(out, 's b k ... -> b (s k) ...')
+
+
 class Linear(nn.Module):
     """x[..., in] -> [..., *out], with logical axis names for sharding."""
 
     out: tuple[int, ...]
     axes: tuple[str, ...]
     bias: bool = False
+    mesh: Optional[Mesh] = None
 
     @nn.compact
     def __call__(self, x):
         init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', in_axis=0, out_axis=range(1, len(self.axes)))
         kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), (x.shape[-1], *self.out))
+        # Gathered over fsdp as a whole: XLA would pass shards on in a ring and add up partial products in memory.
+        whole = lambda x, axes: constrain(self.mesh, x, *(None if axis == 'embed' else axis for axis in axes))
+        kernel = whole(kernel.astype(x.dtype), self.axes)
         # As one matrix product: with several row axes, the gradient of the kernel takes XLA's slow path on CPU.
-        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype).reshape(x.shape[-1], -1)
+        y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
         y = y.reshape(*x.shape[:-1], *self.out)
+        if self.has_variable('params', 'a'):  # a low-rank adapter, see models/lora.py
+            a = whole(self.get_variable('params', 'a').astype(x.dtype), (self.axes[0], None))
+            b = whole(self.get_variable('params', 'b').astype(x.dtype), (None, *self.axes[1:]))
+            y += ((x.reshape(-1, x.shape[-1]) @ a) @ b.reshape(b.shape[0], -1)).reshape(y.shape)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y += self.param('bias', zeros, self.out).astype(x.dtype)
@@ -127,15 +156,26 @@ class Block(nn.Module):
     """One decoder layer."""
 
     config: ModelConfig
+    mesh: Optional[Mesh] = None
 
     @nn.compact
-    def __call__(self, x, positions, rotation, cache):
-        """x[B, K, W] at positions[B, K] with their rotation, cache (keys, values) or None -> (x, cache)."""
-        c = self.config
+    def __call__(self, carry, layer, positions, rotation):
+        """One layer.
+
+        Args:
+          carry: (x[B, K, W], cache): the layer's (keys, values), those of all layers, or None.
+          layer: number of the layer where the cache is that of all; else None.
+          positions: i32[B, K]; rotation: see `rotation`.
+
+        Returns:
+          (carry, None), as `nn.scan` wants it.
+        """
+        c, (x, cache) = self.config, carry
+        x = constrain(self.mesh, x, 'rows', None, None)
         y = RMSNorm(c.norm_eps, name='attn_norm')(x)
-        q = Linear((c.num_heads, c.head_dim), ('embed', 'heads', 'head_dim'), c.qkv_bias, name='q')(y)
-        k = Linear((c.num_kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'), c.qkv_bias, name='k')(y)
-        v = Linear((c.num_kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'), c.qkv_bias, name='v')(y)
+        heads = lambda name, count, axis: Linear(
+            (count, c.head_dim), ('embed', axis, 'head_dim'), c.qkv_bias, self.mesh, name=name)(y)
+        q, k, v = heads('q', c.num_heads, 'heads'), *(heads(name, c.num_kv_heads, 'kv_heads') for name in 'kv')
         if c.qk_norm:
             q = RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(q)
             k = RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(k)
@@ -143,18 +183,26 @@ class Block(nn.Module):
         q = rearrange(q, 'b k (h g) d -> b k h g d', h=c.num_kv_heads)
         if cache is None:
             keys, values = rearrange(k, 'b l h d -> b h d l'), rearrange(v, 'b l h d -> b h l d')
+            y = attend_by_parts(q, keys, values, positions, c.sliding_window)
         else:
             rows = jnp.arange(x.shape[0])[:, None]
-            keys = cache[0].at[rows, :, :, positions].set(k.astype(cache[0].dtype), mode='drop')
-            values = cache[1].at[rows, :, positions, :].set(v.astype(cache[1].dtype), mode='drop')
-            cache = keys, values
-        y = attend(q, keys, values, positions, c.sliding_window)
+            k, v = k.astype(cache[0].dtype), v.astype(cache[1].dtype)
+            if layer is None:
+                cache = (cache[0].at[rows, :, :, positions].set(k, mode='drop'),
+                         cache[1].at[rows, :, positions, :].set(v, mode='drop'))
+                keys, values = cache
+            else:
+                cache = (cache[0].at[layer, rows, :, :, positions].set(k, mode='drop'),
+                         cache[1].at[layer, rows, :, positions, :].set(v, mode='drop'))
+                keys, values = cache[0][layer], cache[1][layer]
+            y = attend(q, keys, values, positions, c.sliding_window)
         y = rearrange(y, 'b k h g d -> b k (h g d)')
-        x += Linear((c.width,), ('heads', 'embed'), name='o')(y)
+        x += Linear((c.width,), ('heads', 'embed'), mesh=self.mesh, name='o')(y)
         y = RMSNorm(c.norm_eps, name='mlp_norm')(x)
-        gate = Linear((c.mlp_width,), ('embed', 'mlp'), name='gate')(y)
-        up = Linear((c.mlp_width,), ('embed', 'mlp'), name='up')(y)
-        return x + Linear((c.width,), ('mlp', 'embed'), name='down')(nn.silu(gate) * up), cache
+        gate = Linear((c.mlp_width,), ('embed', 'mlp'), mesh=self.mesh, name='gate')(y)
+        up = Linear((c.mlp_width,), ('embed', 'mlp'), mesh=self.mesh, name='up')(y)
+        x += Linear((c.width,), ('mlp', 'embed'), mesh=self.mesh, name='down')(nn.silu(gate) * up)
+        return (constrain(self.mesh, x, 'rows', None, None), cache), None
 
 
 class Transformer(nn.Module):
@@ -165,12 +213,14 @@ class Transformer(nn.Module):
       dtype: dtype of activations and of matrix products; parameters keep their own.
       stacked: parameter layout, see the module's docstring.
       remat: what the backward pass keeps when stacked, a key of REMAT.
+      mesh: over which rows and heads are split; None: nothing is said about it.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     stacked: bool = False
     remat: str = 'full'
+    mesh: Optional[Mesh] = None
 
     def setup(self):
         c = self.config
@@ -182,13 +232,13 @@ class Transformer(nn.Module):
                 block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
             self.layers = nn.scan(
                 block, variable_axes={'params': 0}, split_rngs={'params': True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast), length=c.num_layers,
-                metadata_params={nn.PARTITION_NAME: 'layers'})(c)
+                in_axes=(0, nn.broadcast, nn.broadcast), length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: 'layers'})(c, self.mesh)
         else:
-            self.layer = [Block(c) for _ in range(c.num_layers)]
+            self.layer = [Block(c, self.mesh) for _ in range(c.num_layers)]
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.tied:
-            self.head = Linear((c.vocab_size,), ('embed', 'vocab'))
+            self.head = Linear((c.vocab_size,), ('embed', 'vocab'), mesh=self.mesh)
 
     def __call__(self, ids, positions, cache: Optional[KVCache] = None):
         """Runs the layers.
@@ -198,7 +248,7 @@ class Transformer(nn.Module):
           positions: i32[B, K] their positions. With a cache, keys and values are written there; a position
             outside the cache writes nothing, which is how padding is fed.
           cache: keys and values of everything before, or None to attend among `ids` alone, which must then
-            stand at positions 0, 1, 2, ... (the stacked layout knows only this form).
+            stand at positions 0, 1, 2, ...
 
         Returns:
           (hidden [B, K, W] after the last norm, the new cache or None).
@@ -206,13 +256,12 @@ class Transformer(nn.Module):
         x = jnp.take(self.embed, ids, axis=0, mode='clip').astype(self.dtype)
         angles = rotation(self.config, positions)
         if self.stacked:
-            if cache is not None:
-                raise ValueError('the stacked layout has no cache; sample with unstack(params)')
-            x, _ = self.layers(x, positions, angles, None)
-            return self.final_norm(x), None
+            numbers = None if cache is None else jnp.arange(self.config.num_layers)
+            (x, cache), _ = self.layers((x, cache), numbers, positions, angles)
+            return self.final_norm(x), cache
         caches = []
         for i, layer in enumerate(self.layer):
-            x, new = layer(x, positions, angles, None if cache is None else cache[i])
+            (x, new), _ = layer((x, None if cache is None else cache[i]), None, positions, angles)
             caches.append(new)
         return self.final_norm(x), None if cache is None else tuple(caches)
 
@@ -235,10 +284,11 @@ class Transformer(nn.Module):
     def init_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache: zeros of keys [B, H, D, L] and values [B, H, L, D] for every layer."""
         c = self.config
-        return tuple(
-            (jnp.zeros((batch, c.num_kv_heads, c.head_dim, capacity), self.dtype),
-             jnp.zeros((batch, c.num_kv_heads, capacity, c.head_dim), self.dtype))
-            for _ in range(c.num_layers))
+        shapes = ((batch, c.num_kv_heads, c.head_dim, capacity), (batch, c.num_kv_heads, capacity, c.head_dim))
+        place = lambda x, *axes: constrain(self.mesh, x, *axes, 'rows', 'kv_heads', None, None)
+        if self.stacked:
+            return tuple(place(jnp.zeros((c.num_layers, *shape), self.dtype), None) for shape in shapes)
+        return tuple(tuple(place(jnp.zeros(shape, self.dtype)) for shape in shapes) for _ in range(c.num_layers))
 
 
 def unstack(params, dtype=None):

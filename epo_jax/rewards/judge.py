@@ -1,23 +1,25 @@
-"""The judge: a language model that reads a finished episode and answers by its probabilities.
+"""The judge: a language model that reads an episode and answers by its probabilities.
 
 Nothing is sampled and nothing is parsed: a question is a short text put behind what was read so far, and the
-answer is the distribution over a few tokens. Reading goes on from the cache; a question leaves no trace.
+answer is the distribution over a few tokens. Reading goes on from the cache; a question leaves no trace. One
+compiled program reads, asks and goes on, so a judge can be part of a larger program.
 
-Axis letters: N readings (one an episode and seat), T turns of that seat, V vocabulary.
+Axis letters: N readings (one an episode and seat), T turns of that seat, K tokens, V vocabulary, I answer ids.
 """
 
-import dataclasses
 import functools
 from typing import Any, Sequence
 
+from flax import struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from epo_jax import sampling
 from epo_jax.models.transformer import Transformer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokens import Tokens, pack
+from epo_jax.text.tokens import Tokens, keep, pack
 
 RATING = (
     '\n\nHow well has the goal been reached, from 0 (not at all) to 10 (completely)? '
@@ -25,92 +27,151 @@ RATING = (
 REACHED = '\n\nHas the goal been reached by now? Answer Yes or No.'
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Judge:
-    """A judging model.
+    """A judging model. A pytree of its weights.
 
     Attributes:
       model, params, tokenizer, chat: the model (unstacked layout) and its text.
       capacity: longest reading with its question, in tokens; what is longer overflows and has no verdict.
+      batch: readings judged at once.
       chunk: tokens of a row run at once.
     """
 
-    model: Transformer
+    model: Transformer = struct.field(pytree_node=False)
     params: Any
-    tokenizer: Any
-    chat: ChatSegments
-    capacity: int
-    chunk: int = 64
+    tokenizer: Any = struct.field(pytree_node=False)
+    chat: ChatSegments = struct.field(pytree_node=False)
+    capacity: int = struct.field(pytree_node=False)
+    batch: int = struct.field(pytree_node=False, default=8)
+    chunk: int = struct.field(pytree_node=False, default=64)
 
-    def start(self, batch: int) -> sampling.Session:
-        """Empty readings."""
-        return _start(self.model, batch, self.capacity)
-
-    def encode(self, parts: Sequence[str], first: bool = False) -> Tokens:
-        """Pieces of a user message as Tokens [N, capacity]; the `first` pieces open the chat."""
+    def encode(self, part: str, first: bool = False) -> list[int]:
+        """Ids of a piece of the user message; the `first` piece opens the chat. A piece that is too long fills the
+        capacity, and so overflows."""
         begin = list(self.chat.open) if first else []
-        rows = [begin + text.encode(self.tokenizer, part) if part else [] for part in parts]
-        return pack([row[:self.capacity] for row in rows], self.capacity)  # a cut row fills it, and overflows
+        return (begin + text.encode(self.tokenizer, part))[:self.capacity] if part else []
 
-    def question(self, part: str, batch: int, prefill: str = '') -> Tokens:
-        """The end of the user message and the beginning of the answer."""
-        ids = text.encode(self.tokenizer, part) + list(self.chat.close) + text.encode(self.tokenizer, prefill)
-        return pack([ids] * batch)
+    def question(self, part: str, begun: str = '') -> list[int]:
+        """The end of the user message, and the beginning of the answer."""
+        return text.encode(self.tokenizer, part) + list(self.chat.close) + text.encode(self.tokenizer, begun)
 
-    def ask(self, session: sampling.Session, question: Tokens) -> tuple[sampling.Session, jax.Array]:
-        """(session as it was, f32[N, V] log-probabilities of the first token of the answer); session is donated."""
-        return _ask(self.model, self.params, session, question, self.chunk)
+    def answers(self) -> dict[str, list[int]]:
+        """Ids with which an answer begins: 'yes', 'no', 'digits' (of 0 to 9) and 'ten'.
 
-    def read(self, session: sampling.Session, piece: Tokens) -> sampling.Session:
-        """The session with a piece read; the former one is donated."""
-        return _read(self.model, self.params, session, piece, self.chunk)
+        A word counts as it is, in lower case, and behind a space; an id in both words is in neither.
 
-    def first_ids(self, word: str) -> set[int]:
-        """Ids with which a word can begin an answer: as it is, in lower case, and behind a space."""
-        forms = (word, word.lower(), f' {word}', f' {word.lower()}')
-        return {text.encode(self.tokenizer, form)[0] for form in forms}
-
-
-_start = jax.jit(sampling.open_session, static_argnums=(0, 1, 2))
+        Raises:
+          ValueError: some digit is not one token.
+        """
+        forms = lambda word: (word, word.lower(), f' {word}', f' {word.lower()}')
+        yes, no = ({text.encode(self.tokenizer, form)[0] for form in forms(word)} for word in ('Yes', 'No'))
+        digits = [text.encode(self.tokenizer, str(number)) for number in range(11)]
+        if any(len(ids) != 1 for ids in digits[:10]):
+            raise ValueError("the judge's tokenizer has no single token for some digit")
+        return {'yes': sorted(yes - no), 'no': sorted(no - yes), 'digits': [ids[0] for ids in digits[:10]],
+                'ten': digits[10] if len(digits[10]) == 1 else []}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
-def _read(model, params, session, piece, chunk):
-    return sampling.extend(model, params, session, piece, chunk)
+def probability_of_yes(judge: Judge, logprob: jax.Array) -> jax.Array:
+    """f32[...] p(Yes) / (p(Yes) + p(No)) from log-probabilities [..., V] of an answer's first token."""
+    answers = judge.answers()
+    yes, no = (jax.nn.logsumexp(logprob[..., jnp.array(answers[word])], axis=-1) for word in ('yes', 'no'))
+    return jax.nn.sigmoid(yes - no)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
-def _ask(model, params, session, question, chunk):
-    session, logits = sampling.peek(model, params, session, question, chunk)
-    return session, jax.nn.log_softmax(logits, axis=-1)
+@functools.partial(jax.jit, static_argnames='rate')
+def follow(judge: Judge, stages: Tokens, ask, rate: bool) -> tuple[jax.Array, jax.Array]:
+    """Reads in stages; after each, the probability that the goal has been reached; at the end, a rating.
 
+    The rating is the mean over the probabilities of the eleven numbers from 0 to 10. Most tokenizers spell 10 as
+    '1', '0'; then what follows a '1' is asked too, and p('1') is split between 1 and 10 by it.
 
-def probability_of_yes(judge: Judge, logprob) -> np.ndarray:
-    """f64[N] p(Yes) / (p(Yes) + p(No)) by the first token of the answer; NaN where the question did not fit."""
-    yes, no = judge.first_ids('Yes'), judge.first_ids('No')
-    logprob = np.asarray(logprob, np.float64)
-    with np.errstate(invalid='ignore'):  # NaN is the answer to a question that did not fit
-        yes, no = (np.logaddexp.reduce(logprob[:, sorted(ids)], axis=1) for ids in (yes - no, no - yes))
-    return 1 / (1 + np.exp(no - yes))
+    Args:
+      stages: Tokens [T + 1, N, K] (lengths [T + 1, N]); stage 0 opens the chat.
+      ask: bool[] whether to ask after every stage.
+      rate: whether to ask for the rating.
 
-
-def expected_rating(judge: Judge, session: sampling.Session) -> tuple[sampling.Session, np.ndarray]:
-    """The mean of the judge's rating from 0 to 10, f64[N], over its probabilities of the eleven numbers.
-
-    Most tokenizers spell 10 as '1', '0'; then what follows a '1' is asked too, and p('1') is split between 1 and
-    10 by it. NaN where the question did not fit.
+    Returns:
+      (f32[N, T + 1] probabilities, f32[N] ratings). NaN where nothing was asked (no row has anything to read in
+      that stage or later), and where something did not fit the capacity.
     """
-    batch = session.length.shape[0]
-    session, logprob = judge.ask(session, judge.question(RATING, batch))
-    digits = [text.encode(judge.tokenizer, str(number)) for number in range(11)]
-    if any(len(ids) != 1 for ids in digits[:10]):
-        raise ValueError("the judge's tokenizer has no single token for some digit")
-    mass = np.exp(np.asarray(logprob, np.float64)[:, [ids[0] for ids in digits[:10]]])
-    if len(digits[10]) == 1:
-        ten = np.exp(np.asarray(logprob, np.float64)[:, digits[10][0]])
-    else:
-        session, after = judge.ask(session, judge.question(RATING, batch, prefill='1'))
-        ten = mass[:, 1] * np.exp(np.asarray(after, np.float64)[:, digits[0][0]])
-        mass[:, 1] -= ten
-    mass = np.concatenate([mass, ten[:, None]], axis=1)
-    return session, mass @ np.arange(11) / mass.sum(axis=1)
+    model, params, count = judge.model, judge.params, stages.length.shape[1]
+    answers = judge.answers()
+    ids = jnp.array(answers['digits'] + answers['ten'])
+    texts = [judge.question(REACHED), judge.question(RATING), judge.question(RATING, '1')]
+    questions = pack(texts[:3 if rate else 1])
+    needed = jnp.max(jnp.where(stages.length.any(axis=1), jnp.arange(len(stages.length)) + 1, 0))
+    asked = 0 if not rate else (1 if answers['ten'] else 2)
+
+    def step(i, carry):
+        session, reached, numbers = carry
+        stage = jax.tree.map(lambda x: x[jnp.minimum(i, len(stages.length) - 1)], stages)
+        session = sampling.extend(model, params, session, keep(stage, i < needed), judge.chunk)
+        last = jnp.maximum(i - needed + 1, 0)  # 0: after a stage; then the number of the rating's question
+        question = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x)[last], (count, *x.shape[1:])), questions)
+
+        def answer(session):
+            session, logits = sampling.peek(model, params, session, question, judge.chunk)
+            return session, jax.nn.log_softmax(logits, axis=-1)
+
+        silence = lambda session: (session, jnp.full((count, model.config.vocab_size), jnp.nan))
+        session, logprob = jax.lax.cond(ask | (last > 0), answer, silence, session)
+        at = jnp.where(last == 0, i, len(reached))
+        reached = reached.at[at].set(probability_of_yes(judge, logprob), mode='drop')
+        return session, reached, numbers.at[jnp.where(last > 0, last - 1, 2)].set(logprob[:, ids], mode='drop')
+
+    carry = (
+        sampling.open_session(model, count, judge.capacity),
+        jnp.full((len(stages.length), count), jnp.nan), jnp.full((2, count, len(ids)), jnp.nan))
+    session, reached, numbers = jax.lax.fori_loop(0, needed + asked, step, carry)
+    mass = jnp.exp(numbers[0])
+    if not answers['ten']:
+        ten = mass[:, 1] * jnp.exp(numbers[1, :, 0])
+        mass = jnp.concatenate([mass.at[:, 1].add(-ten), ten[:, None]], axis=1)
+    rating = mass @ jnp.arange(11, dtype=mass.dtype) / mass.sum(axis=1)
+    return jnp.where(session.overflow[:, None], jnp.nan, reached.T), jnp.where(session.overflow, jnp.nan, rating)
+
+
+@jax.jit
+def name_turns(judge: Judge, opening: Tokens, had) -> jax.Array:
+    """Goes through the strategies 'Strategy 1:', 'Strategy 2:', ... and says Yes or No to each, with the answers
+    before it in view.
+
+    Args:
+      opening: Tokens [N, K], the whole message to the judge.
+      had: bool[N, T] turns that took place.
+
+    Returns:
+      f32[N, T] probability of naming each; NaN where there is no turn or something did not fit.
+    """
+    model, params, (count, turns) = judge.model, judge.params, had.shape
+    labels = [judge.encode(f'{answer}Strategy {t + 1}:') for t in range(turns)
+              for answer in ((' No\n', ' Yes\n') if t else ('', ''))]
+    labels = pack(labels)
+    session = sampling.open_session(model, count, judge.capacity)
+    close = pack([judge.chat.close] * count)
+    session = sampling.extend(model, params, session, opening, judge.chunk)
+    session = sampling.extend(model, params, session, jax.tree.map(jnp.asarray, close), judge.chunk)
+
+    def step(t, carry):
+        session, chances = carry
+        yes = chances.at[jnp.maximum(t - 1, 0)].get() >= 0.5
+        label = jax.tree.map(lambda x: jnp.asarray(x)[2 * t + yes], labels)
+        session = sampling.extend(model, params, session, keep(label, had[:, t]), judge.chunk)
+        session, logits = sampling.next_logits(model, params, session)
+        chance = probability_of_yes(judge, jax.nn.log_softmax(logits, axis=-1))
+        return session, chances.at[t].set(jnp.where(had[:, t], chance, jnp.nan))
+
+    session, chances = jax.lax.fori_loop(0, turns, step, (session, jnp.full((turns, count), jnp.nan)))
+    return jnp.where(session.overflow[:, None], jnp.nan, chances.T)
+
+
+def pad(rows: Sequence[Sequence[int]], count: int, width: int) -> Tokens:
+    """Rows packed, and filled up with empty ones to `count`."""
+    return pack([*rows, *[()] * (count - len(rows))], width)
+
+
+def stacked(parts: Sequence[Tokens]) -> Tokens:
+    """Tokens [T, N, K] from T of them (NumPy)."""
+    return Tokens(np.stack([part.ids for part in parts]), np.stack([part.length for part in parts]))

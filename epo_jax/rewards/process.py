@@ -8,9 +8,8 @@ from typing import Sequence
 
 import numpy as np
 
-from epo_jax.rewards.judge import REACHED, Judge, expected_rating, probability_of_yes
+from epo_jax.rewards.judge import Judge, follow, name_turns, pad, stacked
 from epo_jax.rewards.reading import Reading
-from epo_jax.text.tokens import pack
 
 CRITICAL = (
     '\n\nThe final score for the goal was {score:.1f} of 10. Before each turn, a strategy was chosen:{strategies}\n'
@@ -79,24 +78,25 @@ def assess(judge: Judge, readings: Sequence[Reading], turns: int, method: str) -
 def _read(judge: Judge, readings: Sequence[Reading], turns: int, potential: bool,
           rate: bool) -> tuple[np.ndarray, np.ndarray]:
     """(probability that the goal is reached at every stage [N, T + 1], rating [N]); NaN where not asked."""
-    count = len(readings)
-    stages = [reading.stages(turns) for reading in readings]
-    chances, rating = np.full((count, turns + 1), np.nan), np.full(count, np.nan)
-    session, asked = judge.start(count), judge.question(REACHED, count)
-    for stage in range(turns + 1):
-        pieces = [s[stage] for s in stages]
-        if stage == 0:
-            pieces = [reading.brief + piece for reading, piece in zip(readings, pieces)]
-        if not any(pieces):
-            break
-        session = judge.read(session, judge.encode(pieces, first=stage == 0))
-        if potential:
-            session, logprob = judge.ask(session, asked)
-            chances[:, stage] = probability_of_yes(judge, logprob)
-    if rate:
-        session, rating = expected_rating(judge, session)
-    overflow = np.asarray(session.overflow)
-    return np.where(overflow[:, None], np.nan, chances), np.where(overflow, np.nan, rating)
+    parts = []
+    for batch in _batches(judge, readings):
+        stages = [[judge.encode(reading.brief + piece if i == 0 else piece, first=i == 0)
+                   for i, piece in enumerate(_pieces(reading, turns, potential))] for reading in batch]
+        packed = stacked([pad(rows, judge.batch, judge.capacity) for rows in zip(*stages)])
+        chances, rating = follow(judge, packed, np.bool_(potential), rate)
+        parts.append((np.asarray(chances, np.float64)[:len(batch)], np.asarray(rating, np.float64)[:len(batch)]))
+    chances, rating = map(np.concatenate, zip(*parts))
+    return chances, rating
+
+
+def _pieces(reading: Reading, turns: int, potential: bool) -> list[str]:
+    """T + 1 pieces of the transcript; where no question comes between, everything at once."""
+    stages = reading.stages(turns)
+    return stages if potential else [''.join(stages), *[''] * turns]
+
+
+def _batches(judge: Judge, readings: Sequence[Reading]) -> list[Sequence[Reading]]:
+    return [readings[i:i + judge.batch] for i in range(0, len(readings), judge.batch)]
 
 
 def _critical(judge: Judge, readings: Sequence[Reading], turns: int, rating) -> tuple[np.ndarray, np.ndarray]:
@@ -105,27 +105,19 @@ def _critical(judge: Judge, readings: Sequence[Reading], turns: int, rating) -> 
     The answer is built strategy by strategy: 'Strategy 1:' Yes, 'Strategy 2:' No, and each is asked with the
     answers before it in view.
     """
-    count = len(readings)
-    session = judge.start(count)
     texts = []
-    for n, reading in enumerate(readings):
+    for reading, score in zip(readings, np.nan_to_num(rating)):
         listed = ''.join(f'\n{t + 1}. {s}' for t, s in enumerate(reading.strategies))
         transcript = ''.join(f'\n{line}' for _, line in reading.lines)
-        texts.append(reading.brief + transcript + CRITICAL.format(score=np.nan_to_num(rating[n]), strategies=listed))
-    session = judge.read(session, judge.encode(texts, first=True))
-    session = judge.read(session, pack([judge.chat.close] * count, judge.capacity))
-    chances = np.full((count, turns), np.nan)
-    nothing = pack([[]] * count, 1)
-    for t in range(turns):
-        answers = [''] * count if t == 0 else ['\n'] * count
-        if t:
-            answers = [' Yes\n' if p >= 0.5 else ' No\n' for p in chances[:, t - 1]]
-        had = [t < len(reading.strategies) for reading in readings]
-        pieces = [f'{answer}Strategy {t + 1}:' if h else '' for answer, h in zip(answers, had)]
-        session = judge.read(session, judge.encode(pieces))
-        session, logprob = judge.ask(session, nothing)
-        chances[:, t] = np.where(had, probability_of_yes(judge, logprob), np.nan)
-    chances = np.where(np.asarray(session.overflow)[:, None], np.nan, chances)
+        texts.append(reading.brief + transcript + CRITICAL.format(score=score, strategies=listed))
+    had = np.arange(turns) < np.array([len(reading.strategies) for reading in readings])[:, None]
+    parts = []
+    for i in range(0, len(texts), judge.batch):
+        rows = [judge.encode(part, first=True) for part in texts[i:i + judge.batch]]
+        turned = np.zeros((judge.batch, turns), bool)
+        turned[:len(rows)] = had[i:i + judge.batch]
+        parts.append(np.asarray(name_turns(judge, pad(rows, judge.batch, judge.capacity), turned))[:len(rows)])
+    chances = np.concatenate(parts).astype(np.float64)
     return np.where(np.isnan(chances), np.nan, chances >= 0.5), chances
 
 

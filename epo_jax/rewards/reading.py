@@ -1,9 +1,10 @@
 """What a judge gets to read of the finished episodes."""
 
 import dataclasses
-from typing import Optional
+from typing import Optional, Sequence
 
-from epo_jax.rollout import Episodes, Table
+from epo_jax.envs.base import Account
+from epo_jax.rollout import Archive, Table
 from epo_jax.text import tokenizer as text
 
 
@@ -45,24 +46,23 @@ class Reading:
         return sum(seat == self.seat for seat, _ in self.lines)
 
 
-def strategies(table: Table, episodes: Episodes) -> list[list[list[str]]]:
+def strategies(table: Table, archive: Archive) -> list[list[list[str]]]:
     """Texts of the strategies by seat, episode and turn of the seat; '' in turns without advice."""
-    said = [[[] for _ in episodes.scenarios] for _ in table.seats]
-    for turn in episodes.turns:
-        player = table.seats[turn.seat].strategist
-        rows = turn.strategy.rows() if turn.strategy is not None else [[]] * len(episodes.scenarios)
-        for b, ids in enumerate(rows):
-            if turn.live[b]:
-                said[turn.seat][b].append(text.decode(player.tokenizer, ids).strip() if player else '')
+    said = [[[] for _ in archive.cause] for _ in table.seats]
+    for e, (rows, length) in enumerate(zip(archive.strategies.ids, archive.strategies.length)):
+        for action in range(archive.actions[e]):
+            seat = action % len(table.seats)
+            player = table.seats[seat].strategist
+            ids = rows[action, :length[action]].tolist()
+            said[seat][e].append(text.decode(player.tokenizer, ids).strip() if player else '')
     return said
 
 
-def readings(table: Table, episodes: Episodes) -> list[Reading]:
+def readings(table: Table, archive: Archive, accounts: Sequence[Account]) -> list[Reading]:
     """One Reading for every seat of every episode, seat-major: seat 0 of all episodes, then seat 1, ..."""
-    env, states = table.env.env, episodes.state.env.episodes
-    said = strategies(table, episodes)
+    said = strategies(table, archive)
     return [
         Reading(
-            brief=env.brief(state, seat), seat=seat, lines=env.transcript(state), strategies=tuple(said[seat][b]),
-            score=env.score(state, seat), complete=not episodes.state.failed[b])
-        for seat in range(len(table.seats)) for b, state in enumerate(states)]
+            brief=account.briefs[seat], seat=seat, lines=tuple(account.lines), strategies=tuple(said[seat][e]),
+            score=account.scores[seat], complete=not archive.cause[e])
+        for seat in range(len(table.seats)) for e, account in enumerate(accounts)]

@@ -4,10 +4,30 @@ Axis letters: N conversations, T turns. Every array is float32 or float64 as giv
 did not take place, or whose reward is missing, has no part in any sum, mean or maximum, and gets advantage 0.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How credit is assigned; static. See `combine` (combine, weight), `returns` (gamma), `baseline`, `normalise`."""
+
+    combine: str
+    weight: float
+    gamma: float
+    baseline: str
+    normalise: str
+
+
+@functools.partial(jax.jit, static_argnames='rules')
+def assign(process, process_valid, outcome, outcome_valid, turn_mask, group, rules: Rules):
+    """From what the judge said to what the learner takes: (reward, valid, advantage), each [N, T]."""
+    reward, valid = combine(
+        process, process_valid, outcome, outcome_valid, turn_mask, rules.combine, rules.weight)
+    return reward, valid, advantages(reward, valid, group, rules.gamma, rules.baseline, rules.normalise)
 
 
 @functools.partial(jax.jit, static_argnames=('how',))

@@ -41,3 +41,16 @@ def has_turns(turn, valid):
     """bool[N] conversations with at least one trained token."""
     _, count = turn_means(jnp.ones(turn.shape, jnp.float32), turn, valid.shape[1])
     return (valid & (count > 0)).any(axis=1)
+
+
+def official_scale(conversations, rows: int, micro_batch: int):
+    """What turns the mean over conversations into the loss of the released trainer.
+
+    It sums over the conversations of a micro-batch and divides by the number of micro-batches in a full batch
+    (released code, sft/trainer.py: total_loss; the division is the Trainer's, by gradient accumulation). So its loss
+    grows with the micro-batch, and a batch that is not full counts less.
+
+    Args:
+      conversations: in the batch; rows: in a full batch; micro_batch: conversations run through the model at once.
+    """
+    return conversations * micro_batch / rows

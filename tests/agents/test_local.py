@@ -1,4 +1,4 @@
-"""A seated model: every id of its conversation, and how its replies begin."""
+"""A seated model: every id of its conversation, how it begins, and how its replies do."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from epo_jax.agents.local import LocalAgent
 from epo_jax.models.transformer import Transformer
 from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokens import pack
+from epo_jax.text.tokens import Tokens, pack
 
 B, V = 3, 61
 END, EOS = 50, 51
@@ -21,8 +21,8 @@ CHAT = ChatSegments(open=(52, 53), close=(54, 55, 56), between=(57, 58), end=END
 MODEL = Transformer(dataclasses.replace(dummy_config(V), num_layers=1))
 SAMPLING = sampling.SamplingConfig(max_tokens=6, stop=CHAT.stop)
 AGENT = LocalAgent(MODEL, CHAT, SAMPLING, capacity=96, chunk=16)
-CHOICES = ((7, 8, 9), (10,), (11, 8))
-CHOOSER = dataclasses.replace(AGENT, choices=CHOICES)
+PREFIXES = ((7, 8, 9), (10,), (11, 8))
+CHOOSER = dataclasses.replace(AGENT, prefixes=PREFIXES)
 
 
 @functools.cache
@@ -53,12 +53,16 @@ def everything(memory):
 
 def converse(agent, live, seed=0, who=1):
     """Talks for len(live) rounds: (memory, by round: rows of content, of cue, of replies)."""
-    rng, memory, record = np.random.default_rng(seed), agent.start(B), []
+    rng, record = np.random.default_rng(seed), []
+    opening = words(rng, 4)
+    memory, unread = agent.begin(make_params(), agent.start(B), opening, jnp.ones(B, bool)), opening.rows()
     for t in range(len(live)):
         content, cue = [words(rng, 5), words(rng, 3), words(rng, 1)], words(rng, 2)
         keys = make_keys(100 * seed + t)
-        memory, reply = agent.respond(make_params(), memory, content, cue, keys, who, jnp.array(live[t]))
+        memory, reply = agent.respond(make_params(), memory, content, cue, None, keys, who, jnp.array(live[t]))
         user = [sum(parts, []) for parts in zip(*(part.rows() for part in content))]
+        user = [unread[b] + row if live[t][b] else row for b, row in enumerate(user)]
+        unread = [[] if live[t][b] else row for b, row in enumerate(unread)]
         record.append((user, cue.rows(), reply.rows()))
     return memory, record
 
@@ -103,10 +107,10 @@ def test_the_context_of_a_reply_is_never_trained():
         assert not np.asarray(memory.logprob)[b][turns == -1].any()
 
 
-def one_reply(agent, keys, who=1, seed=0, live=(True,) * B):
+def one_reply(agent, keys, who=1, seed=0, live=(True,) * B, choices=None):
     content = [words(np.random.default_rng(seed), 5, [5, 3, 4]), pack([[]] * B, 3), pack([[]] * B, 1)]
-    cue = pack([[]] * B, 2)
-    return agent.respond(make_params(), agent.start(B), content, cue, keys, who, jnp.array(live))
+    memory = agent.begin(make_params(), agent.start(B), pack([[]] * B, 4), jnp.ones(B, bool))
+    return agent.respond(make_params(), memory, content, pack([[]] * B, 2), choices, keys, who, jnp.array(live))
 
 
 def test_a_reply_depends_on_its_key_and_on_who_speaks_but_not_on_neighbours():
@@ -121,7 +125,7 @@ def test_a_reply_depends_on_its_key_and_on_who_speaks_but_not_on_neighbours():
     assert alone.rows() == [[], [], base.rows()[2]]
 
 
-def test_a_reply_begins_with_a_choice_and_goes_on_freely():
+def test_a_reply_begins_with_a_prefix_and_goes_on_freely():
     live = [(True, True, False), (True, True, True)]
     memory, record = converse(CHOOSER, live)
     for b in range(B):
@@ -130,7 +134,7 @@ def test_a_reply_begins_with_a_choice_and_goes_on_freely():
             if not live[t][b]:
                 assert reply[b] == []
                 continue
-            chosen, = (list(c) for c in CHOICES if reply[b][:len(c)] == list(c))
+            chosen, = (list(c) for c in PREFIXES if reply[b][:len(c)] == list(c))
             own = sampled(memory, b, turn)
             assert reply[b] == chosen + (own[:-1] if own[-1] in CHAT.stop else own)
             want += list(CHAT.open) if not turn else [END] * (want[-1] != END) + list(CHAT.between)
@@ -139,27 +143,83 @@ def test_a_reply_begins_with_a_choice_and_goes_on_freely():
         assert everything(memory)[b] == want
 
 
-def test_choices_are_drawn_by_the_probability_of_their_first_tokens():
+def test_prefixes_are_drawn_by_the_probability_of_their_first_tokens():
     n, temperature, user = 2000, 2.0, [3, 14, 15, 9]
     prompt = jnp.array([[*CHAT.open, *user, *CHAT.close]])
     hidden, _ = jax.jit(MODEL.apply)({'params': make_params()}, prompt, jnp.arange(prompt.shape[1])[None])
     logits = MODEL.apply({'params': make_params()}, hidden[0, -1], method='logits')
-    p = np.exp(np.asarray(logits, np.float64)[[c[0] for c in CHOICES]] / temperature)
+    p = np.exp(np.asarray(logits, np.float64)[[c[0] for c in PREFIXES]] / temperature)
     p /= p.sum()
     assert p.min() > 0.05
     # Truncation is for what follows; after one more token, a reply ends here.
     brief = dataclasses.replace(SAMPLING, max_tokens=1, temperature=temperature, top_k=1, top_p=0.5)
     agent = dataclasses.replace(CHOOSER, sampling=brief, capacity=16)
-    content, cue = [pack([user] * n)], pack([[]] * n, 0)
-    _, reply = agent.respond(make_params(), agent.start(n), content, cue, make_keys(0, n), 0, jnp.ones(n, bool))
-    share = np.array([(np.asarray(reply.ids)[:, 0] == c[0]).mean() for c in CHOICES])
+    cue, live = pack([[]] * n, 0), jnp.ones(n, bool)
+    memory = agent.begin(make_params(), agent.start(n), pack([user] * n), live)
+    _, reply = agent.respond(make_params(), memory, [], cue, None, make_keys(0, n), 0, live)
+    share = np.array([(np.asarray(reply.ids)[:, 0] == c[0]).mean() for c in PREFIXES])
     assert share.sum() == 1
     assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n)).all()  # five standard deviations
 
 
-def test_choices_with_the_same_first_token_are_refused():
+def test_prefixes_with_the_same_first_token_are_refused():
     with pytest.raises(ValueError, match='first token'):
-        dataclasses.replace(AGENT, choices=((7, 8), (7, 9)))
+        dataclasses.replace(AGENT, prefixes=((7, 8), (7, 9)))
+
+
+def test_a_reply_is_one_of_the_choices_and_ends_as_the_template_ends_it():
+    choices = Tokens(jnp.array([[[20, 21, 22], [20, 23, 0]], [[0, 0, 0]] * 2, [[EOS, 24, 0], [0, 0, 0]]]),
+                     jnp.array([[3, 2], [0, 0], [2, 0]]))
+    memory, reply = one_reply(AGENT, make_keys(0), choices=choices)
+    assert reply.rows()[0] in ([20, 21, 22], [20, 23]) and reply.rows()[2] == [EOS, 24]
+    assert [everything(memory)[b][-1] for b in (0, 2)] == [END, END]
+    assert sampled(memory, 0, 0) == [*reply.rows()[0], END]
+    assert reply.rows()[1] == one_reply(AGENT, make_keys(0))[1].rows()[1]
+
+
+# Openings
+
+
+def test_beginning_again_forgets_everything_in_those_rows_only():
+    memory, _ = converse(AGENT, [(True,) * B] * 2)
+    memory = memory.replace(overflow=jnp.array([True, False, False]))
+    before, opening = everything(memory), words(np.random.default_rng(5), 4, [4, 2, 3])
+    memory = AGENT.begin(make_params(), memory, opening, jnp.array([True, False, True]))
+    begun = [[*CHAT.open, *row] for row in opening.rows()]
+    assert everything(memory) == [begun[0], before[1], begun[2]]
+    assert memory.turns.tolist() == [0, 2, 0] and not AGENT.failed(memory).any()
+    assert (np.asarray(memory.turn)[[0, 2]] == -1).all() and not np.asarray(memory.logprob)[[0, 2]].any()
+    fresh = AGENT.begin(make_params(), AGENT.start(B), opening, jnp.ones(B, bool))
+    talk = lambda memory: AGENT.respond(make_params(), memory, [words(np.random.default_rng(6), 5)] * 3, words(
+        np.random.default_rng(7), 2), None, make_keys(3), 1, jnp.ones(B, bool))
+    (again, reply), (new, also) = talk(memory), talk(fresh)
+    for b in (0, 2):
+        assert reply.rows()[b] == also.rows()[b] and everything(again)[b] == everything(new)[b]
+
+
+def test_a_group_takes_over_one_reading_of_its_opening():
+    rows, live = jnp.array([True, True, False, False]), jnp.ones(4, bool)
+    opening = pack([[5, 6, 7]] * 2 + [[8]] * 2, 4)
+    news = [pack([[9], [10], [11], [12]])]
+    sessions = []
+    for group in (1, 2):
+        memory = AGENT.begin(make_params(), AGENT.start(4), pack([[13, 14]] * 4, 4), live, group)
+        memory = AGENT.begin(make_params(), memory, opening, rows, group)  # two of the four begin again
+        memory, _ = AGENT.respond(make_params(), memory, news, pack([[]] * 4, 0), None, make_keys(0, 4), 1, live)
+        sessions.append(memory)
+    assert everything(sessions[0]) == everything(sessions[1])
+    np.testing.assert_allclose(sessions[0].logprob, sessions[1].logprob, atol=1e-5)
+    assert [ids[:5] for ids in everything(sessions[1])] == [[*CHAT.open, 5, 6, 7]] * 2 + [[*CHAT.open, 13, 14, end]
+                                                           for end in (11, 12)]
+
+
+def test_an_opening_that_outgrows_the_capacity_fails_alone():
+    small = dataclasses.replace(AGENT, capacity=8)
+    memory = small.begin(make_params(), small.start(B), pack([[1] * 9, [2] * 3, [3]], 9), jnp.ones(B, bool))
+    assert small.failed(memory).tolist() == [True, False, False]
+    assert small.reasons(memory)[0] == 'the conversation does not fit its capacity of 8 tokens'
+    memory = small.begin(make_params(), memory, pack([[4]] * B, 9), jnp.array([True, False, False]))
+    assert not small.failed(memory).any() and everything(memory)[0] == [*CHAT.open, 4]
 
 
 def test_a_conversation_that_outgrows_the_capacity_fails_alone():
@@ -169,6 +229,6 @@ def test_a_conversation_that_outgrows_the_capacity_fails_alone():
     before = everything(memory)
     content, cue = [pack([[1]] * B, 5), pack([[2]] * B, 3), pack([[]] * B, 1)], pack([[]] * B, 2)
     live = jnp.array([False, True, True])
-    memory, reply = AGENT.respond(make_params(), memory, content, cue, make_keys(0), 1, live)
+    memory, reply = AGENT.respond(make_params(), memory, content, cue, None, make_keys(0), 1, live)
     assert AGENT.failed(memory).tolist() == [False, True, False]
     assert everything(memory)[:2] == before[:2] and reply.rows()[:2] == [[], []] and reply.rows()[2]

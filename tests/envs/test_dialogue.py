@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 
 import pytest
 
@@ -233,6 +234,32 @@ def test_actions_that_do_not_exist_and_tables_without_speech_are_refused():
         Sotopia(allowed=('speak', 'shout'))
     with pytest.raises(ValueError, match='speak among them'):
         Sotopia(allowed=('leave',))
+
+
+def test_facts_for_the_record_name_everybody_and_their_goals():
+    state, _ = play(Sotopia(), 'Hi.')
+    about = Sotopia().describe(state)
+    assert about['seats'] == [{'name': AVA.name, 'goal': 'AvaGoal.'}, {'name': BOB.name, 'goal': 'BobGoal.'}]
+    assert [about[name] for name in ('scenario', 'environment', 'category')] == ['s', 'e', 'c']
+    assert 'TheSituation.' in about['situation'] and json.loads(json.dumps(about)) == about
+    assert 'Secret' not in json.dumps(about)
+
+
+def test_how_replies_may_begin_and_end():
+    state, _ = play(Sotopia(), 'Hi.')
+    assert Sotopia().choices(state, 1) == () and Sotopia().closing == '' and Sotopia(begun=True).closing == '"'
+    assert len(Sotopia().prefixes) == len(KINDS)
+    for allowed in (('speak',), ('speak', 'leave'), KINDS):
+        assert Sotopia(allowed=allowed).prefixes == prompts.choices(allowed)
+        for prefix in Sotopia(allowed=allowed).prefixes:  # each is read as the kind that it begins
+            assert Sotopia(allowed=allowed).step(state, 1, f'{prefix} x')[1].events == (
+                f'action/{kind_of(prefix)}',)
+
+
+def kind_of(prefix):
+    """The kind of action that a prefix stands for."""
+    kind, = [kind for kind in KINDS if prompts.choices((kind,)) == (prefix,)]
+    return kind
 
 
 def test_lines_show_a_kind_each():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from epo_jax import testing
 from epo_jax.models.transformer import Transformer
@@ -144,6 +145,21 @@ def test_critical_answers_are_asked_one_after_the_other():
         np.testing.assert_allclose(verdict.note[n]['critical'], chances, atol=TOLERANCE)
         assert verdict.process[n, :r.turns].tolist() == [float(p >= 0.5) for p in chances]
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
+
+
+def test_a_verdict_does_not_depend_on_how_many_are_judged_at_once():
+    pairs = dataclasses.replace(judge(), batch=2)  # three readings: a full batch, and one that is filled up
+    one, other = (assess(j, READINGS, TURNS, 'potential') for j in (judge(), pairs))
+    np.testing.assert_allclose(one.process, other.process, atol=TOLERANCE)
+    np.testing.assert_allclose(one.outcome, other.outcome, atol=TOLERANCE)
+    np.testing.assert_array_equal(one.valid, other.valid)
+
+
+def test_a_tokenizer_without_a_token_for_every_digit_cannot_judge():
+    tokenizer = testing.byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace('7', 'seven')
+    with pytest.raises(ValueError, match='no single token for some digit'):
+        dataclasses.replace(judge(), tokenizer=tokenizer).answers()
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])

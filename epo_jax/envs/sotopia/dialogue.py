@@ -1,7 +1,7 @@
 """The SOTOPIA environment: two people with private goals talk in turn."""
 
 import dataclasses
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from epo_jax.envs.base import TextStep, View
 from epo_jax.envs.sotopia import goals, prompts
@@ -45,6 +45,16 @@ class Sotopia:
         if unknown or 'speak' not in self.allowed:
             raise ValueError(f'allowed actions must be some of {KINDS}, speak among them, not {self.allowed}')
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """See TextEnvironment."""
+        return prompts.choices(self.allowed)
+
+    @property
+    def closing(self) -> str:
+        """See TextEnvironment."""
+        return '"' if self.begun else ''
+
     def reset(self, scenario: Scenario, advised: Sequence[bool]) -> tuple[Dialogue, tuple[View, ...]]:
         """See TextEnvironment.reset."""
         return Dialogue(scenario), tuple(
@@ -55,6 +65,10 @@ class Sotopia:
         """See TextEnvironment.cues."""
         name = state.scenario.characters[seat].first_name
         return View(prompts.STRATEGY, prompts.speech(name)) if self.begun else View('', '')
+
+    def choices(self, state: Dialogue, seat: int) -> tuple[str, ...]:
+        """See TextEnvironment.choices: anything may be said."""
+        return ()
 
     def step(self, state: Dialogue, seat: int, message: str) -> tuple[Dialogue, TextStep]:
         """See TextEnvironment.step. The speaker's strategist and both of the partner's models read the line."""
@@ -86,3 +100,16 @@ class Sotopia:
         """See TextEnvironment.score: by the scenario's rule, where it has one."""
         rule = state.scenario.goal_rules[seat]
         return None if rule is None else goals.score(rule, state.actions)
+
+    def describe(self, state: Dialogue) -> dict[str, Any]:
+        """See TextEnvironment.describe."""
+        return facts(state.scenario)
+
+
+def facts(scenario: Scenario) -> dict[str, Any]:
+    """Of a scenario, for the episode's record."""
+    return {
+        'scenario': scenario.id, 'environment': scenario.environment, 'category': scenario.category,
+        'situation': scenario.text,
+        'seats': [{'name': character.name, 'goal': goal}
+                  for character, goal in zip(scenario.characters, scenario.goals)]}

@@ -1,0 +1,175 @@
+"""The same dialogues by our rollout and by an API-style loop that sends the whole history every turn.
+
+Two seats talk without strategists. Each reads an opening of its own, then whatever the other says; every message is
+sampled at temperature 1 from the whole vocabulary and has a fixed number of tokens. Between the seats goes text.
+"""
+
+import dataclasses
+import math
+from typing import Any, Mapping, Optional, Sequence
+
+from benchmarks.measure import Contender
+
+OPENING = (
+    'You share a flat with an old friend and have to agree tonight on who gets the larger room, who pays which part '
+    'of the rent, and whether the cat may stay. You would like the room that looks over the garden, you can pay a '
+    'little more than half, and you are fond of the cat but allergic to it. Your friend has lived here for longer, '
+    'works at night and has a piano that fits through one of the doors only. You want to part as friends. ')
+
+
+def opening(tokenizer, seat: int, tokens: int) -> str:
+    """A text of `tokens` tokens that differs between the seats."""
+    from epo_jax.text.tokenizer import decode, encode
+
+    ids = encode(tokenizer, f'Seat {seat}. ' + OPENING * math.ceil(tokens / 60))
+    text = decode(tokenizer, ids[:tokens])
+    got = len(encode(tokenizer, text))
+    if abs(got - tokens) > 2:  # the last word may fall into other tokens once it is cut
+        raise ValueError(f'the opening has {got} tokens instead of {tokens}')
+    return text
+
+
+def capacity(turns: int, opening: int, new: int) -> int:
+    """Room for a conversation, template and a third more tokens than were sampled included; a multiple of 128."""
+    return math.ceil((opening + 32 + turns * (new * 4 // 3 + 10)) / 128) * 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Relay:
+    """A TextEnvironment in which each seat reads what the other said. Its state: the messages so far.
+
+    Attributes:
+      max_turns: messages of both seats.
+      openings: what each seat reads first.
+    """
+
+    max_turns: int
+    openings: tuple[str, str]
+
+    num_seats = 2
+    advice = ('', '')
+
+    def reset(self, scenario, advised):
+        from epo_jax.envs.base import View
+        return (), tuple(View('', text) for text in self.openings)
+
+    def step(self, state, seat, message):
+        from epo_jax.envs.base import TextStep, View
+        state = (*state, (seat, message))
+        views = tuple(View('', '' if s == seat else message) for s in (0, 1))
+        return state, TextStep(views, len(state) >= self.max_turns, (0.0, 0.0))
+
+    def cues(self, state, seat):
+        from epo_jax.envs.base import View
+        return View('', '')
+
+    def choices(self, state, seat):
+        return ()
+
+    def transcript(self, state):
+        return state
+
+    def brief(self, state, seat):
+        return self.openings[seat]
+
+    def score(self, state, seat):
+        return None
+
+    def describe(self, state):
+        return {}
+
+
+def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int, new: int, chunk: int) -> Contender:
+    """`rollout` of `episodes` dialogues at once."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from benchmarks import models
+    from epo_jax.agents.base import Player, Seat
+    from epo_jax.agents.local import LocalAgent
+    from epo_jax.envs.host import HostEnvironment
+    from epo_jax.models.transformer import Transformer
+    from epo_jax.rollout import Table, episode_keys, rollout
+    from epo_jax.sampling import SamplingConfig
+    from epo_jax.text.chat import chat_segments
+
+    config, params = models.load(model, dtype, stacked=False)
+    tokenizer = load_tokenizer(model)
+    chat = chat_segments(tokenizer)
+    settings = SamplingConfig(max_tokens=new, min_tokens=new, stop=chat.stop, temperature=1.0)
+    agent = LocalAgent(
+        Transformer(config, jnp.dtype(dtype)), chat, settings, capacity(turns, opening_tokens, new), chunk=chunk)
+    seats = (Seat(Player(agent, params, tokenizer)),) * 2
+    env = Relay(turns, tuple(opening(tokenizer, seat, opening_tokens) for seat in (0, 1)))
+    table = Table(HostEnvironment(env, seats, width=opening_tokens + 4 * new), seats)
+    keys = episode_keys(jax.random.key(0), 0, np.arange(episodes))
+    queue = table.env.encode([None] * episodes)
+
+    def run():
+        archive, reasons = rollout(table, queue, keys, episodes)
+        if np.asarray(archive.cause).any():
+            raise ValueError(f'dialogues were cut off: {archive.cause} {reasons}')
+        if not (np.asarray(archive.messages.length) == new).all():
+            raise ValueError(f'messages of {archive.messages.length} tokens instead of {new}')
+
+    return Contender(run)
+
+
+def load_tokenizer(model: str):
+    """The tokenizer of a model; of bytes for one without."""
+    from benchmarks import models
+    from epo_jax import testing
+    from epo_jax.roles import find_model
+    from epo_jax.text import tokenizer as text
+
+    return testing.byte_tokenizer() if model in models.SHAPES else text.load_tokenizer(find_model(model))
+
+
+def histories(spoken: Sequence[str], openings: Sequence[str], seat: int) -> list[str]:
+    """The messages of a conversation as one seat has it: user, assistant, user, ...; ends with the user's."""
+    messages = [openings[seat]]
+    for t, text in enumerate(spoken):
+        if t % 2 == seat:
+            messages += [text, '']
+        else:
+            messages[-1] += text
+    return messages
+
+
+def api(model: str, folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, episodes: int,
+        turns: int, opening_tokens: int, new: int) -> Contender:
+    """`transformers.generate` as an API is used: every request is a whole history, tokenised and read anew.
+
+    Args:
+      episodes: dialogues that are sent as one padded batch; 1: one request at a time.
+    """
+    from benchmarks import peers
+    from epo_jax.text.chat import chat_segments
+    from epo_jax.text.tokenizer import decode, encode
+
+    torch, decoder = peers.load(folder, shape, dtype, device)
+    tokenizer = load_tokenizer(model)
+    chat = chat_segments(tokenizer)
+    openings = [opening(tokenizer, seat, opening_tokens) for seat in (0, 1)]
+
+    def reply(requests: Sequence[Sequence[str]]) -> list[str]:
+        rows = [chat.join([encode(tokenizer, message) for message in messages]) for messages in requests]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+        out = decoder.generate(
+            ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, eos_token_id=list(chat.stop),
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        if tuple(out.shape) != (len(rows), longest + new):
+            raise ValueError(f'messages of {out.shape[1] - longest} tokens instead of {new}')
+        return [decode(tokenizer, row) for row in out[:, longest:].tolist()]
+
+    def run():
+        torch.manual_seed(0)
+        spoken = [[] for _ in range(episodes)]
+        for t in range(turns):
+            requests = [histories(texts, openings, t % 2) for texts in spoken]
+            for texts, text in zip(spoken, reply(requests)):
+                texts.append(text)
+
+    return Contender(run)

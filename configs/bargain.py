@@ -1,0 +1,61 @@
+"""EPO on bargaining: a small transformer learns from scratch to bargain, the whole iteration one program.
+
+    python -m epo_jax.main --config=configs/bargain.py --workdir=runs/bargain
+
+Presets, after the colon:
+  family    against the fixed family of opponents, whose kind shows only in what they offer
+  selfplay  two seats, against earlier iterations
+  tiny      a few episodes, in seconds; for trying the machinery
+"""
+
+from epo_jax.defaults import default_config
+
+
+def get_config(preset='family'):
+    """The configuration of one of the presets."""
+    presets = {'family': family, 'selfplay': selfplay, 'tiny': tiny}
+    if preset not in presets:
+        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
+    return presets[preset]()
+
+
+def base(environment):
+    """One intent a turn, echoed by the actor; the environment's own reward and nothing else."""
+    config = default_config(environment)
+    config.model.update(path='scratch', remat='none')
+    config.actor.update(model='echo', capacity=32, max_tokens=1)
+    config.strategist.update(capacity=40, temperature=1.0, max_tokens=1, one_line=False)
+    config.judge.capacity = 64
+    config.rollout.update(episodes=2048, batch=1024, view_tokens=6, chunk=8, compiled=True)
+    config.reward.update(outcome='environment', process='none')
+    config.credit.update(gamma=1.0, baseline='batch', normalise='batch')
+    config.learner.update(learning_rate=2e-3, schedule='cosine', batch=2048, micro_batch=2048, length_bucket=40)
+    config.evaluation.update(episodes=980, conditions=('policy',))
+    return config
+
+
+def family():
+    """Against the fixed family."""
+    config = base('bargain')
+    config.iterations = 1000
+    config.checkpoint.every = 100
+    return config
+
+
+def selfplay():
+    """Against snapshots of itself and itself."""
+    config = base('epo_jax.envs.bargain.selfplay')
+    config.seats = ('policy', 'pool')
+    config.iterations = 500
+    config.checkpoint.every = 50
+    return config
+
+
+def tiny():
+    """Eight episodes an iteration."""
+    config = base('bargain')
+    config.iterations = 2
+    config.rollout.update(episodes=8, batch=4)
+    config.learner.update(batch=8, micro_batch=8)
+    config.evaluation.episodes = 8
+    return config

@@ -1,0 +1,1 @@
+"""Conversations on disk: EPO's ShareGPT files, read, written, sampled and judged."""

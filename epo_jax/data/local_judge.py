@@ -1,0 +1,70 @@
+"""The critical-turn judge on this machine: `epo_jax.rewards.process` on conversations from a file."""
+
+import itertools
+import json
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+
+from epo_jax.data import sharegpt
+from epo_jax.data.language import read_params, read_shape, read_text
+from epo_jax.models.transformer import Transformer
+from epo_jax.parallel import make_mesh
+from epo_jax.rewards.judge import Judge
+from epo_jax.rewards.process import assess
+from epo_jax.rewards.reading import Reading
+from epo_jax.roles import activation_dtype
+
+TURNS = 8  # programs are compiled for multiples of so many turns
+
+
+class LocalJudge:
+    """A model that answers Yes or No for every strategy by its probabilities, `batch` conversations at a time."""
+
+    def __init__(self, model: str, domain: str, capacity: int, batch: int):
+        """Loads the model: a Hugging Face folder, a GGUF file, 'smollm2' or 'dummy'.
+
+        Raises:
+          FileNotFoundError, WeightsError, TokenizerError, ChatTemplateError: it cannot be had.
+        """
+        dtype = activation_dtype('auto')
+        decoder, (tokenizer, chat) = Transformer(read_shape(model), dtype), read_text(model)
+        self._judge = Judge(
+            model=decoder, params=read_params(model, decoder, dtype, make_mesh((1, -1, 1))), tokenizer=tokenizer,
+            chat=chat, capacity=capacity, batch=batch)
+        self._domain, self._batch, self._capacity = domain, batch, capacity
+
+    def ask(self, source: sharegpt.Source, items: Iterator[Any], answers: Any,
+            report: Callable[[Any, str], None]) -> dict[str, str]:
+        """Has every row answered that is not yet; see `epo_jax.label.label_file`."""
+        rows = 0
+        while group := list(itertools.islice(items, self._batch)):
+            # Groups are the same in every run, so that a resumed one computes the same numbers.
+            if any(answers.get(item.key, 0) is None for item in group):
+                readings = [reading(item, source.layout, self._domain) for item in group]
+                turns = -(-max(len(item.strategies) for item in group) // TURNS) * TURNS
+                verdict = assess(self._judge, readings, turns, 'critical')
+                for n, item in enumerate(group):
+                    count = len(item.strategies)
+                    if not verdict.valid[n, :count].all():
+                        problem = f"does not fit the judge's capacity of {self._capacity} tokens"
+                        answers.put(item.key, 0, None, problem, 0.0)
+                        continue
+                    chosen = np.flatnonzero(verdict.process[n, :count])
+                    answers.put(item.key, 0, json.dumps({
+                        'indexes': [item.strategies[t] for t in chosen],
+                        'probabilities': verdict.note[n]['critical']}), None, 0.0)
+            rows += len(group)
+            report(group[-1].span, f'{rows} rows')
+        return {}
+
+
+def reading(item: Any, layout: sharegpt.Layout, domain: str) -> Reading:
+    """A row as the judge reads it: what the adviser was told first, then every strategy with what followed."""
+    texts: Sequence[str] = [message[layout.content] for message in item.messages]
+    first = item.strategies[0]
+    followed = [texts[i + 1] if i + 1 < len(texts) else 'The end.' for i in item.strategies]
+    scale = 10 / sharegpt.BEST[domain]  # the judge is told scores of 10
+    return Reading(
+        brief='\n'.join(texts[i] for i in range(0, first, 2)), seat=0, lines=tuple((0, text) for text in followed),
+        strategies=tuple(texts[i] for i in item.strategies), score=item.score * scale, complete=True)

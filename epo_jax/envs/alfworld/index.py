@@ -1,0 +1,191 @@
+"""All games in one file: built once, compressed, mapped into memory, shared by every worker.
+
+    python -m epo_jax.envs.alfworld.index --games=../shared/data/alfworld --out=alfworld.index
+
+The file is a line that names the format, the length of the head (8 bytes), the head (JSON, compressed: who is where),
+and the records of the games, each compressed by itself with a dictionary common to all.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import pathlib
+import sys
+import zlib
+
+from epo_jax.envs.alfworld import source
+from epo_jax.envs.alfworld.engine import KINDS, Game, GameError
+from epo_jax.envs.alfworld.problem import build_game
+from epo_jax.files import write_atomically
+
+_FORMAT = b'epo_jax alfworld index 1\n'
+_DICTIONARY = 32  # records that make the dictionary
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """One game to be played.
+
+    Attributes:
+      id, category, task: of the game; category is the task type.
+      split: 'train' or 'held_out'.
+      index, number: where the game is.
+    """
+
+    id: str
+    split: str
+    category: str
+    task: str
+    index: 'Index'
+    number: int
+
+    @property
+    def game(self) -> Game:
+        """The game, read anew."""
+        return self.index.game(self.number)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """Games in a mapped file.
+
+    Attributes:
+      path: of the file.
+      version: name of the release whose texts they came with.
+      ids, splits, categories, tasks: of the games, by number; splits are 'train', 'seen' or 'unseen'.
+      order: numbers of the unseen games in the order in which they are to be played.
+      left_out: games that ALFWorld itself leaves out.
+    """
+
+    path: str
+    version: str
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    categories: tuple[str, ...]
+    tasks: tuple[str, ...]
+    order: tuple[int, ...]
+    left_out: int
+    _ends: tuple[int, ...]
+    _dictionary: bytes
+    _data: mmap.mmap
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def game(self, number: int) -> Game:
+        """Game number `number`."""
+        start = self._ends[number - 1] if number else self._ends[-1]
+        record = zlib.decompressobj(zdict=self._dictionary)
+        return build_game(json.loads(record.decompress(self._data[start:self._ends[number]])))
+
+    def scenarios(self, held_out: str) -> list[Scenario]:
+        """The training games, and the games of one split as the held-out ones: 'unseen' or 'seen'."""
+        chosen = [n for n, split in enumerate(self.splits) if split == held_out]
+        if held_out == 'unseen':
+            chosen = [*self.order, *(n for n in chosen if n not in set(self.order))]
+        training = [n for n, split in enumerate(self.splits) if split == 'train']
+        return [Scenario(self.ids[n], split, self.categories[n], self.tasks[n], self, n)
+                for split, numbers in (('train', training), ('held_out', chosen)) for n in numbers]
+
+
+def build(games: source.Source, path) -> int:
+    """Writes the index of some games, atomically; returns how many there are.
+
+    Raises:
+      GameError: a game is malformed or cannot be solved, two have one id, or a game of the test order is not there.
+    """
+    version, records = source.read(games)
+    read = [*records]
+    kept = [record for record in read if record is not None]
+    if not kept:
+        raise GameError(f'{games.root} has no games but {len(read)} that ALFWorld leaves out')
+    numbers = {record['id']: n for n, record in enumerate(kept)}
+    if len(numbers) < len(kept):
+        twice = next(record['id'] for n, record in enumerate(kept) if numbers[record['id']] != n)
+        raise GameError(f'{games.root}: there are two games {twice!r}')
+    missing = [name for name in games.order if name not in numbers]
+    if missing:
+        raise GameError(f'{games.root}: {source.TEST_ORDER} names {missing[0]!r}, which is not there')
+    texts = [json.dumps(record, separators=(',', ':')).encode() for record in kept]
+    dictionary = b''.join(text[-4096:] for text in texts[::max(1, len(texts) // _DICTIONARY)])[-32768:]
+    blobs = []
+    for text in texts:
+        packed = zlib.compressobj(9, zdict=dictionary)
+        blobs.append(packed.compress(text) + packed.flush())
+    head = zlib.compress(json.dumps({
+        'version': version.name, 'left_out': len(read) - len(kept), 'dictionary': dictionary.decode('latin-1'),
+        'order': [numbers[name] for name in games.order], 'sizes': [len(blob) for blob in blobs],
+        'games': [[r['id'], r['split'], r['goal'][0], r['task']] for r in kept]}).encode())
+    write_atomically(path, b''.join((_FORMAT, len(head).to_bytes(8, 'little'), head, *blobs)))
+    return len(kept)
+
+
+def load(path) -> Index:
+    """Opens the index of a file.
+
+    Raises:
+      GameError: the file is missing, damaged, or no index of this format.
+    """
+    try:
+        with open(path, 'rb') as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if data[:len(_FORMAT)] != _FORMAT:
+            raise GameError(f'{path} is no index of games in the format of this version; build it anew')
+        start = len(_FORMAT) + 8
+        end = start + int.from_bytes(data[start - 8:start], 'little')
+        head = json.loads(zlib.decompress(data[start:end]))
+        ends = [*_running(head['sizes'], end), end]  # the last one is where the first game begins
+        if len(data) != (ends[-2] if head['sizes'] else end):
+            raise GameError(f'{path} is damaged: it has {len(data)} bytes and needs {ends[-2]}')
+        ids, splits, kinds, tasks = zip(*head['games'])
+        return Index(str(path), head['version'], ids, splits, tuple(KINDS[kind] for kind in kinds), tasks,
+                     tuple(head['order']), head['left_out'], tuple(ends), head['dictionary'].encode('latin-1'), data)
+    except (OSError, ValueError, KeyError, zlib.error) as error:
+        raise error if isinstance(error, GameError) else GameError(f'{path}: {error}') from None
+
+
+def open_games(path: str = '') -> Index:
+    """The index of the games at a path ('': those of the package); a path may itself be an index.
+
+    It is built at first use, in the user's cache folder, and built anew when the files have changed.
+
+    Raises:
+      GameError: see build and load.
+    """
+    if path and pathlib.Path(path).is_file() and pathlib.Path(path).read_bytes()[:len(_FORMAT)] == _FORMAT:
+        return load(path)
+    games = source.find(path)
+    beside = [games.files[0][1].parent / name for name in ('alfred.pddl', 'alfred.twl2.template', source.TEST_ORDER)]
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns)
+             for f in (*(f for _, f in games.files), *beside) if f.exists()]
+    name = hashlib.sha256(json.dumps([_FORMAT.decode(), stats]).encode()).hexdigest()[:16]
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'epo_jax'
+    file = folder / f'alfworld-{name}.index'
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        build(games, file)
+    return load(file)
+
+
+def _running(sizes, start: int):
+    for size in sizes:
+        start += size
+        yield start
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Builds the index of ALFWorld games.')
+    parser.add_argument('--games', required=True, help='a folder or file of games')
+    parser.add_argument('--out', required=True, help='the index')
+    args = parser.parse_args()
+    try:
+        print(f'{build(source.find(args.games), args.out)} games in {args.out}')
+    except GameError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Bargaining over three kinds of items, in array code: the fast testbed."""

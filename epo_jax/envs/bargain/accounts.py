@@ -1,0 +1,81 @@
+"""Finished bargains in words, for the record and for readers."""
+
+from typing import Sequence
+
+import numpy as np
+
+from epo_jax.envs.base import Account
+from epo_jax.envs.bargain import optimum
+from epo_jax.envs.bargain.language import ITEMS, TOTAL
+from epo_jax.envs.bargain.scenarios import ACCEPTED, BOARDS, NOTHING, PASSED, SPLITS, WALKED, Scenario
+
+NAMES = ('Ada', 'Ben')
+
+
+def account(scenario: Scenario, actions: Sequence[int], invalid: Sequence[int], rewards: Sequence[float],
+            num_seats: int) -> Account:
+    """One episode.
+
+    Args:
+      scenario: what was bargained over.
+      actions: of both sides in their order, as in `game.State`.
+      invalid: messages of either side that were no possible action.
+      rewards: of both sides, in [0, 1].
+      num_seats: 1: the second side belongs to the environment, and its answers stand in seat 0's lines.
+    """
+    actions = [action for action in actions if action != NOTHING]
+    said = [_line(scenario, actions, i) for i in range(len(actions))]
+    if num_seats == 1:
+        lines = [(0, ' '.join(said[i:i + 2])) for i in range(0, len(said), 2)]
+    else:
+        lines = [(i % 2, text) for i, text in enumerate(said)]
+    deal = _offer(actions, len(actions) - 1) if actions and actions[-1] == ACCEPTED else None
+    best = optimum.solutions(scenario)
+    briefs = [_brief(scenario, seat) for seat in range(num_seats)]
+    ended = 'deal' if deal is not None else 'walked' if actions and actions[-1] == WALKED else 'no deal'
+    facts = {
+        'scenario': scenario.id, 'environment': 'bargain', 'category': scenario.category,
+        'situation': f'{NAMES[0]} and {NAMES[1]} divide {_items(scenario.counts)}.',
+        'seats': [{'name': NAMES[seat], 'goal': brief} for seat, brief in enumerate(briefs)],
+        'ended': ended, 'points': [_points(scenario, seat, deal) for seat in (0, 1)],
+        'points_at_nash': list(best.nash), 'most_points_together': best.most}
+    return Account(
+        facts=facts, lines=lines, briefs=briefs, scores=[10 * reward for reward in rewards[:num_seats]],
+        events=[f'bargain/{ended}', *['action/invalid'] * sum(invalid[:num_seats])])
+
+
+def _offer(actions: Sequence[int], i: int) -> int:
+    """The split that action i accepts: the partner's last offer."""
+    return next(actions[k] for k in range(i - 1, -1, -2) if actions[k] >= 0)
+
+
+def _share(scenario: Scenario, seat: int, split: int) -> np.ndarray:
+    board = int((BOARDS == scenario.counts).all(axis=1).argmax())
+    items = SPLITS[board, :, split]
+    return items if seat == 0 else BOARDS[board] - items
+
+
+def _points(scenario: Scenario, seat: int, split) -> int:
+    return 0 if split is None else int(np.dot(_share(scenario, seat, split), scenario.values[seat]))
+
+
+def _items(counts: Sequence[int]) -> str:
+    named = [f'{n} {item if n != 1 else item[:-1]}' for n, item in zip(counts, ITEMS) if n]
+    return ' and '.join([', '.join(named[:-1]), named[-1]] if len(named) > 1 else named) or 'nothing'
+
+
+def _brief(scenario: Scenario, seat: int) -> str:
+    worth = ', '.join(f'{value} for {item}' for value, item in zip(scenario.values[seat], ITEMS))
+    return (f'Get as many of {TOTAL} points as possible, and waste none of what both could have: each of '
+            f'{_items(scenario.counts)} is worth {worth}.')
+
+
+def _line(scenario: Scenario, actions: Sequence[int], i: int) -> str:
+    seat, action = i % 2, actions[i]
+    name, other = NAMES[seat], NAMES[1 - seat]
+    if action == ACCEPTED:
+        return f'{name} accepts ({_points(scenario, seat, _offer(actions, i))} points).'
+    if action in (WALKED, PASSED):
+        return f'{name} walks away.' if action == WALKED else f'{name} says nothing.'
+    return (f'{name} offers {other} {_items(_share(scenario, 1 - seat, action))} and keeps '
+            f'{_items(_share(scenario, seat, action))} ({_points(scenario, seat, action)} points).')

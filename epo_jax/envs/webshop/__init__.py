@@ -1,0 +1,1 @@
+"""WebShop: a shop of real products, and instructions for what to buy there."""

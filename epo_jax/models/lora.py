@@ -1,0 +1,74 @@
+"""Low-rank adapters (Hu et al. 2021): y = x W + (alpha / rank) x A B, with W frozen.
+
+An adapter is a tree like the layers of the stacked layout, with the leaves `a` [layers, in, rank] and
+`b` [layers, rank, out...] for every adapted matrix. `join` puts it beside the kernels of a base, and the same
+decoder runs the pair: strategist, actor and judge share one base, and what is trained, checkpointed and kept in the
+self-play pool is the adapter alone.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import flax.linen as nn
+
+from epo_jax.models.transformer import Transformer
+
+TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """What is adapted, and how.
+
+    Attributes:
+      rank: inner size; alpha: the adapter's part is scaled by alpha / rank.
+      targets: matrices of every layer, some of TARGETS.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self):
+        unknown = set(self.targets) - set(TARGETS)
+        if self.rank < 1 or unknown or not self.targets:
+            raise ValueError(f'an adapter needs a positive rank and targets among {", ".join(TARGETS)}, not {self}')
+
+    def init_boxed(self, model: Transformer, key: jax.Array) -> Any:
+        """A fresh adapter of a model (stacked layout), float32: b is 0, a uniform within 1 / sqrt(in), as the PEFT
+        library draws it. Every leaf carries the names of its logical axes."""
+        layers = jax.eval_shape(model.init_boxed, key)['layers']
+        adapter = {}
+        for i, name in enumerate(self.targets):
+            kernel = layers[name]['kernel']
+            shape, axes = kernel.value.shape, kernel.names
+            bound = shape[1] ** -0.5
+            a = jax.random.uniform(jax.random.fold_in(key, i), (*shape[:2], self.rank), minval=-bound, maxval=bound)
+            b = jnp.zeros((shape[0], self.rank, *shape[2:]))
+            adapter[name] = {
+                'a': nn.LogicallyPartitioned(a, (*axes[:2], None)),
+                'b': nn.LogicallyPartitioned(b, (axes[0], None, *axes[2:]))}
+        return {'layers': adapter}
+
+    def init(self, model: Transformer, key: jax.Array) -> Any:
+        """A fresh adapter without the names."""
+        return nn.meta.unbox(self.init_boxed(model, key))
+
+    def join(self, base: Any, adapter: Any) -> Any:
+        """Parameters of the adapted model; the base's arrays are shared, not copied."""
+        layers = dict(base['layers'])
+        for name, pair in adapter['layers'].items():
+            layers[name] = layers[name] | {'a': pair['a'], 'b': pair['b'] * (self.alpha / self.rank)}
+        return base | {'layers': layers}
+
+    def merge(self, base: Any, adapter: Any) -> Any:
+        """Parameters of a plain model that computes the same, W + (alpha / rank) A B, in the base's dtype."""
+        layers = dict(base['layers'])
+        for name, pair in adapter['layers'].items():
+            kernel = layers[name]['kernel']
+            change = jnp.einsum('lir,lr...->li...', pair['a'], pair['b'], precision='highest')
+            layers[name] = layers[name] | {
+                'kernel': (kernel + change * (self.alpha / self.rank)).astype(kernel.dtype)}
+        return base | {'layers': layers}

@@ -1,0 +1,188 @@
+"""The bargaining game against its rules told a second time, and as an environment in traced loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bargain_reference import Table
+from epo_jax.envs.bargain import language, opponents
+from epo_jax.envs.bargain.game import Bargain
+from epo_jax.envs.bargain.scenarios import BOARDS, Scenario, encode, every_scenario
+from epo_jax.text.tokens import Tokens, pack
+
+FAMILY, SEATS = Bargain('family'), Bargain('seat')
+SAYS = (*language.INTENTS, 'silent', 'books:1')    # the last two are no intents
+
+
+def say(words):
+    return Tokens(jnp.array([[language.IDS[word]] for word in words], jnp.int32), jnp.ones(len(words), jnp.int32))
+
+
+def start(env, scenarios):
+    batch = len(scenarios)
+    return env.deal(env.start(batch), env.encode(scenarios), jnp.arange(batch), jnp.ones(batch, bool))
+
+
+def texts(tokens):
+    return [' '.join(language.WORDS[i] for i in row) for row in tokens.rows()]
+
+
+def pick(opponent, count, seed=0):
+    scenarios = every_scenario(opponent)
+    return [scenarios[i] for i in np.random.default_rng(seed).choice(len(scenarios), count, replace=False)]
+
+
+@pytest.mark.parametrize('env', [FAMILY, SEATS, Bargain('family', 6), Bargain('seat', 1)],
+                         ids=lambda env: f'{env.opponent}{env.rounds}')
+def test_random_talk_goes_as_the_rules_say(env):
+    scenarios = pick(env.opponent, 200)
+    rng = np.random.default_rng(1)
+    state, _ = start(env, scenarios)
+    tables = [Table(scenario, env.rounds, env.opponent == 'family') for scenario in scenarios]
+    live, total = np.ones(200, bool), np.zeros((200, env.num_seats))
+    for t in range(env.max_turns):
+        seat = t % env.num_seats
+        words = rng.choice(SAYS, 200, p=[.08] * 8 + [.1, .08, .06, .06, .06])
+        state, seen = env.step(state, seat, say(words), jnp.array(live))
+        reader = 0 if env.opponent == 'family' else 1 - seat
+        news = texts(seen.views[reader].strategist)
+        total += np.asarray(seen.reward)
+        for b in np.flatnonzero(live):
+            speaker, before = 1 - reader, len(tables[b].offers[1 - reader])
+            tables[b].say(seat, words[b])
+            assert bool(seen.done[b]) == tables[b].over
+            made = tables[b].offers[speaker][before:]
+            if tables[b].over:
+                assert news[b] == ''
+            elif made:
+                items = ' '.join(f'{item}:{n}' for item, n in zip(language.ITEMS, made[-1][reader]))
+                worth = tables[b].points(reader, made[-1])
+                assert news[b] == f'turn:{tables[b].taken // 2 + 1} {items} worth:{worth}'
+            else:
+                assert news[b] == f'turn:{tables[b].taken // 2 + 1} silent'
+        live &= ~np.asarray(seen.done)
+    assert not live.any()
+    assert {table.deal is None for table in tables} == {True, False}
+    np.testing.assert_allclose(total, [table.rewards()[:env.num_seats] for table in tables], rtol=1e-6)
+    assert np.asarray(state.invalid).sum(axis=1).tolist() == [table.invalid for table in tables]
+
+
+def test_every_scenario_follows_the_rules_and_no_valuation_is_in_both_splits():
+    scenarios = every_scenario('family')
+    assert len({scenario.id for scenario in scenarios}) == len(scenarios)
+    for s in scenarios[::7]:
+        assert 5 <= sum(s.counts) <= 7 and min(s.counts) >= 1
+        assert all(np.dot(s.counts, values) == 10 for values in s.values)
+        assert all(map(any, zip(*s.values))) and any(map(all, zip(*s.values)))
+    pairs = lambda split: {(s.counts, frozenset(s.values)) for s in scenarios if s.split == split}
+    assert not pairs('train') & pairs('held_out')
+    kinds = [s.category for s in scenarios if s.split == 'held_out'][:10 * len(opponents.NAMES)]
+    assert all(kinds.count(name) == 10 for name in opponents.NAMES)
+
+
+def test_the_opening_tells_what_a_side_knows_and_no_more():
+    scenario = Scenario((2, 1, 3), ((2, 6, 0), (5, 0, 0)), None, 'train')
+    _, views = start(SEATS, [scenario])
+    assert texts(views[0].strategist) == ['books:2 hats:1 balls:3 books=2 hats=6 balls=0']
+    assert texts(views[1].strategist) == ['books:2 hats:1 balls:3 books=5 hats=0 balls=0']
+    assert all(np.asarray(view.actor.length).tolist() == [0] for view in views)
+
+
+@pytest.mark.parametrize('change', [
+    dict(counts=(1, 1, 1)), dict(values=((2, 6, 0), (4, 0, 0))), dict(values=((6, -2, 0), (5, 0, 0))),
+    dict(opponent='kind')])
+def test_scenarios_against_the_rules_are_refused_by_number(change):
+    good = dict(counts=(2, 1, 3), values=((2, 6, 0), (5, 0, 0)), opponent='eager', split='train')
+    with pytest.raises(ValueError, match='scenario 1 .*needs'):
+        encode([Scenario(**good), Scenario(**good | change)])
+
+
+def test_only_rows_that_are_named_are_dealt_and_stepped():
+    scenarios = pick('family', 8)
+    state, _ = start(FAMILY, scenarios)
+    rows = jnp.arange(8) % 2 == 0
+    stepped, seen = FAMILY.step(state, 0, say(['ask:6'] * 8), rows)
+    kept = jax.tree.map(lambda new, old: (new[1::2] == old[1::2]).all(), stepped, state)
+    assert all(jax.tree.leaves(kept))
+    assert np.asarray(seen.views[0].strategist.length)[1::2].tolist() == [0] * 4 and not seen.reward[1::2].any()
+    dealt, views = FAMILY.deal(stepped, FAMILY.encode(scenarios), jnp.full(8, 3), ~rows)
+    assert all(jax.tree.leaves(jax.tree.map(lambda new, old: (new[::2] == old[::2]).all(), dealt, stepped)))
+    assert np.asarray(views[0].strategist.length).tolist() == [0, 6] * 4
+    assert (dealt.values[1::2] == jnp.array(scenarios[3].values)).all()
+
+
+@pytest.mark.parametrize('message', [[], [9999], [-1], [0]])
+def test_what_is_no_intent_does_nothing_and_is_counted(message):
+    state, _ = start(FAMILY, pick('family', 2))
+    silent, _ = FAMILY.step(state, 0, say(['wait'] * 2), jnp.ones(2, bool))
+    state, seen = FAMILY.step(state, 0, pack([message] * 2, 1), jnp.ones(2, bool))
+    assert np.asarray(state.invalid)[:, 0].tolist() == [1, 1] and not seen.failed.any()
+    assert all(jax.tree.leaves(jax.tree.map(
+        lambda a, b: bool((a == b).all()), state.replace(invalid=silent.invalid), silent)))
+
+
+def test_a_whole_bargain_is_one_program_and_the_same_as_step_by_step():
+    scenarios = pick('seat', 64)
+    queue = SEATS.encode(scenarios)
+    ids = jnp.array(language.INTENT_IDS)
+    words = jax.random.randint(jax.random.key(0), (SEATS.max_turns, 64), 0, len(ids))
+
+    def both(state, live, reward, t):
+        for seat in (0, 1):
+            message = Tokens(ids[words[t + seat]][:, None], jnp.ones(64, jnp.int32))
+            state, seen = SEATS.step(state, seat, message, live)
+            live, reward = live & ~seen.done, reward + seen.reward
+        return state, live, reward, t + 2
+
+    @jax.jit
+    def play():
+        state, _ = SEATS.deal(SEATS.start(64), queue, jnp.arange(64), jnp.ones(64, bool))
+        return jax.lax.while_loop(
+            lambda carry: carry[1].any(), lambda carry: both(*carry),
+            (state, jnp.ones(64, bool), jnp.zeros((64, 2)), 0))
+
+    state, live, reward, _ = play()
+    again = start(SEATS, scenarios)[0], jnp.ones(64, bool), jnp.zeros((64, 2)), 0
+    for _ in range(SEATS.rounds):
+        again = both(*again)
+    assert not live.any() and reward.any()
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a == b).all(), (state, reward), (again[0], again[2]))))
+
+
+def test_accounts_tell_what_happened():
+    scenario = Scenario((2, 1, 3), ((2, 6, 0), (5, 0, 0)), None, 'train')
+    state, _ = start(SEATS, [scenario])
+    for seat, word in ((0, 'ask:10'), (1, 'hello'), (0, 'ask:6'), (1, 'accept')):
+        message = pack([[language.IDS.get(word, language.IDS['<unknown>'])]], 1)
+        state, _ = SEATS.step(state, seat, message, jnp.ones(1, bool))
+    (account,) = SEATS.accounts([scenario], state, None)
+    assert account.lines == [
+        (0, 'Ada offers Ben 3 balls and keeps 2 books and 1 hat (10 points).'), (1, 'Ben says nothing.'),
+        (0, 'Ada offers Ben 2 books and 3 balls and keeps 1 hat (6 points).'), (1, 'Ben accepts (10 points).')]
+    # 6 of 10 points, and 16 points together are the most there are.
+    np.testing.assert_allclose(account.scores, [6.0, 10.0], rtol=1e-6)
+    assert account.facts['points'] == [6, 10] and account.facts['ended'] == 'deal'
+    assert account.events == ['bargain/deal', 'action/invalid']
+    assert account.facts['scenario'] == '2-1-3/2-6-0/5-0-0/seat'
+
+
+def test_accounts_against_the_family_have_the_answer_in_the_same_line():
+    scenario = Scenario((2, 1, 3), ((2, 6, 0), (5, 0, 0)), 'eager', 'train')
+    state, _ = start(FAMILY, [scenario])
+    state, _ = FAMILY.step(state, 0, say(['wait']), jnp.ones(1, bool))
+    state, _ = FAMILY.step(state, 0, say(['walk']), jnp.ones(1, bool))
+    (account,) = FAMILY.accounts([scenario], state, None)
+    assert [seat for seat, _ in account.lines] == [0, 0] and len(account.scores) == len(account.briefs) == 1
+    assert account.lines[0][1].startswith('Ada says nothing. Ben offers Ada ')
+    assert account.lines[1][1] == 'Ada walks away.' and account.scores == [0.0]
+
+
+@pytest.mark.parametrize('fields', [('other', 4), ('family', 0), ('seat', 10)])
+def test_impossible_settings_are_refused(fields):
+    with pytest.raises(ValueError, match='opponent must be'):
+        Bargain(*fields)
+
+
+def test_all_boards():
+    assert len(BOARDS) == 6 + 10 + 15    # compositions of 5, 6 and 7 into three positive parts

@@ -1,0 +1,59 @@
+"""The language of the table, and how an experiment meets the game."""
+
+import pytest
+
+from epo_jax.config import ConfigError
+from epo_jax.defaults import default_config, validate
+from epo_jax.envs.bargain import language
+from epo_jax.envs.bargain.game import Bargain
+from epo_jax.envs.domains import load_domain
+from epo_jax.testing import byte_tokenizer
+from epo_jax.text import tokenizer as text
+from epo_jax.text.tokens import pack
+
+SELFPLAY = 'epo_jax.envs.bargain.selfplay'
+
+
+def test_every_word_is_one_token_and_comes_back_as_text():
+    tokenizer = language.tokenizer()
+    words = [word for word in language.WORDS if word not in (language.END, language.UNKNOWN)]
+    assert text.encode(tokenizer, ' '.join(words)) == [language.IDS[word] for word in words]
+    assert text.decode(tokenizer, [language.IDS[word] for word in words]) == ' '.join(words)
+    assert tokenizer.get_vocab() == language.IDS
+    assert tokenizer.eos_token_id == language.chat().end
+    assert text.decode(tokenizer, [language.IDS['ask:7'], language.chat().end]) == 'ask:7'
+
+
+def test_intents_are_read_from_the_first_word():
+    rows = [[i] for i in language.INTENT_IDS] + [[language.IDS['walk'], 0], [language.IDS['turn:1']], []]
+    found = language.intent(pack(rows, 2)).tolist()
+    assert found == [*range(len(language.INTENTS)), language.INTENTS.index('walk'), -1, -1]
+
+
+def test_the_small_model_has_a_row_for_every_word():
+    assert language.model().vocab_size == len(language.WORDS)
+
+
+@pytest.mark.parametrize('name, opponent, seats', [('bargain', 'family', 1), (SELFPLAY, 'seat', 2)])
+def test_a_config_finds_the_table(name, opponent, seats):
+    config, domain = default_config(name), load_domain(name)
+    model, tokenizer, _ = domain.language()
+    env = domain.tokens(config.environment, tokenizer, 6)
+    assert env == Bargain(opponent, 4) and env.num_seats == domain.seats == seats == len(config.seats)
+    scenarios = domain.scenarios('', config.environment)
+    assert {s.split for s in scenarios} == {'train', 'held_out'}
+    assert all((s.opponent is None) == (opponent == 'seat') for s in scenarios)
+
+
+def test_what_cannot_be_is_refused():
+    domain = load_domain('bargain')
+    config = default_config('bargain')
+    with pytest.raises(ValueError, match='language of its own'):
+        domain.tokens(config.environment, byte_tokenizer(), 6)
+    with pytest.raises(ValueError, match='an opening has 6'):
+        domain.tokens(config.environment, language.tokenizer(), 5)
+    with pytest.raises(ValueError, match='makes its own'):
+        domain.scenarios('somewhere', config.environment)
+    config.environment.update(opponent='seat', rounds=0)
+    with pytest.raises(ConfigError, match='(?s)selfplay.*rounds must be 1 to 9'):
+        validate(config)

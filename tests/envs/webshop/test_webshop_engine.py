@@ -1,0 +1,117 @@
+"""The engine against transcripts of the official one: its pages rendered from its templates, its page flow, Lucene's
+hits; random visits with clicks, searches and invalid actions, over every kind of page."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+
+import pytest
+
+from epo_jax.envs.webshop.engine import Shop, Visit
+from epo_jax.envs.webshop.experts import buyer, weak_buyer
+from epo_jax.envs.webshop.pages import text
+from epo_jax.envs.webshop.replay import replay
+from epo_jax.files import read_jsonl
+
+FOLDER = pathlib.Path(__file__).parent
+SMALL, OFFICIAL = (read_jsonl(FOLDER / f'transcripts_{name}.jsonl') for name in ('small', '1k'))
+
+
+def played(shop: Shop, row):
+    """The transcripts' tagger takes every word of a name for a noun."""
+    shop = dataclasses.replace(shop, show_attributes=row['show_attributes'], tagger=lambda name: name.lower().split())
+    return replay(shop, row['goal'], row['actions'], 15)
+
+
+@pytest.mark.parametrize('row', SMALL, ids=lambda row: str(row['goal']))
+def test_pages_actions_and_rewards_are_the_official_ones(small, row):
+    ours = played(small, row)
+    for ours_page, page in zip(ours['observations'], row['observations']):
+        assert ours_page == page
+    assert ours == {key: row[key] for key in ours}
+
+
+def test_transcripts_show_every_kind_of_page():
+    pages = [page for row in SMALL for page in row['observations']]
+    assert len(SMALL) == 20 and sum(row['done'] for row in SMALL) >= 10
+    for mark in ('WebShop', 'Page 2', 'Total results: 0', 'Rating', 'Thank you for shopping'):
+        assert any(mark in page for page in pages), mark
+    actions = {action for row in SMALL + OFFICIAL for action in row['actions']}
+    assert {f'click[{name}]' for name in ('description', 'features', 'reviews', 'attributes', '< prev',
+                                          'back to search')} <= actions
+
+
+def test_sixty_visits_to_the_official_products(official):
+    for row in OFFICIAL:
+        ours = played(official, row)
+        seen = json.dumps([ours['instruction'], ours['observations'], ours['available'], ours['reward_parts']])
+        assert hashlib.sha256(seen.encode()).hexdigest() == row['sha256']
+        assert (ours['reward'], ours['done']) == (row['reward'], row['done'])
+
+
+@pytest.mark.parametrize('action', ['', 'search', 'search[]', 'search ', 'click[search]', 'click[nothing]', 'buy now',
+                                    'click[buy now]', 'click[', 'think[x]', 'click[< prev]', ' search[x]'])
+def test_invalid_actions_change_nothing_and_are_counted(small, action):
+    visit = Visit(small.goals[0])
+    after = small.step(visit, action)
+    assert after == dataclasses.replace(visit, invalid=1)
+    assert small.observe(after) == small.observe(visit)
+
+
+def test_random_visits_keep_to_what_is_available(small):
+    rng = random.Random(0)
+    for goal in small.goals[:40]:
+        visit = small.step(Visit(goal), f'search[{goal.query}]')
+        for _ in range(30):
+            clicks = small.available(visit).clicks
+            before, value = visit, rng.choice(clicks)
+            visit = small.step(visit, f'click[{value.upper()}]' if value != 'search' else f'search[{goal.title}]')
+            assert visit.invalid == before.invalid
+            if visit.done:
+                assert value == 'buy now' and small.available(visit).clicks == ()
+                with pytest.raises(ValueError, match='over'):
+                    small.step(visit, 'search[x]')
+                break
+
+
+def test_options_last_until_the_results_are_seen_again(small):
+    goal = next(goal for goal in small.goals if len(goal.options) == 2)
+    visit = small.step(Visit(goal), f'search[{goal.title}]')
+    visit = small.step(visit, f'click[{goal.asin}]')
+    for _, value in goal.options:
+        visit = small.step(visit, f'click[{value}]')
+    for action in ('click[features]', 'click[< prev]'):
+        visit = small.step(visit, action)
+    assert visit.options == dict(goal.options)
+    visit = small.step(small.step(visit, 'click[< prev]'), f'click[{goal.asin}]')
+    assert visit.options == {}
+
+
+def test_white_space_of_pieces_is_that_of_a_browsers_text():
+    assert text([' a ', '', '\n  ', ' ', 'b\nc']) == 'a [SEP]  [SEP] b\nc'
+
+
+def shop_for(shop, customer, goals):
+    rewards = []
+    for goal in shop.goals[:goals]:
+        visit = Visit(goal)
+        for _ in range(15):
+            visit = shop.step(visit, customer(shop, visit))
+            if visit.done:
+                break
+        rewards.append(visit.reward)
+    return rewards
+
+
+def test_the_scripted_buyer_gets_what_the_official_engine_gives_it(official):
+    rewards = shop_for(official, buyer, 40)
+    assert sum(reward == 1 for reward in rewards) == 38
+    assert sum(rewards) / 40 == pytest.approx(0.992, abs=5e-4)
+
+
+def test_buyers_on_the_packaged_catalogue(small):
+    good, weak = shop_for(small, buyer, 150), shop_for(small, weak_buyer, 150)
+    assert sum(reward == 1 for reward in good) >= 0.95 * len(good)
+    assert 0.2 < sum(weak) / len(weak) < 0.8

@@ -1,0 +1,87 @@
+"""Search against Lucene 9.9 itself (its terms and hits are in lucene.json) and against its formula, written out."""
+
+import collections
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from epo_jax.envs.webshop import search
+from epo_jax.envs.webshop.analysis import Terms, analyse
+
+LUCENE = json.loads((pathlib.Path(__file__).parent / 'lucene.json').read_text('utf-8'))
+
+
+def index_of(texts, folder):
+    search.build(iter(texts), folder)
+    return search.load(folder, len(texts))
+
+
+def formula(texts, query):
+    """Lucene's BM25Similarity in plain Python: document -> score."""
+    known = Terms()
+    documents = [collections.Counter(analyse(text, known)) for text in texts]
+    average = sum(document.total() for document in documents) / len(documents)
+
+    def rounded(length):  # SmallFloat.byte4ToInt(intToByte4(length))
+        if length < 24:
+            return length
+        bits = (length - 24).bit_length()
+        return length if bits < 4 else 24 + ((length - 24) >> bits - 4 << bits - 4)
+
+    scores = collections.defaultdict(float)
+    for term, count in collections.Counter(analyse(query, known)).items():
+        df = sum(term in document for document in documents)
+        idf = math.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
+        for d, document in enumerate(documents):
+            if term in document:
+                norm = 0.9 * (1 - 0.4 + 0.4 * rounded(document.total()) / average)
+                scores[d] += count * idf * document[term] / (document[term] + norm)
+    return scores
+
+
+@pytest.mark.parametrize('text, terms', LUCENE['tokens'])
+def test_terms_are_those_of_lucene(text, terms):
+    assert analyse(text, Terms()) == terms
+
+
+def test_all_fifty_hits_are_those_of_lucene_on_the_packaged_catalogue(small):
+    assert all(small.catalogue.index.search(query) == hits for query, hits in LUCENE['small'])
+
+
+def test_the_first_ten_hits_are_those_of_lucene_on_the_official_products(official):
+    same = [official.catalogue.index.search(query)[:10] == hits for query, hits in LUCENE['1k']]
+    assert len(same) == 415 and all(same)
+
+
+def test_scores_are_those_of_the_formula(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = [' '.join(f'w{n}' for n in rng.zipf(1.4, rng.integers(1, 400)) if n < 300) for _ in range(120)]
+    index = index_of(texts, tmp_path)
+    for query in ('w1 w2 w3', 'w5 w5 w5 w40', 'w7 nothing', 'w250 w120 w3 w3'):
+        expected = formula(texts, query)
+        hits = index.search(query, 200)
+        assert set(hits) == set(expected)
+        in_order = [expected[hit] for hit in hits]
+        assert np.allclose(in_order, sorted(in_order, reverse=True), rtol=1e-6)
+
+
+def test_equals_come_in_the_order_of_the_documents_and_strangers_never(tmp_path):
+    index = index_of(['red shoe', 'blue shoe', 'green hat', 'old shoe'], tmp_path)
+    assert index.search('shoe') == [0, 1, 3]
+    assert index.search('shoe', 2) == [0, 1]
+    assert index.search('the of') == index.search('') == index.search('zebra') == []
+
+
+def test_the_quick_pass_over_many_documents_loses_nothing(tmp_path):
+    rng = np.random.default_rng(1)
+    texts = [f'common {"rare" * (rng.random() < 0.01)} {"pad " * int(rng.integers(0, 60))}' for _ in range(8000)]
+    index = index_of(texts, tmp_path)
+    for k in (3, 5, 7):  # fewer than there are blocks
+        assert index.search('common rare', k) == index.search('common rare', 8000)[:k]
+
+
+def test_an_index_of_nothing_finds_nothing(tmp_path):
+    assert index_of(['', '...'], tmp_path).search('shoe') == []

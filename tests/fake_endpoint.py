@@ -1,0 +1,142 @@
+"""A fake OpenAI-compatible server, as bad as real ones, with answers that depend on the request alone."""
+
+import collections
+import contextlib
+import http.server
+import json
+import re
+import threading
+import time
+import zlib
+
+TROUBLES = ('429', '500', 'hang', 'trickle', 'cut off', 'not json', 'no choices')
+BAD_ANSWERS = ('refusal', 'no text', 'prose', 'out of range', 'half')
+
+
+class FakeEndpoint(http.server.ThreadingHTTPServer):
+    """Serves chat completions.
+
+    Attributes:
+      answer: (prompt, seed) -> text of the answer, or None for a refusal.
+      troubles: prompt -> what goes wrong, one after the other, before the answer is given.
+      requests: (prompt, seed) of every request that got an answer; headers, times, statuses: of every request.
+      most: largest number of requests at the same time.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, answer, troubles=lambda prompt: (), delay=0.0, usage=(100, 20)):
+        super().__init__(('127.0.0.1', 0), _Handler)
+        self.answer, self.troubles, self.delay, self.usage = answer, troubles, delay, usage
+        self.requests, self.headers, self.times, self.bodies = [], [], [], []
+        self.seen, self.lock, self.now, self.most = collections.Counter(), threading.Lock(), 0, 0
+
+    @property
+    def url(self):
+        return f'http://127.0.0.1:{self.server_address[1]}/v1'
+
+    def handle_error(self, request, client_address):
+        """A client that was killed is nothing to report."""
+
+
+@contextlib.contextmanager
+def serve(answer, troubles=lambda prompt: (), delay=0.0, usage=(100, 20)):
+    server = FakeEndpoint(answer, troubles, delay, usage)
+    thread = threading.Thread(target=lambda: server.serve_forever(0.01), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        prompt, seed = body['messages'][-1]['content'], body['seed']
+        with server.lock:
+            server.now += 1
+            server.most = max(server.most, server.now)
+            server.headers.append(dict(self.headers))
+            server.bodies.append(body)
+            server.times.append(time.monotonic())
+            turn = server.seen[prompt, seed]
+            server.seen[prompt, seed] += 1
+        try:
+            time.sleep(server.delay)
+            troubles = server.troubles(prompt) if seed == 0 else ()
+            if self.path != '/v1/chat/completions':
+                self.send(404, b'{"error": {"message": "no such path"}}')
+            elif turn < len(troubles):
+                self.fail(troubles[turn])
+            else:
+                text = server.answer(prompt, seed)
+                message = {'role': 'assistant', 'content': text} | ({'refusal': 'I will not'} if text is None else {})
+                prompt_tokens, completion_tokens = server.usage
+                with server.lock:
+                    server.requests.append((prompt, seed))
+                self.send(200, json.dumps({
+                    'choices': [{'index': 0, 'message': message, 'finish_reason': 'stop'}],
+                    'usage': {'prompt_tokens': prompt_tokens, 'completion_tokens': completion_tokens}}).encode())
+        finally:
+            with server.lock:
+                server.now -= 1
+
+    def fail(self, trouble):
+        whole = json.dumps({'choices': [{'message': {'content': '{"indexes": [1]}'}}]}).encode()
+        if trouble == '429':
+            self.send(429, b'{"error": {"message": "slow down"}}', {'Retry-After': '0.02'})
+        elif trouble == '500':
+            self.send(500, b'<html>oops</html>')
+        elif trouble == 'hang':
+            time.sleep(1.0)
+        elif trouble == 'trickle':  # every byte comes in time, the whole does not
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(whole)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for byte in whole:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.05)
+        elif trouble == 'cut off':
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(whole) + 10))
+            self.end_headers()
+            self.wfile.write(whole)
+            self.close_connection = True
+        elif trouble == 'not json':
+            self.send(200, whole[:-4])
+        elif trouble == 'no choices':
+            self.send(200, b'{"choices": []}')
+        else:  # a status
+            self.send(int(trouble), b'{"error": {"message": "bad request: too long"}}')
+        if trouble in ('hang', 'trickle'):
+            self.close_connection = True
+
+    def send(self, status, data, headers=()):
+        with contextlib.suppress(OSError):
+            self.send_response(status)
+            self.send_header('Content-Length', str(len(data)))
+            for name, value in dict(headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+
+def pick(text, options):
+    """One of the options, always the same for a text."""
+    return options[zlib.crc32(text.encode()) % len(options)]
+
+
+def strategies_in(prompt):
+    """The numbers in brackets that the strategies have in a question."""
+    return [int(number) for number in re.findall(r'^\[(\d+)\] (?:strategy|thought):', prompt, re.MULTILINE)]

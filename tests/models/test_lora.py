@@ -1,0 +1,121 @@
+"""Low-rank adapters: what they compute, what is trained, and what is shared."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from epo_jax import sampling
+from epo_jax.learner import Batch, Learner
+from epo_jax.models.lora import LoRA, TARGETS
+from epo_jax.models.transformer import Transformer
+from epo_jax.testing import dummy_config, dummy_params
+
+CONFIG = dummy_config(61)
+MODEL = Transformer(CONFIG, stacked=True, remat='none')
+BASE = dummy_params(CONFIG, stacked=True)
+ATTENTION = LoRA(3, 6.0, ('q', 'v'))
+
+
+def trained(lora, seed=0):
+    """An adapter of random numbers everywhere: a fresh one changes nothing."""
+    shapes = jax.eval_shape(lambda: lora.init(MODEL, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def ids(rows=2, length=12):
+    return np.random.default_rng(1).integers(0, 61, (rows, length)).astype(np.int32)
+
+
+def logits(params, ids, model=MODEL):
+    hidden, _ = model.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
+    return np.asarray(model.apply({'params': params}, hidden, method='logits'))
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_drawn_within_its_bound():
+    lora = LoRA(4, 8.0)
+    fresh = lora.init(MODEL, jax.random.key(1))
+    np.testing.assert_array_equal(logits(lora.join(BASE, fresh), ids()), logits(BASE, ids()))
+    for name, pair in fresh['layers'].items():
+        bound = BASE['layers'][name]['kernel'].shape[1] ** -0.5
+        assert not pair['b'].any() and 0.8 * bound < np.abs(pair['a']).max() <= bound
+    one, other = fresh['layers']['q']['a'], fresh['layers']['k']['a']
+    assert not np.allclose(one, other) and not np.allclose(one[0], one[1])
+
+
+@pytest.mark.parametrize('lora', (LoRA(4, 8.0), ATTENTION, LoRA(2, 1.0, ('down',))))
+def test_merging_computes_the_same(lora):
+    adapter = trained(lora)
+    got, plain = logits(lora.merge(BASE, adapter), ids()), logits(BASE, ids())
+    want = logits(lora.join(BASE, adapter), ids())
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    assert np.abs(want - plain).max() > 1e-2 * np.abs(plain).max()
+    assert jax.tree.structure(lora.merge(BASE, adapter)) == jax.tree.structure(BASE)
+
+
+def test_a_matrix_gets_the_scaled_product():
+    lora, adapter = ATTENTION, trained(ATTENTION)
+    merged = lora.merge(BASE, adapter)['layers']
+    a, b = (np.asarray(adapter['layers']['v'][leaf], np.float64) for leaf in 'ab')
+    want = BASE['layers']['v']['kernel'][1] + 2.0 * (a[1] @ b[1].reshape(3, -1)).reshape(32, 2, 8)  # alpha / rank
+    np.testing.assert_allclose(merged['v']['kernel'][1], want, atol=1e-6)
+    assert merged['k']['kernel'] is BASE['layers']['k']['kernel']
+
+
+def test_the_base_is_shared():
+    joined = ATTENTION.join(BASE, trained(ATTENTION))
+    assert joined['embed'] is BASE['embed']
+    assert joined['layers']['q']['kernel'] is BASE['layers']['q']['kernel']
+    assert 'a' not in BASE['layers']['q']
+
+
+def test_sampling_and_scoring_see_the_same_model():
+    lora, adapter = LoRA(4, 8.0), trained(LoRA(4, 8.0))
+    params, text = lora.join(BASE, adapter), ids(2, 9)
+    cache = MODEL.init_cache(2, 16)
+    hidden = []
+    for i in range(9):  # token by token through the cache
+        out, cache = MODEL.apply({'params': params}, text[:, i:i + 1], np.full((2, 1), i), cache)
+        hidden.append(out[:, 0])
+    got = MODEL.apply({'params': params}, jnp.stack(hidden, 1), method='logits')
+    want = logits(params, text)
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def test_a_gradient_step_is_that_of_the_merged_model():
+    """d loss / d b of W + s a b is s a^T (d loss / d W); with a fixed and b = 0 nothing else moves."""
+    lora, fresh = ATTENTION, ATTENTION.init(MODEL, jax.random.key(2))
+    text = ids()
+    loss = lambda params: sampling.score(MODEL, params, text, 4).sum()
+    got = jax.grad(lambda adapter: loss(lora.join(BASE, adapter)))(fresh)['layers']
+    dense = jax.grad(loss)(BASE)['layers']
+    for name in ('q', 'v'):
+        want = 2.0 * np.einsum('lir,li...->lr...', fresh['layers'][name]['a'], dense[name]['kernel'])
+        np.testing.assert_allclose(got[name]['b'], want, atol=1e-4 * np.abs(want).max())
+        assert not np.any(got[name]['a'])  # b is 0
+
+
+def test_the_learner_trains_the_adapter_alone():
+    lora = ATTENTION
+    turn = np.full((4, 12), -1, np.int32)
+    turn[:, 5:9] = 0
+    batch = Batch(ids(4), turn, np.zeros((4, 12), np.float32), np.ones((4, 1), np.float32), np.ones((4, 1), bool))
+    found = []
+    for micro_batch in (4, 2):
+        learner = Learner(MODEL, 1e-2, 10, micro_batch=micro_batch, warmup_ratio=0.0, lora=lora, chunk=4)
+        state = learner.init(lora.init(MODEL, jax.random.key(2)))
+        before = jax.tree.map(np.asarray, state.params)
+        state, metrics = learner.step(state, batch, BASE)
+        assert jax.tree.structure(state.params) == jax.tree.structure(before)
+        assert np.abs(state.params['layers']['q']['b']).max() > 1e-3 and metrics['gradient_norm'] > 0
+        found.append(jax.tree.map(np.asarray, (metrics['loss'], state.optimizer[1][0].mu)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), *found)
+
+
+@pytest.mark.parametrize('wrong', (dict(rank=0), dict(targets=('q', 'embed')), dict(targets=())))
+def test_impossible_adapters_are_refused(wrong):
+    with pytest.raises(ValueError, match='positive rank and targets'):
+        dataclasses.replace(LoRA(2, 4.0, TARGETS), **wrong)

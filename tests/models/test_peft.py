@@ -1,0 +1,143 @@
+"""The files of adapters against the PEFT library itself: what it reads, writes and merges."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+torch = pytest.importorskip('torch')
+peft_library = pytest.importorskip('peft')
+import transformers  # noqa: E402
+
+from epo_jax.models import peft, weights  # noqa: E402
+from epo_jax.models.lora import LoRA  # noqa: E402
+from epo_jax.models.transformer import Transformer  # noqa: E402
+
+TOLERANCE = 1e-4  # of the largest logit
+IDS = np.random.default_rng(0).integers(0, 211, (2, 24))
+CASES = (LoRA(4, 12.0), LoRA(3, 3.0, ('q', 'v')), LoRA(2, 5.0, ('o', 'down')))
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    """A folder with a little Llama in which heads x size differs from the width."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        intermediate_size=56, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, initializer_range=0.2)
+    folder = tmp_path_factory.mktemp('base') / 'model'
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def adapter_of(lora, config):
+    shapes = jax.eval_shape(lambda: lora.init(Transformer(config, stacked=True), jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def reference(model):
+    with torch.no_grad():
+        return model.eval()(torch.tensor(IDS)).logits.numpy()
+
+
+def ours(config, params):
+    model = Transformer(config, stacked=True)
+    hidden, _ = model.apply({'params': params}, IDS, np.broadcast_to(np.arange(IDS.shape[1]), IDS.shape))
+    return np.asarray(model.apply({'params': params}, hidden, method='logits'))
+
+
+def assert_close(got, want):
+    assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
+
+
+def load_base(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize('lora', CASES)
+def test_peft_reads_what_we_write_and_its_merge_is_ours(lora, base, tmp_path):
+    config, params = weights.load(base, stacked=True)
+    adapter = adapter_of(lora, config)
+    peft.save(tmp_path / 'adapter', lora, adapter, str(base))
+    theirs = peft_library.PeftModel.from_pretrained(load_base(base), tmp_path / 'adapter')
+    want = reference(theirs)
+    assert_close(ours(config, lora.join(params, adapter)), want)
+    assert np.abs(want - ours(config, params)).max() > 0.05 * np.abs(want).max()
+
+    merged = theirs.merge_and_unload().state_dict()
+    weights.save(tmp_path / 'merged', config, lora.merge(params, adapter))
+    files = safetensors.numpy.load_file(tmp_path / 'merged' / 'model.safetensors')
+    assert set(files) == set(merged)
+    for name, x in files.items():
+        np.testing.assert_allclose(x, merged[name].numpy(), atol=1e-5, err_msg=name)
+    assert_close(reference(load_base(tmp_path / 'merged')), want)
+
+
+@pytest.mark.parametrize('lora', CASES)
+def test_round_trip(lora, base, tmp_path):
+    config, _ = weights.load(base, stacked=True)
+    adapter = adapter_of(lora, config)
+    peft.save(tmp_path / 'adapter', lora, adapter)
+    again, read = peft.load(tmp_path / 'adapter', config)
+    assert (again.rank, again.alpha, set(again.targets)) == (lora.rank, lora.alpha, set(lora.targets))
+    jax.tree.map(np.testing.assert_array_equal, read, adapter)
+
+
+def test_we_read_what_peft_writes(base, tmp_path):
+    torch.manual_seed(1)
+    theirs = peft_library.get_peft_model(load_base(base), peft_library.LoraConfig(
+        r=4, lora_alpha=10, target_modules=['v_proj', 'q_proj', 'up_proj'], init_lora_weights=False))
+    theirs.save_pretrained(tmp_path / 'adapter')
+    config, params = weights.load(base, stacked=True)
+    lora, adapter = peft.load(tmp_path / 'adapter', config)
+    assert lora == LoRA(4, 10.0, ('q', 'v', 'up'))
+    assert_close(ours(config, lora.join(params, adapter)), reference(theirs))
+
+
+def rewrite(folder, change=None, tensors=None):
+    file = folder / 'adapter_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | (change or {})))
+    if tensors:
+        file = folder / 'adapter_model.safetensors'
+        content = safetensors.numpy.load_file(file)
+        tensors(content)
+        safetensors.numpy.save_file(content, file)
+
+
+NAME = 'base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight'
+
+
+@pytest.mark.parametrize(('change', 'tensors', 'message'), (
+    (dict(use_dora=True), None, 'use_dora True is not supported'),
+    (dict(rank_pattern={'q_proj': 8}), None, 'rank_pattern'),
+    (dict(bias='all'), None, "bias 'all'"),
+    (dict(peft_type='IA3'), None, "peft_type 'IA3'"),
+    (dict(target_modules=['q_proj', 'lm_head']), None, 'lm_head'),
+    (dict(target_modules='.*proj'), None, 'supported are lists'),
+    (dict(r=0), None, 'positive rank'),
+    (dict(r=4), None, 'expected (4, 32)'),
+    (None, lambda x: x.pop(NAME), f"missing tensor '{NAME}'"),
+    (None, lambda x: x.update(extra=np.zeros(2, np.float32)), "unexpected tensor 'extra'"),
+    (None, lambda x: x.update({NAME: np.zeros((3, 31), np.float32)}), 'has shape (3, 31), expected (3, 32)')))
+def test_what_does_not_fit_is_refused(change, tensors, message, base, tmp_path):
+    config, _ = weights.load(base, stacked=True)
+    peft.save(tmp_path / 'adapter', CASES[1], adapter_of(CASES[1], config))
+    rewrite(tmp_path / 'adapter', change, tensors)
+    with pytest.raises(weights.WeightsError) as error:
+        peft.load(tmp_path / 'adapter', config)
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_missing_files_and_existing_folders_are_errors(base, tmp_path):
+    config, _ = weights.load(base, stacked=True)
+    with pytest.raises(weights.WeightsError, match='adapter_config.json'):
+        peft.load(tmp_path, config)
+    with pytest.raises(weights.WeightsError, match='already exists'):
+        peft.save(tmp_path, CASES[0], adapter_of(CASES[0], config))
+    with pytest.raises(weights.WeightsError, match='expected q, v'):
+        peft.save(tmp_path / 'new', CASES[1], adapter_of(CASES[0], config))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,135 @@
+"""From a file of conversations to a folder that transformers loads, with the logits that we compute."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from epo_jax import export, label, offline, prepare
+from epo_jax.checkpoint import Checkpoints
+from epo_jax.data.language import read_text
+from epo_jax.models import weights
+from epo_jax.parallel import make_mesh
+from epo_jax.testing import dummy_config, dummy_params
+from sotopia_dialogues import FOLDER, dialogues, raw_row
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(*parts):
+    done = subprocess.run([sys.executable, '-m', *map(str, parts)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def our_logits(workdir, ids):
+    """Logits [N, L, V] of the last checkpoint."""
+    config = export.read_run(workdir)
+    learner = offline.make_learner(config, 1)
+    with Checkpoints(workdir) as checkpoints:
+        state, _ = checkpoints.restore(checkpoints.latest(), export.abstract_run(
+            config, learner, make_mesh((1, -1, 1)), checkpoints.latest()))
+    params = {'params': (state if 'data' in config else state.train).params}
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    hidden, _ = learner.model.apply(params, ids, positions)
+    return np.asarray(learner.model.apply(params, hidden, method='logits'))
+
+
+def assert_loads(folder, workdir, conversations, tolerance):
+    """transformers renders, tokenizes and computes as we do."""
+    torch = pytest.importorskip('torch')
+    import transformers
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config = export.read_run(workdir)
+    ours, chat = read_text(config.model.path, config.model.chat_template)
+    for texts in conversations:
+        messages = [{'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(texts)]
+        rendered = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(rendered, add_special_tokens=False)['input_ids']
+        assert ids == chat.join([ours(text, add_special_tokens=False)['input_ids'] for text in texts[:-1]])
+        with torch.no_grad():
+            want = model(torch.tensor([ids])).logits.numpy()
+        got = our_logits(workdir, np.array([ids]))
+        assert np.abs(got - want).max() < tolerance and np.abs(want).max() > 1e-3
+    stops = model.generation_config.eos_token_id
+    assert set(chat.stop) == set(stops if isinstance(stops, list) else [stops])
+
+
+def test_label_prepare_train_export_load(tmp_path):
+    rows = [{'conversations': [
+        {'from': 'human', 'value': f'It is row {n}.'}, {'from': 'gpt', 'value': 'Strategy: be kind.'},
+        {'from': 'human', 'value': 'And now?'}, {'from': 'gpt', 'value': 'Strategy: offer a trade.'}],
+        'score': n % 11} for n in range(9)]
+    (tmp_path / 'raw.json').write_text(json.dumps(rows))
+    work, out = tmp_path / 'run', tmp_path / 'model'
+    label.main([f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json', '--domain=sotopia', '--judge=local',
+                '--model=dummy', '--capacity=512', '--batch=4'])
+    labelled = json.loads((tmp_path / 'labelled.json').read_text())
+    assert all(set(row['location']) <= {1, 3} for row in labelled)
+    prepare.main([f'--data={tmp_path}/labelled.json', f'--out={tmp_path}/prepared.json', '--domain=sotopia'])
+    config = offline.default_config()
+    config.data, config.model.path, config.capacity = f'{tmp_path}/prepared.json', 'dummy', 512
+    config.learner.update(batch=4, epochs=1, learning_rate=1e-2, length_bucket=256)
+    offline.run(config, work)
+    export.main([f'--workdir={work}', f'--out={out}'])
+    assert_loads(out, work, [[m['value'] for m in row['conversations']] for row in rows[:2]], 1e-4)
+    before = dummy_params(dummy_config(), stacked=True)
+    _, after = weights.load(out, stacked=True)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after))
+    assert all(change > 1e-4 for change in moved)
+
+    with pytest.raises(export.ExportError, match='already exists'):
+        export.export(str(work), str(out))
+    with pytest.raises(export.ExportError, match='workdir of a run'):
+        export.export(str(tmp_path), str(tmp_path / 'other'))
+    assert sorted(p.name for p in out.iterdir()) == [
+        'chat_template.jinja', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json',
+        'tokenizer_config.json']
+
+
+@pytest.mark.slow
+def test_real_dialogues_with_smollm2(tmp_path, smollm2_gguf):
+    """100 real dialogues: label, prepare, train, export, load. A side without a score in the data is rated first."""
+    if not FOLDER.exists():
+        pytest.skip('the dialogues are not here')
+    found = [(row, d) for d in dialogues() if (row := raw_row(*d)) is not None]
+    found = sorted(found, key=lambda pair: pair[0]['score'] is None)[:100]
+    rows = rate([row for row, _ in found])
+    (tmp_path / 'raw.json').write_text(json.dumps(rows, ensure_ascii=False, indent=4))
+    work, out = tmp_path / 'run', tmp_path / 'model'
+    print(command('epo_jax.label', f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json',
+                  '--domain=sotopia', '--judge=local', '--capacity=1024', '--batch=4'))
+    labelled = json.loads((tmp_path / 'labelled.json').read_text())
+    assert len(labelled) == 100 and sum('location' in row for row in labelled) >= 80
+    print(command('epo_jax.prepare', f'--data={tmp_path}/labelled.json', f'--out={tmp_path}/prepared.json',
+                  '--domain=sotopia'))
+    print(command('epo_jax.main', '--config=configs/offline.py:smollm2', f'--config.data={tmp_path}/prepared.json',
+                  f'--workdir={work}', '--config.capacity=256', '--config.learner.epochs=1', '--config.skip_bad=True',
+                  '--config.learner.batch=10', '--config.learner.micro_batch=2',
+                  '--config.learner.length_bucket=256'))
+    metrics = [json.loads(line) for line in (work / 'metrics.jsonl').read_text().splitlines()]
+    assert metrics and all(np.isfinite(row['learner/loss']) for row in metrics)
+    print(command('epo_jax.export', f'--workdir={work}', f'--out={out}'))
+    assert_loads(out, work, [[m['value'] for m in row['conversations'][:4]] for row in rows[:3]], 2e-3)
+
+
+def rate(rows):
+    """The rows with a score; those without are rated by SmolLM2, to a whole number as SOTOPIA's scores are."""
+    from epo_jax.data.local_judge import LocalJudge
+    from epo_jax.rewards.process import assess
+    from epo_jax.rewards.reading import Reading
+    unrated = [row for row in rows if row['score'] is None]
+    judge = LocalJudge('smollm2', 'sotopia', 1024, 4)._judge
+    texts = [[m['value'] for m in row['conversations']] for row in unrated]
+    readings = [Reading(t[0], 0, tuple((i % 2, line) for i, line in enumerate(t[1:])), tuple(t[1::2]), None, True)
+                for t in texts]
+    verdict = assess(judge, readings, 10, 'none')
+    for row, outcome, valid in zip(unrated, verdict.outcome, verdict.outcome_valid):
+        row['score'] = round(10 * float(outcome)) if valid else 5
+    return rows

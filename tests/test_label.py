@@ -1,0 +1,236 @@
+"""Labelling against an endpoint that fails in every way, and killed at random moments."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from epo_jax import label
+from epo_jax.data.rows import BadRows, read_rows
+from fake_endpoint import BAD_ANSWERS, TROUBLES, pick, serve, strategies_in
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def conversation(n, turns, domain='sotopia'):
+    messages = []
+    for t in range(turns):
+        messages += [{'from': 'human', 'value': f'Row {n}, part {t}: it says "{{" and \u00e9.'},
+                     {'from': 'gpt', 'value': f'Strategy: number {t} of row {n}.'}]
+    if domain != 'sotopia':
+        messages[1]['value'] = 'OK'
+    return {'id': n, 'conversations': messages, 'score': n % (11 if domain == 'sotopia' else 2)}
+
+
+def write(path, rows):
+    path.write_text(json.dumps(rows) if path.suffix == '.json' else ''.join(json.dumps(row) + '\n' for row in rows))
+    return path
+
+
+def critical_ones(prompt):
+    """The strategies that the fake judge means, by the question alone."""
+    return [i for i in strategies_in(prompt) if pick(f'{prompt} {i}', (True, False, False))]
+
+
+def honest(prompt, seed):
+    """An answer in one of the forms that models give."""
+    chosen = critical_ones(prompt)
+    plain = json.dumps({'reasoning': 'the turn {3} did it: {"indexes": [99]}', 'indexes': chosen})
+    return pick(prompt, (
+        plain, f'```json\n{plain}\n```', f'Let me think {{hard}}.\n{plain}\nI hope this helps {{you}}!',
+        json.dumps({'reasoning': 'a\nb', 'indexes': list(map(str, chosen))}).replace('\\n', '\n'),
+        f'<think>maybe {{"indexes": [1, 2, 3, 4]}}</think>{plain}', json.dumps({'answer': json.loads(plain)})))
+
+
+def unreliable(prompt, seed):
+    """Honest, after up to two bad answers; for some prompts never."""
+    bad = pick('times' + prompt, (0, 0, 1, 2, 3))
+    if seed >= bad:
+        return honest(prompt, seed)
+    kind = pick('kind' + prompt, BAD_ANSWERS)
+    return {'refusal': None, 'no text': None, 'prose': 'The first strategy was best.',
+            'out of range': '{"indexes": [1, 77]}', 'half': '{"reasoning": "and so'}[kind]
+
+
+def troubles(prompt):
+    return [pick(f'trouble {i} {prompt}', TROUBLES) for i in range(pick('count' + prompt, (0, 1, 1, 2)))]
+
+
+def arguments(data, out, url, *more):
+    return [f'--data={data}', f'--out={out}', '--domain=sotopia', f'--judge={url}', '--backoff=0.01', '--timeout=0.4',
+            *more]
+
+
+def check(path, rows):
+    """Every row is there once, in its order, unchanged but for its label; and every label is the judge's."""
+    labelled = json.loads(path.read_text())
+    assert [row['id'] for row in labelled] == [row['id'] for row in rows]
+    missing = 0
+    for row, raw in zip(labelled, rows):
+        assert row['score'] == raw['score']
+        assert [m['value'] for m in row['conversations']] == [m['value'] for m in raw['conversations']]
+        assert [m['index'] for m in row['conversations']] == list(range(len(raw['conversations'])))
+        prompt = label.critical.question(
+            raw['conversations'], raw['score'], label.sharegpt.Layout(), 'sotopia')
+        if pick('times' + prompt, (0, 0, 1, 2, 3)) == 3:
+            assert 'location' not in row and row['location_missing']
+            missing += 1
+        else:
+            assert row['location'] == critical_ones(prompt)
+    return missing
+
+
+def test_troubles_lose_duplicate_and_mislabel_nothing(tmp_path, capsys):
+    rows = [conversation(n, 1 + n % 7) for n in range(60)]
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'labelled.json'
+    before = data.read_bytes()
+    with serve(unreliable, troubles) as server:
+        label.main(arguments(data, out, server.url, '--concurrency=16', '--retries=6'))
+    missing = check(out, rows)
+    assert 0 < missing < 40 and data.read_bytes() == before
+    assert len(server.requests) == len(set(server.requests))  # no answer was paid for twice
+    kinds = {trouble for prompt, _ in server.requests for trouble in troubles(prompt)}
+    assert kinds == set(TROUBLES)
+    assert f'{60 - missing} of 60 conversations labelled' in capsys.readouterr().out
+    with serve(lambda prompt, seed: 1 / 0) as other:  # everything is known: nothing is asked
+        label.main(arguments(data, tmp_path / 'labelled.json', other.url))
+    assert not other.times and check(out, rows) == missing
+
+
+def test_killed_twenty_times_gives_the_same_file(tmp_path):
+    rows = [conversation(n, 1 + n % 5) for n in range(120)]
+    data = write(tmp_path / 'raw.json', rows)
+    with serve(unreliable) as server:
+        label.main(arguments(data, tmp_path / 'whole.json', server.url))
+    rng, out = random.Random(0), tmp_path / 'killed.json'
+    paid = 0
+    with serve(unreliable, delay=0.05) as server:
+        command = [sys.executable, '-m', 'epo_jax.label', *arguments(data, out, server.url, '--concurrency=4')]
+        start = lambda: subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        kills = 0
+        while kills < 20:
+            process = start()
+            time.sleep(rng.uniform(0.05, 0.3))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+            if out.exists():  # it finished: killed while it begins again, and while it writes
+                out.unlink()
+        process = start()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        # What was under way at a kill is asked for again; nothing else is.
+        paid = len(server.requests) - len(set(server.requests))
+    assert out.read_bytes() == (tmp_path / 'whole.json').read_bytes()
+    assert paid <= 20 * 4
+    check(out, rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'killed.json', 'killed.json.answers.sqlite', 'raw.json', 'whole.json', 'whole.json.answers.sqlite']
+
+
+def test_starts_without_jax(tmp_path):
+    data = write(tmp_path / 'raw.json', [conversation(0, 2)])
+    program = ('import sys; from epo_jax import label; label.main(sys.argv[1:]); '
+               'assert not {"jax", "numpy", "transformers"} & set(sys.modules)')
+    with serve(honest) as server:
+        subprocess.run([sys.executable, '-c', program, *arguments(data, tmp_path / 'out.json', server.url)],
+                       cwd=ROOT, check=True, capture_output=True)
+
+
+def test_budget_stops_and_more_money_goes_on(tmp_path, capsys):
+    rows = [conversation(n, 2) for n in range(30)]
+    data, out = write(tmp_path / 'raw.jsonl', rows), tmp_path / 'out.json'
+    prices = ['--prices=10,50', '--max_tokens=20', '--concurrency=3']  # an answer costs 100 * 10 + 20 * 50 = $0.002
+    with serve(honest) as server:
+        with pytest.raises(SystemExit, match='budget of .0.02 '):
+            label.main(arguments(data, out, server.url, '--budget=0.02', *prices))
+        assert not out.exists() and 0 < 0.002 * len(server.requests) <= 0.02
+        label.main(arguments(data, out, server.url, '--budget=1', *prices))
+        assert len(server.requests) == 30 == len(set(server.requests))
+    assert '$0.0600 spent in all' in capsys.readouterr().out
+    assert all('location' in row for row in json.loads(out.read_text()))
+
+
+def test_equal_conversations_are_paid_for_once(tmp_path):
+    rows = [conversation(n % 3, 2) for n in range(12)]
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.json'
+    with serve(honest, delay=0.01) as server:
+        label.main(arguments(data, out, server.url))
+    assert len(server.requests) == 3 and len(json.loads(out.read_text())) == 12
+
+
+def test_what_is_unanswered_is_missing_and_asked_again(tmp_path, capsys):
+    rows = [conversation(n, 2) for n in range(8)]
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.json'
+    fails = lambda prompt: ['500'] * 4 if 'Row 3,' in prompt else ()
+    with serve(honest, fails) as server:
+        label.main(arguments(data, out, server.url, '--retries=2'))
+        row = json.loads(out.read_text())[3]
+        assert 'location' not in row and 'HTTP 500' in row['location_missing']
+        assert 'start again to ask for the 1 unanswered' in capsys.readouterr().out
+        label.main(arguments(data, out, server.url, '--retries=2'))
+    assert len(server.requests) == 8 and all('location' in row for row in json.loads(out.read_text()))
+
+
+@pytest.mark.parametrize('status, message', [('401', 'HTTP 401'), ('404', 'HTTP 404')])
+def test_no_access_stops_at_once(tmp_path, status, message):
+    data = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(50)])
+    with serve(honest, lambda prompt: [status] * 9) as server:
+        with pytest.raises(SystemExit, match=message):
+            label.main(arguments(data, tmp_path / 'out.json', server.url, '--concurrency=2'))
+    assert len(server.times) < 10 and not (tmp_path / 'out.json').exists()
+
+
+def test_a_refused_request_is_missing_for_good(tmp_path):
+    data, out = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(4)]), tmp_path / 'out.json'
+    refuses = lambda prompt: ['400'] * 99 if 'Row 2,' in prompt else ()
+    with serve(honest, refuses) as server:
+        label.main(arguments(data, out, server.url, '--attempts=1'))
+        label.main(arguments(data, out, server.url, '--attempts=1'))
+        assert len(server.times) == 4
+    assert 'too long' in json.loads(out.read_text())[2]['location_missing']
+
+
+def test_endpoint_that_is_down_stops_the_run(tmp_path):
+    data = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(200)])
+    with pytest.raises(SystemExit, match='10 rows one after the other'):
+        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9/v1', '--retries=1'))
+
+
+def test_bad_rows_are_named_or_skipped(tmp_path, capsys):
+    rows = [conversation(n, 2) for n in range(4)]
+    del rows[2]['score']
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.json'
+    with serve(honest) as server:
+        with pytest.raises(SystemExit, match='raw.json, row 3: no score'):
+            label.main(arguments(data, out, server.url))
+        assert not out.exists()
+        label.main(arguments(data, out, server.url, '--skip_bad'))
+    assert [row['id'] for row in json.loads(out.read_text())] == [0, 1, 3]
+    assert '1 bad rows skipped' in capsys.readouterr().out
+
+
+def test_never_writes_over_its_input(tmp_path):
+    data = write(tmp_path / 'raw.json', [conversation(0, 1)])
+    with pytest.raises(SystemExit, match='input file'):
+        label.main(arguments(data, data, 'http://127.0.0.1:9'))
+    os.link(data, tmp_path / 'same.json')
+    with pytest.raises(SystemExit, match='input file'):
+        label.main(arguments(data, tmp_path / 'same.json', 'http://127.0.0.1:9'))
+
+
+@pytest.mark.parametrize('domain', ['webshop', 'alfworld'])
+def test_other_domains(tmp_path, domain):
+    rows = [conversation(n, 4, domain) for n in range(6)]
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.jsonl'
+    with serve(lambda prompt, seed: json.dumps({'indexes': strategies_in(prompt)[:2]})) as server:
+        label.main(['--data', str(data), '--out', str(out), '--domain', domain, '--judge', server.url])
+    found = [row for _, row in read_rows(out, BadRows(False))]
+    assert [row['location'] for row in found] == [[3, 5]] * 6  # the canned OK is no strategy

@@ -1,0 +1,217 @@
+"""Slots: which episode plays where and when does not matter to it, and both drivers are one."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from epo_jax import testing
+from epo_jax.agents.base import Player, Seat
+from epo_jax.agents.scripted import Echo
+from epo_jax.models.transformer import Transformer
+from epo_jax.rollout import ENVIRONMENT, NEWS, Table, open_table, play, refill, rollout, trajectory, turn, who
+from counting import Counting, Scenario
+from tables import BOTH, Case, episode_numbers, host, host_seats, local, local_seats, make_table, perform, talk
+
+CASES = tuple(Case(f'case{n}', turns) for n, turns in enumerate((6, 1, 3, 2, 5, 4, 1, 1, 6, 2, 3, 6, 1, 4, 5, 2)))
+
+
+def episodes(archive):
+    """By episode, all that is exact: what was said, and the ids and turns of both strategists."""
+    rows = [np.asarray(x) for conversation in archive.conversations if conversation is not None
+            for x in (conversation.ids, conversation.turn, conversation.length, conversation.turns)]
+    said = [[tokens.ids[e, n, :tokens.length[e, n]].tolist() for n in range(archive.actions[e])]
+            for e in range(len(archive.cause)) for tokens in (archive.strategies, archive.messages)]
+    return [(said[2 * e:2 * e + 2], [row[e].tolist() for row in rows], archive.cause[e], archive.actions[e],
+             archive.reward[e].tolist()) for e in range(len(archive.cause))]
+
+
+def logprobs(archive):
+    return np.stack([np.asarray(conversation.logprob) for conversation in archive.conversations])
+
+
+@functools.cache
+def in_four_slots():
+    table = make_table(local_seats())
+    return table, rollout(table, CASES, episode_numbers(16), 4)[0]
+
+
+def assert_same(one, other):
+    """Equal but for rounding in what a matrix product of another height gives."""
+    assert episodes(one) == episodes(other)
+    np.testing.assert_allclose(logprobs(one), logprobs(other), atol=1e-5)
+
+
+# What an episode depends on
+
+
+def test_an_episode_does_not_depend_on_how_many_are_played_at_once():
+    _, four = in_four_slots()
+    sixteen = perform(local_seats(), CASES, keys=episode_numbers(16)).archive
+    assert_same(four, sixteen)
+    assert len({str(said) for said, *_ in episodes(four)}) == 16  # and all differ
+    assert four.env.episodes.tolist() == sixteen.env.episodes.tolist()
+    assert not four.cause.any() and [len(said) for _, said in four.env.episodes] == [case.turns for case in CASES]
+
+
+def test_an_episode_does_not_depend_on_its_slot_and_neighbours():
+    table, straight = in_four_slots()
+    order = np.random.default_rng(0).permutation(16)
+    mixed, _ = rollout(table, [CASES[n] for n in order], episode_numbers(16)[order], 4)
+    assert_same(mixed, jax.tree.map(lambda x: np.asarray(x)[order], straight))
+
+
+def test_an_opening_that_a_group_shares_is_as_good_as_read_alone():
+    keys, cases = episode_numbers(12), [case for case in CASES[:6] for _ in BOTH]
+    alone, _ = rollout(make_table(local_seats()), cases, keys, 4)
+    table = make_table(local_seats(), group=2)
+    shared, _ = rollout(table, cases, keys, 4)
+    assert_same(alone, shared)
+    assert all(a != b for a, b in zip(episodes(shared)[::2], episodes(shared)[1::2]))  # a group shares nothing else
+    rows = trajectory(table, shared, np.arange(12) // 2)
+    assert rows.group.tolist() == [2 * (n // 2) for n in range(12)] + [2 * (n // 2) + 1 for n in range(12)]
+
+
+# Which slot plays what
+
+
+def schedule(lengths, batch, group=1):
+    """Episodes that take part in each round, by the book: a free group of slots takes the next group."""
+    waiting = [range(e, min(e + group, len(lengths))) for e in range(0, len(lengths), group)]
+    slots, rounds = [[] for _ in range(batch // group)], []
+    while True:
+        for i, slot in enumerate(slots):
+            if all(left <= 0 for _, left in slot):
+                slots[i] = [(e, -(-lengths[e] // 2)) for e in waiting.pop(0)] if waiting else []
+        if not any(slots):
+            return rounds
+        rounds.append(sorted(e for slot in slots for e, left in slot if left > 0))
+        slots = [[(e, left - 1) for e, left in slot] for slot in slots]
+
+
+def played(cases, batch, group=1):
+    """Episodes that took part in each round, as the table played them."""
+    heard, rounds = [], []
+
+    def reply(history, seed):
+        heard.append(int(history[0][1].split()[0].removeprefix('case')))
+        return talk(history, seed)
+
+    def on_turn(record):
+        if record.seat == 0:
+            rounds.append(sorted(heard))
+            assert len(heard) == record.live.sum()
+        heard.clear()
+
+    table = make_table(tuple(Seat(host(reply)) for _ in BOTH), group=group)
+    archive, reasons = rollout(table, cases, episode_numbers(len(cases)), batch, on_turn)
+    assert not reasons and archive.actions.tolist() == [case.turns for case in cases]
+    return rounds
+
+
+@pytest.mark.parametrize('count, batch', [(16, 4), (16, 16), (13, 4), (3, 8), (1, 1), (7, 1), (5, 4)])
+def test_a_slot_takes_the_next_episode_as_soon_as_its_own_is_over(count, batch):
+    rounds = played(CASES[:count], batch)
+    assert rounds == schedule([case.turns for case in CASES[:count]], batch)
+    for at, busy in enumerate(rounds):  # nobody idles while an episode waits
+        assert len(busy) == min(batch, count - len({e for before in rounds[:at] for e in before} - set(busy)))
+
+
+@pytest.mark.parametrize('count, batch, group', [(16, 4, 2), (16, 8, 4), (6, 4, 2), (4, 4, 4), (2, 8, 2)])
+def test_a_group_begins_together_in_neighbouring_slots(count, batch, group):
+    rounds = played(CASES[:count], batch, group)
+    assert rounds == schedule([case.turns for case in CASES[:count]], batch, group)
+    first = {e: next(r for r, busy in enumerate(rounds) if e in busy) for e in range(count)}
+    assert all(first[e] == first[e - e % group] for e in first)
+
+
+def test_sixteen_short_and_long_episodes_need_fewer_rounds_than_four_full_batches():
+    rounds = played(CASES, 4)
+    batches = sum(max(-(-case.turns // 2) for case in CASES[i:i + 4]) for i in range(0, 16, 4))
+    assert len(rounds) < batches and sum(map(len, rounds)) == sum(-(-case.turns // 2) for case in CASES)
+
+
+def test_empty_slots_are_never_asked():
+    table = make_table(host_seats())
+    state, archive = open_table(table, 4, 2, episode_numbers(2))
+    assert state.done.all() and (state.episode == 2).all()
+    state, archive = refill(table, state, archive, CASES[:2], episode_numbers(2))
+    assert state.done.tolist() == [False, False, True, True] and state.episode.tolist() == [0, 1, 2, 2]
+    state, record = turn(table, state, 0)
+    assert record.live.tolist() == [True, True, False, False]
+    assert [len(history) for history in state.actors[0].histories] == [2, 2, 0, 0]
+    assert state.env.episodes[2:].tolist() == [None, None] and state.actions.tolist() == [1, 1, 0, 0]
+
+
+def test_nothing_is_filed_before_it_is_over():
+    table = make_table(host_seats())
+    opened = refill(table, *open_table(table, 2, 2, episode_numbers(2)), CASES[:2], episode_numbers(2))
+    state, _ = turn(table, opened[0], 0)
+    after, archive = refill(table, state, opened[1], CASES[:2], episode_numbers(2))
+    assert after.done.tolist() == [False, True] and archive.actions.tolist() == [0, 1]  # episode 1 took one action
+    assert not archive.env.episodes[0] and archive.env.episodes[1][0] == CASES[1]
+
+
+# Both drivers
+
+SCENARIOS = [Scenario(case.name, case.turns) for case in CASES[:11]]
+SCENARIOS[4] = SCENARIOS[4]._replace(broken=2)
+SCENARIOS[8] = SCENARIOS[8]._replace(loud=1)
+
+
+def counting_table(modest=False, group=1):
+    """Both strategists are models, and one actor; the others echo. Long conversations outgrow the capacity."""
+    config, agent = dataclasses.replace(testing.dummy_config(), num_layers=1), local().agent
+    model = Player(dataclasses.replace(agent, model=Transformer(config), capacity=88),
+                   testing.dummy_params(config, stacked=False), local().tokenizer)
+    echo = Player(Echo(8), None, local().tokenizer)
+    seats = (Seat(echo if modest else model, model, trained=True), Seat(echo, model, trained=True))
+    table = Table(Counting(width=48), seats, group)
+    assert table.on_device
+    return table
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def compiled_play(table, queue, keys, batch):
+    return play(table, queue, keys, batch)
+
+
+def assert_identical(x, y):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_both_drivers_file_the_same_archive():
+    table = counting_table()
+    queue, keys = table.env.encode(SCENARIOS), episode_numbers(11)
+    traced = compiled_play(table, queue, keys, 4)
+    hosted, reasons = rollout(table, queue, keys, 4)
+    assert jax.tree.structure(traced) == jax.tree.structure(hosted)
+    jax.tree.map(assert_identical, traced, hosted)
+    # There is something to be got wrong: lengths differ, slots are dealt again, and every kind of end occurs.
+    causes = set(traced.cause.tolist())
+    assert {0, NEWS, ENVIRONMENT} < causes and causes & {1 + who(s, a) for s in BOTH for a in BOTH}
+    assert set(reasons) == set(np.flatnonzero(np.asarray(traced.cause) > 0).tolist())
+    assert len(set(traced.actions.tolist())) > 3 and traced.reward.any()
+    for e, scenario in enumerate(SCENARIOS):
+        assert traced.actions[e] == scenario.turns or traced.cause[e] and traced.actions[e] < scenario.turns
+        if traced.actions[e] > 2 and traced.cause[e] != 1 + who(0, True):  # the words between which seat 0 chooses
+            words = [[i + e % 5 for i in word] for word in ([70, 71, 72], [70, 71], [73])]
+            assert traced.messages.ids[e, 2, :traced.messages.length[e, 2]].tolist() in words
+    rows = [trajectory(table, archive, np.arange(11)) for archive in (traced, hosted)]
+    jax.tree.map(np.testing.assert_array_equal, *rows)
+
+
+def test_a_traced_group_shares_its_opening_and_both_drivers_still_agree():
+    table = counting_table(modest=True, group=2)
+    queue, keys = table.env.encode([SCENARIOS[n] for n in (0, 0, 1, 1, 2, 2)]), episode_numbers(6)
+    queue = queue.at[1::2, 0].set(queue[::2, 0])  # the same scenario, and so the same opening
+    traced, (hosted, _) = compiled_play(table, queue, keys, 4), rollout(table, queue, keys, 4)
+    jax.tree.map(assert_identical, traced, hosted)
+    for conversation in traced.conversations:
+        opening = np.asarray(conversation.ids)[:, :len(local().agent.chat.open) + 3]
+        assert (opening[::2] == opening[1::2]).all() and len(np.unique(opening, axis=0)) == 3
+    strategies = np.asarray(traced.strategies.ids)[:, 0]
+    assert (strategies[::2] != strategies[1::2]).any(axis=1).all()
