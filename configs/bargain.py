@@ -24,12 +24,13 @@ def base(environment):
     config = default_config(environment)
     config.model.update(path='scratch', remat='none')
     config.actor.update(model='echo', capacity=32, max_tokens=1)
-    config.strategist.update(capacity=40, temperature=1.0, max_tokens=1, one_line=False)
+    config.strategist.update(capacity=32, temperature=1.0, max_tokens=1, one_line=False)
     config.judge.capacity = 64
-    config.rollout.update(episodes=2048, batch=1024, view_tokens=6, chunk=8, compiled=True)
+    config.rollout.update(episodes=2048, group=8, batch=1024, view_tokens=6, chunk=8, compiled=True, record_every=100)
     config.reward.update(outcome='environment', process='none')
-    config.credit.update(gamma=1.0, baseline='batch', normalise='batch')
-    config.learner.update(learning_rate=2e-3, schedule='cosine', batch=2048, micro_batch=2048, length_bucket=40)
+    config.credit.update(gamma=1.0, baseline='group', normalise='batch')
+    config.learner.update(learning_rate=3e-3, schedule='cosine', entropy=0.01, batch=2048, micro_batch=512,
+                          length_bucket=32)
     config.evaluation.update(episodes=980, conditions=('policy',))
     return config
 
@@ -37,7 +38,7 @@ def base(environment):
 def family():
     """Against the fixed family."""
     config = base('bargain')
-    config.iterations = 1000
+    config.iterations = 320
     config.checkpoint.every = 100
     return config
 
@@ -55,7 +56,7 @@ def tiny():
     """Eight episodes an iteration."""
     config = base('bargain')
     config.iterations = 2
-    config.rollout.update(episodes=8, batch=4)
+    config.rollout.update(episodes=8, group=2, batch=4, record_every=1)
     config.learner.update(batch=8, micro_batch=8)
     config.evaluation.episodes = 8
     return config

@@ -5,7 +5,11 @@
 Presets, after the colon:
   quickstart  SmolLM2-135M in every role, on a CPU, in minutes
   tiny        a dummy model, in seconds; for trying the machinery
-  llama3_8b   the paper's setting; `--config.model.path=` names the weights
+  llama3_8b   the paper's setting, for TPU v5p:2x2x2 or eight large GPUs; `--config.model.path=` names the weights
+  llama3_8b_lora   the same with an adapter, for TPU v5e:4x4
+  llama3_70b_lora  the same of the larger model, for TPU v5p:2x2x4
+
+`python -m epo_jax.plan` says what another machine makes of them.
 """
 
 from epo_jax.defaults import default_config
@@ -14,7 +18,8 @@ from epo_jax.defaults import default_config
 def get_config(preset='quickstart'):
     """The configuration of one of the presets."""
     config = default_config('sotopia')
-    presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b}
+    presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b, 'llama3_8b_lora': llama3_8b_lora,
+               'llama3_70b_lora': llama3_70b_lora}
     if preset not in presets:
         raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
     presets[preset](config)
@@ -58,6 +63,21 @@ def llama3_8b(config):
     config.rollout.update(episodes=64, batch=64, view_tokens=2048)
     config.reward.update(process='critical', combine='official')
     config.credit.update(baseline='none', normalise='trajectory')
-    config.learner.update(learning_rate=1e-6, batch=32, epochs=3)
+    config.learner.update(learning_rate=1e-6, batch=32, epochs=3, micro_batch=32, chunk=32768)
     config.evaluation.episodes = 90
     config.mesh = (1, -1, 1)
+
+
+def llama3_8b_lora(config):
+    """The paper's setting, but an adapter is trained. Eight chips share a layer: gathering whole layers for every
+    token would take ten times as long as decoding."""
+    llama3_8b(config)
+    config.lora.update(rank=16, alpha=32.0)
+    config.learner.update(learning_rate=1e-4, micro_batch=4, chunk=4096)
+    config.mesh = (1, -1, 8)
+
+
+def llama3_70b_lora(config):
+    """An adapter of the larger model."""
+    llama3_8b_lora(config)
+    config.model.path = 'meta-llama/Meta-Llama-3-70B-Instruct'

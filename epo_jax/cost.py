@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any, Iterator, Mapping, Sequence
 
-import jax
+from jax.extend.core import jaxprs_in_params
 import numpy as np
 
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8,
@@ -67,7 +67,7 @@ def flops(jaxpr: Any) -> int:
             (contracted, _), _ = eqn.params['dimension_numbers']
             size = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * size * math.prod(eqn.outvars[0].aval.shape)
-        inner = [flops(sub) for sub in jax.core.jaxprs_in_params(eqn.params)]
+        inner = [flops(sub) for sub in jaxprs_in_params(eqn.params)]
         if inner:
             total += max(inner) if eqn.primitive.name == 'cond' else eqn.params.get('length', 1) * sum(inner)
     return total

@@ -63,10 +63,11 @@ def default_config(environment: str = 'sotopia') -> ConfigDict:
         credit=dict(gamma=0.99, baseline='batch', normalise='batch'),
         learner=dict(
             learning_rate=1e-6, schedule='cosine', warmup_ratio=0.03, clip=1.0, weight_decay=0.0, b1=0.9, b2=0.999,
+            entropy=0.0,          # weight of the strategies' entropy; falls as the learning rate does
             batch=32,             # conversations a gradient step
             epochs=1,             # passes over an iteration's conversations
             micro_batch=1,        # conversations run through the model at once
-            chunk=128,            # positions whose vocabulary is projected at once
+            chunk=256,            # tokens whose vocabulary is projected at once
             length_bucket=256),   # batches are cut to a multiple of this many tokens
         evaluation=dict(
             episodes=16,          # held-out scenarios; 0: no evaluation

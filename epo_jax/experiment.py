@@ -18,7 +18,7 @@ import numpy as np
 
 from epo_jax import evaluate, hosts, iteration as iterating, learner as learning, records, selfplay
 from epo_jax.checkpoint import Checkpoints, Preemption
-from epo_jax.config import open_workdir
+from epo_jax.config import ConfigError, open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.domains import load_domain
 from epo_jax.files import write_atomically, write_jsonl
@@ -48,6 +48,9 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
       FloatingPointError: a loss or gradient is not finite; the last checkpoint stands.
     """
     validate(config)
+    if jax.process_count() > 1 and (not config.rollout.compiled or config.evaluation.episodes):
+        raise ConfigError('several hosts need rollout.compiled=True and evaluation.episodes=0: what plays in a host '
+                          'loop sees the devices of one host')
     domain = load_domain(config.environment.name)
     scenarios = domain.scenarios(config.scenarios, config.environment)
     mesh = make_mesh(config.mesh)
@@ -114,7 +117,7 @@ def make_learner(config: ConfigDict, roles: Roles) -> learning.Learner:
     steps = config.iterations * c.epochs * math.ceil(trained / c.batch)
     return learning.Learner(
         roles.strategist.learner(config.model.remat), c.learning_rate, steps, c.schedule, c.warmup_ratio, c.clip,
-        c.weight_decay, c.b1, c.b2, c.micro_batch, adapter(config), c.chunk)
+        c.weight_decay, c.b1, c.b2, c.micro_batch, adapter(config), c.entropy, c.chunk)
 
 
 def iterate(this: Run, state: RunState, scenarios: Sequence[Any], iteration: int,

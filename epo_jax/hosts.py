@@ -1,15 +1,13 @@
 """Several hosts, one program: every process runs the same code on the devices of all of them.
 
 Each host builds the same scenarios and keys from the same configuration; the mesh gives it its share of rows, so its
-devices play and train on that share alone. What is computed is gathered on every host; process 0 tells and writes
-it, the others keep to a folder of their own. Only checkpoints are written together, by Orbax.
+devices play and train on that share alone. What is computed is gathered on every host; process 0 tells it and
+writes the metrics, the others keep to a folder of their own. Only checkpoints are written together, by Orbax.
 """
 
-import contextlib
-import os
 import pathlib
 import re
-from typing import Any, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -48,16 +46,6 @@ def own_folder(workdir: pathlib.Path) -> pathlib.Path:
     """Where this process writes all but checkpoints: process 0 into the workdir, others beneath it."""
     number = jax.process_index()
     return workdir if number == 0 else workdir / 'hosts' / str(number)
-
-
-@contextlib.contextmanager
-def told_by_the_first() -> Iterator[None]:
-    """Within it, only process 0 writes to the terminal."""
-    if jax.process_index() == 0:
-        yield
-        return
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def agree(flag: bool) -> bool:

@@ -19,7 +19,7 @@ from epo_jax import sampling
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.parallel import constrain
-from epo_jax.rl.losses import epo_loss, has_turns
+from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy
 
 
 @struct.dataclass
@@ -59,6 +59,7 @@ class Learner:
       clip: largest global norm of a gradient; weight_decay, b1, b2: AdamW.
       micro_batch: conversations run through the model at once.
       lora: where given, what is trained is an adapter of a frozen base.
+      entropy: weight of the strategies' entropy in the objective, scaled as the learning rate is by its schedule.
       chunk: tokens whose vocabulary is projected at once.
     """
 
@@ -73,6 +74,7 @@ class Learner:
     b2: float = 0.999
     micro_batch: int = 1
     lora: Optional[LoRA] = None
+    entropy: float = 0.0
     chunk: int = 256
 
     def rate(self) -> optax.Schedule:
@@ -127,10 +129,18 @@ class Learner:
         parts = jax.tree.map(lambda x: place(
             x.reshape(self.micro_batch, -1, *x.shape[1:]).swapaxes(0, 1), None, 'rows'), batch)
 
+        weight = self.entropy * self.rate()(state.step) / self.learning_rate
+
         def loss(params, part):
             params = params if self.lora is None else self.lora.join(base, params)
-            logprob = sampling.score(self.model, params, part.ids, self.chunk)
-            total = epo_loss(logprob, part.advantage, part.turn, part.valid).sum() / jnp.maximum(count, 1)
+            bonus = 0.0
+            if self.entropy:
+                logprob, entropy = sampling.score_and_entropy(self.model, params, part.ids, self.chunk)
+                bonus = weight * mean_entropy(entropy, part.turn, part.valid)
+            else:
+                logprob = sampling.score(self.model, params, part.ids, self.chunk)
+            total = epo_loss(logprob, part.advantage, part.turn, part.valid) - bonus
+            total = total.sum() / jnp.maximum(count, 1)
             gap = jnp.where(part.turn >= 0, logprob - part.logprob, 0)
             return total, (jnp.abs(gap).max(), -gap.sum())
 
@@ -146,6 +156,7 @@ class Learner:
             zero = jnp.zeros(())
             carry = jax.tree.map(jnp.zeros_like, state.params), zero, zero, zero
             (gradient, total, gap, drift), _ = jax.lax.scan(accumulate, carry, parts)
+
         def move(state):
             updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
             return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)

@@ -38,8 +38,7 @@ def main(argv):
     try:
         hosts.start(_HOSTS.value)
         training = offline if 'data' in _CONFIG.value else experiment
-        with hosts.told_by_the_first():
-            training.run(_CONFIG.value, _WORKDIR.value)
+        training.run(_CONFIG.value, _WORKDIR.value)
     except (ConfigError, DataError, RowError, FileNotFoundError, hosts.HostsError, MeshError) as error:
         sys.exit(f'error: {error}')
 

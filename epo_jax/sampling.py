@@ -328,6 +328,25 @@ def score(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> jax.A
     Returns:
       f32[N, L]; place 0 holds 0.
     """
+    return _reduce_logits(model, params, ids, chunk, lambda logits, targets: _logprob(logits, targets)[None])[0]
+
+
+def score_and_entropy(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> tuple[jax.Array, jax.Array]:
+    """(`score`, entropy of the distribution that each token was drawn from, nats), both f32[N, L]."""
+    def reduce(logits, targets):
+        logprob = jax.nn.log_softmax(logits, axis=-1)
+        return jnp.stack([_logprob(logits, targets), -(jnp.exp(logprob) * logprob).sum(axis=-1)])
+
+    logprob, entropy = _reduce_logits(model, params, ids, chunk, reduce)
+    return logprob, entropy
+
+
+def _reduce_logits(model, params, ids, chunk, reduce) -> jax.Array:
+    """f32[M, N, L]: M numbers from the logits that each token was drawn from; place 0 holds 0.
+
+    Args:
+      reduce: (logits [N, c, V], the tokens i32[N, c]) -> [M, N, c].
+    """
     rows, length = ids.shape
     positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
     hidden, _ = model.apply({'params': params}, ids, positions)
@@ -339,8 +358,8 @@ def score(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> jax.A
     @jax.checkpoint
     def project(_, part):
         hidden, targets = part
-        return None, _logprob(model.apply({'params': params}, hidden, method='logits'), targets)
+        return None, reduce(model.apply({'params': params}, hidden, method='logits'), targets)
 
     parts = rearrange(hidden, 'n (s c) w -> s n c w', c=chunk), rearrange(targets, 'n (s c) -> s n c', c=chunk)
-    logprob = rearrange(jax.lax.scan(project, None, parts)[1], 's n c -> n (s c)')
-    return jnp.pad(logprob[:, :length - 1], ((0, 0), (1, 0)))
+    found = rearrange(jax.lax.scan(project, None, parts)[1], 's m n c -> m n (s c)')
+    return jnp.pad(found[:, :, :length - 1], ((0, 0), (0, 0), (1, 0)))

@@ -4,7 +4,9 @@
 #   sbatch --nodes=2 launch/slurm.sh WORKDIR --config=configs/sotopia.py:llama3_8b [FLAGS...]
 #
 # Submit it from the repository, after `bash launch/setup.sh cuda` on a node that sees the same files; the workdir
-# must lie where all nodes see it.
+# must lie where all nodes see it. Several nodes run one compiled program, which needs the FLAGS
+# --config.rollout.compiled=True --config.evaluation.episodes=0 --config.reward.process=potential
+# --config.reward.combine=sum.
 #
 # Preemption: SLURM signals two minutes before the time is over (and on preemption); the run then saves a checkpoint
 # after the iteration in flight and ends, and the job puts itself back into the queue. Started again, by SLURM or by

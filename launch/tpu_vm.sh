@@ -3,11 +3,13 @@
 #
 #   NAME=epo ZONE=us-east5-a TYPE=v5p-16 bash launch/tpu_vm.sh create
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh install
-#   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh run gs://BUCKET/runs/one --config=configs/sotopia.py:llama3_8b
+#   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh run /mnt/runs/one --config=configs/sotopia.py:llama3_8b FLAGS...
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh delete
 #
 # TYPE counts TensorCores for v4 and v5p (v5p-16: 8 chips, the topology 2x2x2), chips for v5e and v6e. The workdir
-# must be one that all workers see, such as a mounted bucket or Filestore; model paths likewise.
+# must be one that all workers see, such as a mounted bucket or Filestore; model paths likewise. Over several hosts
+# a run is compiled as a whole, which needs the FLAGS --config.rollout.compiled=True --config.evaluation.episodes=0
+# --config.reward.process=potential --config.reward.combine=sum (evaluate afterwards, on one host).
 #
 # Preemption: with SPOT=1 the slice may be taken away. A worker that is asked to stop (SIGTERM) saves a checkpoint
 # after the iteration in flight; one that is killed loses that iteration. Either way: create, install and run again

@@ -76,7 +76,8 @@ def speak(model, params):
     memory = agent.start(N)
     empty = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), memory)
     memory = agent.begin(params, memory, text(3, 9, 1, 5, 5, 2, 7, 8), live)
-    memory, message = agent.respond(params, memory, [text(1, 2, 3, 4, 3, 2, 1, 0)], text(*[1] * N), None, keys, 0, live)
+    memory, message = agent.respond(
+        params, memory, [text(1, 2, 3, 4, 3, 2, 1, 0)], text(*[1] * N), None, keys, 0, live)
     full = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), memory)
     return message.rows(), [(empty.ids, *empty.cache[0]), (full.ids, *full.cache[0])]
 

@@ -233,6 +233,7 @@ class Transformer(nn.Module):
             self.layers = nn.scan(
                 block, variable_axes={'params': 0}, split_rngs={'params': True},
                 in_axes=(0, nn.broadcast, nn.broadcast), length=c.num_layers,
+                unroll=c.num_layers if self.remat == 'none' else 1,  # a loop would only carry to and fro what is kept
                 metadata_params={nn.PARTITION_NAME: 'layers'})(c, self.mesh)
         else:
             self.layer = [Block(c, self.mesh) for _ in range(c.num_layers)]

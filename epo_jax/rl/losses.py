@@ -37,6 +37,18 @@ def epo_loss(logprob, advantage, turn, valid):
     return -(jnp.where(used, advantage, 0) * means).sum(axis=1) / jnp.maximum(used.sum(axis=1), 1)
 
 
+def mean_entropy(entropy, turn, valid):
+    """Entropy of every conversation, f32[N]: the mean over its valid turns of the mean over a turn's tokens.
+
+    Args:
+      entropy: f32[N, L], nats, of the distribution that each id was drawn from.
+      turn: i32[N, L]; valid: bool[N, T] as in `epo_loss`.
+    """
+    means, count = turn_means(entropy, turn, valid.shape[1])
+    used = valid & (count > 0)
+    return jnp.where(used, means, 0).sum(axis=1) / jnp.maximum(used.sum(axis=1), 1)
+
+
 def has_turns(turn, valid):
     """bool[N] conversations with at least one trained token."""
     _, count = turn_means(jnp.ones(turn.shape, jnp.float32), turn, valid.shape[1])

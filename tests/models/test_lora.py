@@ -30,9 +30,14 @@ def ids(rows=2, length=12):
     return np.random.default_rng(1).integers(0, 61, (rows, length)).astype(np.int32)
 
 
-def logits(params, ids, model=MODEL):
-    hidden, _ = model.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
-    return np.asarray(model.apply({'params': params}, hidden, method='logits'))
+@jax.jit
+def forward(params, ids):
+    hidden, _ = MODEL.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
+    return MODEL.apply({'params': params}, hidden, method='logits')
+
+
+def logits(params, ids):
+    return np.asarray(forward(params, ids))
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_drawn_within_its_bound():
@@ -75,10 +80,10 @@ def test_the_base_is_shared():
 def test_sampling_and_scoring_see_the_same_model():
     lora, adapter = LoRA(4, 8.0), trained(LoRA(4, 8.0))
     params, text = lora.join(BASE, adapter), ids(2, 9)
-    cache = MODEL.init_cache(2, 16)
-    hidden = []
+    step = jax.jit(lambda params, ids, at, cache: MODEL.apply({'params': params}, ids, at, cache))
+    cache, hidden = MODEL.init_cache(2, 16), []
     for i in range(9):  # token by token through the cache
-        out, cache = MODEL.apply({'params': params}, text[:, i:i + 1], np.full((2, 1), i), cache)
+        out, cache = step(params, text[:, i:i + 1], np.full((2, 1), i), cache)
         hidden.append(out[:, 0])
     got = MODEL.apply({'params': params}, jnp.stack(hidden, 1), method='logits')
     want = logits(params, text)
@@ -90,8 +95,8 @@ def test_a_gradient_step_is_that_of_the_merged_model():
     lora, fresh = ATTENTION, ATTENTION.init(MODEL, jax.random.key(2))
     text = ids()
     loss = lambda params: sampling.score(MODEL, params, text, 4).sum()
-    got = jax.grad(lambda adapter: loss(lora.join(BASE, adapter)))(fresh)['layers']
-    dense = jax.grad(loss)(BASE)['layers']
+    got = jax.jit(jax.grad(lambda adapter: loss(lora.join(BASE, adapter))))(fresh)['layers']
+    dense = jax.jit(jax.grad(loss))(BASE)['layers']
     for name in ('q', 'v'):
         want = 2.0 * np.einsum('lir,li...->lr...', fresh['layers'][name]['a'], dense[name]['kernel'])
         np.testing.assert_allclose(got[name]['b'], want, atol=1e-4 * np.abs(want).max())

@@ -26,8 +26,8 @@ def base(tmp_path_factory):
     """A folder with a little Llama in which heads x size differs from the width."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
-        intermediate_size=56, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, initializer_range=0.2)
+        vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=12, intermediate_size=56, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, initializer_range=0.2)
     folder = tmp_path_factory.mktemp('base') / 'model'
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return folder
@@ -46,8 +46,12 @@ def reference(model):
 
 def ours(config, params):
     model = Transformer(config, stacked=True)
-    hidden, _ = model.apply({'params': params}, IDS, np.broadcast_to(np.arange(IDS.shape[1]), IDS.shape))
-    return np.asarray(model.apply({'params': params}, hidden, method='logits'))
+
+    @jax.jit
+    def logits(params):
+        hidden, _ = model.apply({'params': params}, IDS, np.broadcast_to(np.arange(IDS.shape[1]), IDS.shape))
+        return model.apply({'params': params}, hidden, method='logits')
+    return np.asarray(logits(params))
 
 
 def assert_close(got, want):

@@ -48,7 +48,7 @@ def chat() -> ChatSegments:
 def model() -> ModelConfig:
     """A decoder of some 50,000 parameters."""
     return ModelConfig(
-        vocab_size=len(WORDS), width=48, num_layers=2, num_heads=3, num_kv_heads=3, head_dim=16, mlp_width=96,
+        vocab_size=len(WORDS), width=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64,
         tied=False, max_positions=128)
 
 

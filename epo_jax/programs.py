@@ -1,0 +1,259 @@
+"""The programs of a run on shapes and shardings alone: what a plan compiles (plan.py).
+
+Nothing is loaded or made. A `Setting` is a configuration on a mesh, of devices that need not be there; a function of
+PROGRAMS traces the run's own function on the arrays that the setting would give it.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from typing import Any, Optional, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+import optax
+
+from epo_jax import sampling, testing
+from epo_jax.agents.local import LocalAgent
+from epo_jax.envs.domains import load_domain
+from epo_jax.learner import Batch, Learner, TrainState
+from epo_jax.models.config import ModelConfig, SHAPES
+from epo_jax.models.transformer import Transformer
+from epo_jax.parallel import make_mesh, named_sharding, param_shardings
+from epo_jax.rewards.judge import Judge, follow
+from epo_jax.roles import adapter
+from epo_jax.text.chat import ChatSegments, chat_segments
+from epo_jax.text.tokens import Tokens
+
+PROMPT_CUE = 16  # tokens that begin a reply, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of TPU chip, figures of its maker (cloud.google.com/tpu/docs).
+
+    Attributes:
+      peak: bfloat16 FLOP/s; memory: GiB; clock: Hz, peak over the operations of its matrix units in a cycle.
+      link: bytes/s out of a chip into all its neighbours together.
+      options: of the topology description, so that a device is a chip.
+    """
+
+    peak: float
+    memory: float
+    clock: float
+    link: float
+    options: tuple[tuple[str, str], ...] = ()
+
+
+CHIPS = {
+    'v4': Chip(275e12, 32, 1.05e9, 150e9, (('chip_config_name', 'megacore'),)),
+    'v5e': Chip(197e12, 16, 1.5e9, 100e9),
+    'v5p': Chip(459e12, 95, 1.75e9, 300e9, (('chip_config_name', 'megacore'),)),
+    'v6e': Chip(918e12, 32, 1.75e9, 224e9),
+}
+
+class PlanError(ValueError):
+    """What was asked for cannot be planned; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A configuration on a mesh."""
+
+    config: ConfigDict
+    shape: ModelConfig
+    mesh: Mesh
+    chip: Chip
+
+    @property
+    def model(self) -> Transformer:
+        """The decoder that is trained, and in the same layout sampled from: it compiles in a fraction of the time
+        of the unstacked one."""
+        return Transformer(self.shape, jnp.bfloat16, stacked=True, remat=self.config.model.remat, mesh=self.mesh)
+
+    @property
+    def chat(self) -> ChatSegments:
+        """Segments of some chat template; their few tokens do not matter here."""
+        return chat_segments(testing.byte_tokenizer())
+
+    def array(self, shape: Sequence[int], dtype, *axes: Optional[str]) -> jax.ShapeDtypeStruct:
+        """An array that is not there, its axes named as in parallel.RULES."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(self.mesh, shape, *axes))
+
+    def rows(self, tree: Any) -> Any:
+        """Arrays whose first axis are rows."""
+        return jax.tree.map(lambda x: self.array(x.shape, x.dtype, 'rows'), tree)
+
+    def tokens(self, batch: int, width: int) -> Tokens:
+        """A ragged batch."""
+        return self.rows(Tokens(jax.ShapeDtypeStruct((batch, width), jnp.int32),
+                                jax.ShapeDtypeStruct((batch,), jnp.int32)))
+
+    def base(self) -> Any:
+        """The frozen parameters, bfloat16."""
+        shapes = jax.eval_shape(self.model.init_params, jax.random.key(0))
+        return _placed(shapes, param_shardings(self.model, self.mesh), jnp.bfloat16)
+
+    def trained(self, dtype) -> Any:
+        """What is trained: all parameters or an adapter."""
+        lora = adapter(self.config)
+        init = self.model.init_params if lora is None else functools.partial(lora.init, self.model)
+        return _placed(jax.eval_shape(init, jax.random.key(0)), param_shardings(self.model, self.mesh, lora), dtype)
+
+    def policy(self) -> Any:
+        """Parameters that sample."""
+        base = self.base()
+        if adapter(self.config) is None:
+            return base
+        pairs = self.trained(jnp.bfloat16)['layers']
+        return base | {'layers': {name: leaf | pairs.get(name, {}) for name, leaf in base['layers'].items()}}
+
+    def learner(self) -> Learner:
+        """As an experiment makes it, but for the length of the schedule."""
+        c = self.config.learner
+        return Learner(self.model, c.learning_rate, 1000, c.schedule, c.warmup_ratio, c.clip, c.weight_decay, c.b1,
+                       c.b2, c.micro_batch, adapter(self.config), c.entropy, c.chunk)
+
+    def state(self) -> TrainState:
+        """What is trained, with its optimiser."""
+        params, learner = self.trained(jnp.float32), self.learner()
+        state = jax.eval_shape(learner.init, params)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        optimizer = optax.tree.map_params(
+            learner.optimizer(), lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
+            state.optimizer, params,
+            transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere))
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        return TrainState(step, params, optimizer)
+
+    def session(self, batch: int, capacity: int) -> sampling.Session:
+        """Sessions of so many conversations."""
+        shapes = jax.eval_shape(lambda: sampling.open_session(self.model, batch, capacity))
+        cache = tuple(self.array(x.shape, x.dtype, None, 'rows', 'kv_heads') for x in shapes.cache)
+        return self.rows(shapes.replace(cache=None)).replace(cache=cache)
+
+    def keys(self, batch: int) -> jax.ShapeDtypeStruct:
+        """Random keys of rows."""
+        return self.rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)))
+
+
+def _placed(shapes, shardings, dtype):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings)
+
+
+# The programs, each traced.
+
+def train_step(this: Setting):
+    """One gradient step of `learner.batch` conversations of the strategist's capacity."""
+    c, count = this.config, this.config.learner.batch
+    turns = -(-c.environment.max_turns // load_domain(c.environment.name).seats)
+    row = lambda width, dtype: this.array((count, width), dtype, 'rows')
+    length = c.strategist.capacity
+    batch = Batch(row(length, jnp.int32), row(length, jnp.int32), row(length, jnp.float32), row(turns, jnp.float32),
+                  row(turns, jnp.bool_))
+    learner = this.learner()
+    return learner.step.trace(learner, this.state(), batch, this.base() if learner.lora else None)
+
+
+def decode_step(this: Setting):
+    """One token of every row of a rollout."""
+    batch = this.config.rollout.batch
+    role = this.config.strategist
+
+    def decode(params, session, keys, live):
+        session, logits = sampling.next_logits(this.model, params, session, live)
+        return session, sampling.sample(logits, keys, _sampling(this, role))
+
+    args = this.policy(), this.session(batch, role.capacity), this.keys(batch), this.array((batch,), bool, 'rows')
+    return jax.jit(decode, donate_argnums=1).trace(*args)
+
+
+def read_chunk(this: Setting):
+    """`rollout.chunk` tokens of every row of a rollout, read into the cache."""
+    c = this.config.rollout
+    extend = jax.jit(sampling.extend, static_argnums=(0, 4), donate_argnums=2)
+    session = this.session(c.batch, this.config.strategist.capacity)
+    return extend.trace(this.model, this.policy(), session, this.tokens(c.batch, c.chunk), c.chunk)
+
+
+def rollout_turn(this: Setting):
+    """One strategist reads what is new and writes its advice, in every row."""
+    c, role = this.config.rollout, this.config.strategist
+    agent = LocalAgent(this.model, this.chat, _sampling(this, role), role.capacity, chunk=c.chunk)
+    return agent.respond.trace(
+        agent, this.policy(), this.session(c.batch, role.capacity), [this.tokens(c.batch, c.view_tokens)],
+        this.tokens(c.batch, PROMPT_CUE), None, this.keys(c.batch), 0, this.array((c.batch,), bool, 'rows'))
+
+
+def judge_pass(this: Setting):
+    """All readings of a batch of episodes: every seat's, after every turn, with a rating at the end."""
+    c, seats = this.config, load_domain(this.config.environment.name).seats
+    count, stages = seats * c.rollout.batch, -(-c.environment.max_turns // seats) + 1
+    judge = Judge(this.model, this.base(), testing.byte_tokenizer(), this.chat, c.judge.capacity, count,
+                  c.rollout.chunk)
+    texts = Tokens(this.array((stages, count, c.rollout.view_tokens), jnp.int32, None, 'rows'),
+                   this.array((stages, count), jnp.int32, None, 'rows'))
+    return follow.trace(judge, texts, jax.ShapeDtypeStruct((), bool), True)
+
+
+PROGRAMS = {'train_step': train_step, 'decode_step': decode_step, 'read_chunk': read_chunk,
+            'rollout_turn': rollout_turn, 'judge_pass': judge_pass}
+
+
+def _sampling(this: Setting, role: ConfigDict) -> sampling.SamplingConfig:
+    return sampling.SamplingConfig(
+        role.max_tokens, this.chat.stop, (), role.temperature, role.top_k, role.top_p, role.min_tokens,
+        role.no_repeat)
+
+
+def setting(config: ConfigDict, topology: str, mesh: Optional[Sequence[int]] = None) -> Setting:
+    """A configuration on the mesh of a topology, '<kind>:<shape>'.
+
+    Raises:
+      PlanError, MeshError: the chip, the topology or the model is not known, or they do not fit each other.
+    """
+    kind = topology.partition(':')[0]
+    if kind not in CHIPS:
+        raise PlanError(f'chip {kind!r} is not known; there are {", ".join(CHIPS)}, as in v5p:2x2x2')
+    chip = CHIPS[kind]
+    try:
+        devices = topologies.get_topology_desc(
+            platform='tpu', topology_name=topology, **dict(chip.options)).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise PlanError(f'topology {topology!r}: {str(error).splitlines()[0]}') from error
+    mesh = make_mesh(mesh or config.mesh, devices)
+    this = Setting(config, shape_of(config.model.path), mesh, chip)
+    param_shardings(this.model, mesh, adapter(config))
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    for name, rows in (('learner.micro_batch', config.learner.micro_batch), ('rollout.batch', config.rollout.batch)):
+        if rows % parts:
+            raise PlanError(f'{name}={rows} rows do not split over data x fsdp = {parts}; make it a multiple of it')
+    return this
+
+
+def shape_of(path: str) -> ModelConfig:
+    """The shape of a model by its name, or by the config.json of its folder.
+
+    Raises:
+      PlanError: neither is known.
+    """
+    file = os.path.join(path, 'config.json')
+    if os.path.exists(file):
+        with open(file) as content:
+            return ModelConfig.from_hf(json.load(content))
+    for name, shape in (SHAPES | {'dummy': testing.dummy_config()}).items():
+        if name in path:
+            return shape
+    raise PlanError(f'the shape of model {path!r} is not known: give a folder with its config.json, or one of '
+                    f'{", ".join(SHAPES)}')
+
+
+def size(tree: Any) -> int:
+    """Bytes of arrays on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+               if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))

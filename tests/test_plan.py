@@ -1,0 +1,83 @@
+"""Plans of pods that are not there; the programs are compiled by the TPU compiler, where it is installed."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from epo_jax import plan, programs
+from epo_jax.defaults import default_config
+from epo_jax.models.config import ModelConfig, SHAPES
+from epo_jax.models.weights import hf_config
+from epo_jax.testing import dummy_config
+
+REPO = pathlib.Path(__file__).parents[1]
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
+
+
+def run(*flags, path=None):
+    """The command line."""
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    if path:
+        environment['PYTHONPATH'] = str(path)
+    return subprocess.run([sys.executable, '-m', 'epo_jax.plan', *flags], cwd=REPO, env=environment,
+                          capture_output=True, text=True, timeout=500)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_small_plan(tmp_path):
+    file = tmp_path / 'plan.json'
+    done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', '--config.mesh=1,2,2', f'--json={file}')
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(file.read_text())
+    assert found['fits'] and found['chips'] == 4 and found['mesh'] == {'data': 1, 'fsdp': 2, 'tensor': 2}
+    assert set(found['programs']) == {*plan.PROGRAMS, 'actor_turn'}
+    for name, program in found['programs'].items():
+        assert 0 < program['memory_gib'] < 1 and program['flops'] > 0 and program['estimated_seconds'] > 0, name
+        assert 0 < program['share_of_peak'] < 1 and program['collectives'], name
+    step, config = found['programs']['train_step'], dummy_config()
+    tokens, layers = 8 * 1536, config.num_params - config.vocab_size * config.width
+    # Forward, recomputed and twice backward, and the scores on top.
+    assert 8 * tokens * (layers - 5 * config.width) < step['flops'] < 40 * 8 * tokens * config.num_params
+    for said in ('train_step', 'GiB', 'of peak', 'an iteration', 'dominates', 'fits'):
+        assert said in done.stdout
+
+
+def test_without_the_compiler_it_says_what_to_do(tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import importlib.util\nfind = importlib.util.find_spec\n'
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'libtpu' else find(name, *rest)\n")
+    done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', path=tmp_path)
+    assert done.returncode == 1 and 'pip install libtpu' in done.stderr
+
+
+def test_shapes_come_from_names_and_folders(tmp_path):
+    assert programs.shape_of('meta-llama/Meta-Llama-3-8B-Instruct').num_params == 8_030_261_248
+    assert programs.shape_of('meta-llama/Meta-Llama-3-70B-Instruct').num_params == 70_553_706_496
+    little = ModelConfig(64, 32, 2, 4, 2, 8, 64)
+    (tmp_path / 'config.json').write_text(json.dumps(hf_config(little)))
+    assert programs.shape_of(str(tmp_path)) == little
+    with pytest.raises(plan.PlanError, match='config.json'):
+        programs.shape_of('somebody/unknown')
+
+
+def test_unknown_chips_are_refused():
+    with pytest.raises(plan.PlanError, match='v4, v5e, v5p, v6e'):
+        plan.setting(default_config('sotopia'), 'v99:2x2')
+
+
+@needs_compiler
+@pytest.mark.parametrize(('topology', 'chips'), (('v4:2x2x2', 8), ('v5e:4x4', 16), ('v5p:2x2x2', 8), ('v6e:4x4', 16)))
+def test_topologies_of_all_kinds(topology, chips):
+    script = ('import sys\nfrom epo_jax import plan\nfrom epo_jax.defaults import default_config\n'
+              'config = default_config("sotopia")\nconfig.model.path = "Meta-Llama-3-8B"\nconfig.mesh = (1, -1, 1)\n'
+              'config.rollout.batch = config.learner.micro_batch = 16\nplan.prepare()\n'
+              f'this = plan.setting(config, "{topology}")\nprint(this.mesh.size, plan.size(this.state()))')
+    done = subprocess.run([sys.executable, '-c', script], cwd=REPO, capture_output=True, text=True, timeout=200)
+    size, state = map(int, done.stdout.split())
+    assert size == chips and state * chips == pytest.approx(12 * SHAPES['Meta-Llama-3-8B'].num_params, rel=0.01)
