@@ -35,7 +35,7 @@ def quickstart(config):
     config.actor.update(capacity=704, max_tokens=36, min_tokens=3, top_k=50, top_p=0.9, no_repeat=6)
     config.judge.capacity = 1024
     config.rollout.update(episodes=6, batch=6, view_tokens=480, chunk=32)
-    config.learner.update(learning_rate=5e-6, batch=6, micro_batch=3, length_bucket=64)
+    config.learner.update(learning_rate=5e-6, batch=6, micro_batch=3, length_bucket=512)
     config.evaluation.episodes = 6
     config.checkpoint.keep = 1
 

@@ -19,8 +19,9 @@ from epo_jax.learner import Batch, Learner, TrainState
 from epo_jax.rewards.judge import Judge, follow
 from epo_jax.rl.credit import Rules, assign
 from epo_jax.roles import for_sampling
-from epo_jax.rollout import Archive, Table, Trajectory, play, trajectory, turns_of
+from epo_jax.rollout import Archive, Table, play, turns_of
 from epo_jax.text.tokens import Tokens, concat, keep
+from epo_jax.trajectory import Trajectory, trajectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,9 @@ from epo_jax.rewards.process import Verdict, assess
 from epo_jax.rewards.reading import Reading, readings
 from epo_jax.rl import credit
 from epo_jax.roles import Roles, for_sampling
-from epo_jax.rollout import Archive, Table, Trajectory, episode_keys, rollout, trajectory, turns_of
+from epo_jax.rollout import Archive, Table, episode_keys, rollout, turns_of
 from epo_jax.telemetry import Progress, Stopwatch
+from epo_jax.trajectory import Trajectory, trajectory
 
 
 @dataclasses.dataclass

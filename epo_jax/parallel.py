@@ -56,7 +56,7 @@ def param_shardings(model: nn.Module, mesh: Mesh, lora: Optional[Any] = None):
       MeshError: an axis of a parameter is not divisible by its share of the mesh; names the parameter.
     """
     init = model.init_boxed if lora is None else functools.partial(lora.init_boxed, model)
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.eval_shape(lambda: init(jax.random.key(0)))
     specs = nn.logical_to_mesh(nn.get_partition_spec(abstract), RULES)
 
     def sharding(path, leaf, spec):

@@ -4,8 +4,8 @@
 device; `rollout` calls them from a host loop, where an API model or a host environment sits there. Both keep B
 slots busy: a slot whose episode is over files it in the archive and gets the next one.
 
-Axis letters: B slots, E episodes, S seats, A actions of all seats together, N trained conversations (seat-major:
-all episodes of one trained seat, then of the next), T turns of one seat, L token positions, K tokens.
+Axis letters: B slots, E episodes, S seats, A actions of all seats together, T turns of one seat, L token positions,
+K tokens.
 """
 
 from typing import Any, Callable, NamedTuple, Optional
@@ -122,32 +122,6 @@ class Archive:
     reward: Any
     strategies: Tokens
     messages: Tokens
-
-
-@struct.dataclass
-class Trajectory:
-    """What the learner gets, one row a trained conversation.
-
-    Attributes:
-      ids: i32[N, L] the strategist's conversation.
-      turn: i32[N, L] turn in which an id was sampled; -1: context, not trained.
-      logprob: f32[N, L] log-probability at which it was sampled.
-      length: i32[N].
-      turn_mask: bool[N, T] turns that took place.
-      truncated: bool[N] the episode was cut off.
-      episode, seat: i32[N] where the row comes from.
-      group: i32[N] rows of the same scenario and seat have the same number.
-    """
-
-    ids: Any
-    turn: Any
-    logprob: Any
-    length: Any
-    turn_mask: Any
-    truncated: Any
-    episode: Any
-    seat: Any
-    group: Any
 
 
 def who(seat: int, actor: bool) -> int:
@@ -387,29 +361,6 @@ def words(table: Table, state: TableState) -> dict[int, str]:
         said[int(state.episode[b])] = (
             f'{"actor" if actor else "strategist"} of seat {s}: {player.agent.reasons(memory)[b]}')
     return said
-
-
-def trajectory(table: Table, archive: Archive, groups) -> Trajectory:
-    """The conversations of the trained strategists.
-
-    Args:
-      table: who played.
-      archive: what came out.
-      groups: i32[E]; episodes of the same scenario share a number.
-    """
-    S, count = len(table.seats), len(archive.cause)
-    xp = numpy_or_jax(archive.cause)
-    trained = [s for s, seat in enumerate(table.seats) if seat.trained]
-    if not trained:
-        raise ValueError('no seat at this table is trained')
-    join = lambda name: xp.concatenate([getattr(archive.conversations[s], name) for s in trained])
-    return Trajectory(
-        ids=join('ids'), turn=join('turn'), logprob=join('logprob'), length=join('length'),
-        turn_mask=xp.arange(turns_of(table.env)) < join('turns')[:, None],
-        truncated=xp.tile(archive.cause != 0, len(trained)),
-        episode=xp.tile(xp.arange(count, dtype=np.int32), len(trained)),
-        seat=xp.repeat(xp.array(trained, np.int32), count),
-        group=xp.concatenate([xp.asarray(groups, np.int32) * S + s for s in trained]))
 
 
 def turns_of(env: Environment) -> int:

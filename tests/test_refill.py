@@ -11,7 +11,8 @@ from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.scripted import Echo
 from epo_jax.models.transformer import Transformer
-from epo_jax.rollout import ENVIRONMENT, NEWS, Table, open_table, play, refill, rollout, trajectory, turn, who
+from epo_jax.rollout import ENVIRONMENT, NEWS, Table, open_table, play, refill, rollout, turn, who
+from epo_jax.trajectory import trajectory
 from counting import Counting, Scenario
 from tables import BOTH, Case, episode_numbers, host, host_seats, local, local_seats, make_table, perform, talk
 

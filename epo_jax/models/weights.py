@@ -196,7 +196,7 @@ def _open_safetensors(path: pathlib.Path):
 
 def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
     """Every leaf of the stacked layout with the tensors it is made of, as the decoder itself has them."""
-    tree = flatten_dict(jax.eval_shape(Transformer(config, stacked=True).init_params, jax.random.key(0)))
+    tree = flatten_dict(jax.eval_shape(lambda: Transformer(config, stacked=True).init_params(jax.random.key(0))))
     layers = lambda path, x: [Tensor(path, i, x.shape[1:]) for i in range(config.num_layers)]
     return {p: layers(p, x) if p[0] == 'layers' else [Tensor(p, None, x.shape)] for p, x in tree.items()}
 
