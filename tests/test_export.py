@@ -99,8 +99,8 @@ def test_real_dialogues_with_smollm2(tmp_path, smollm2_gguf):
     if not FOLDER.exists():
         pytest.skip('the dialogues are not here')
     found = [(row, d) for d in dialogues() if (row := raw_row(*d)) is not None]
-    found = sorted(found, key=lambda pair: pair[0]['score'] is None)[:100]
-    rows = rate([row for row, _ in found])
+    found = sorted(found, key=lambda pair: pair[0]['score'] is None)[:120]  # some are too long to be rated
+    rows = rate([row for row, _ in found])[:100]
     (tmp_path / 'raw.json').write_text(json.dumps(rows, ensure_ascii=False, indent=4))
     work, out = tmp_path / 'run', tmp_path / 'model'
     print(command('epo_jax.label', f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json',
@@ -120,7 +120,8 @@ def test_real_dialogues_with_smollm2(tmp_path, smollm2_gguf):
 
 
 def rate(rows):
-    """The rows with a score; those without are rated by SmolLM2, to a whole number as SOTOPIA's scores are."""
+    """The rows with a score; those without are rated by SmolLM2, to a whole number as SOTOPIA's scores are, and left
+    out where it cannot."""
     from epo_jax.data.local_judge import LocalJudge
     from epo_jax.rewards.process import assess
     from epo_jax.rewards.reading import Reading
@@ -131,5 +132,5 @@ def rate(rows):
                 for t in texts]
     verdict = assess(judge, readings, 10, 'none')
     for row, outcome, valid in zip(unrated, verdict.outcome, verdict.outcome_valid):
-        row['score'] = round(10 * float(outcome)) if valid else 5
-    return rows
+        row['score'] = round(10 * float(outcome)) if valid else None
+    return [row for row in rows if row['score'] is not None]
