@@ -83,7 +83,7 @@ def iterate(settings: Settings, train: TrainState, tables: Sequence[Table], queu
     Args:
       settings: see there.
       train: the learner's state.
-      tables: of every match; seats that are trained get their weights from `train`.
+      tables: of every match; seats that are trained come without weights and get them from `train`.
       queues: encoded scenarios; keys: key[E]; groups: i32[E] number of each episode's group; of every match.
       judge: who judges; None where nobody is asked.
       order: i32[steps, batch] rows of every gradient step; N and beyond: none.
@@ -119,13 +119,6 @@ def iterate(settings: Settings, train: TrainState, tables: Sequence[Table], queu
 
     train, metrics = jax.lax.scan(step, train, order)
     return train, Result(tuple(archives), tuple(judged), rows, reward, valid, advantage, metrics)
-
-
-def without_policy(table: Table) -> Table:
-    """The table without the weights of those who are trained: the program takes them from the state."""
-    return table.replace(seats=tuple(
-        seat.replace(strategist=seat.strategist.replace(params=None)) if seat.trained else seat
-        for seat in table.seats))
 
 
 def _join(parts):

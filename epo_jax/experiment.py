@@ -115,9 +115,7 @@ def make_learner(config: ConfigDict, roles: Roles) -> learning.Learner:
     trained = sum(sum(kind == 'policy' for kind in match.kinds) * len(match.episodes)
                   for match in selfplay.matches(config.seats, config.rollout.episodes))
     steps = config.iterations * c.epochs * math.ceil(trained / c.batch)
-    return learning.Learner(
-        roles.strategist.learner(config.model.remat), c.learning_rate, steps, c.schedule, c.warmup_ratio, c.clip,
-        c.weight_decay, c.b1, c.b2, c.micro_batch, adapter(config), c.entropy, c.chunk)
+    return learning.from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config))
 
 
 def iterate(this: Run, state: RunState, scenarios: Sequence[Any], iteration: int,

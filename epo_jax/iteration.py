@@ -128,13 +128,13 @@ def base(this: Run):
 
 
 def seat(this: Run, kind: str, policy, snapshots: Sequence[Any], iteration: int) -> Seat:
-    """A seat with a strategist of the given kind; `policy` are parameters for sampling."""
+    """A seat with a strategist of the given kind; `policy`: its parameters, None where a program adds them."""
     roles = this.roles
     actor = Player(roles.player, roles.actor.params, roles.actor.tokenizer)
     if kind == 'none':
         return Seat(actor)
     params = {'policy': policy, 'prompted': roles.strategist.params}.get(kind)
-    if params is None:
+    if kind in ('snapshot', 'pool'):
         last = len(snapshots) - 1
         if last < 0:  # before the first iteration, the last snapshot is the model as it was
             params = roles.strategist.params
@@ -161,7 +161,8 @@ def table(this: Run, seats: tuple[Seat, ...], group: int = 1) -> Table:
 def tables(this: Run, train: learning.TrainState, snapshots: Sequence[Any],
            iteration: int) -> list[tuple[selfplay.Match, Table]]:
     """The matches of an iteration and who sits at their tables."""
-    config, policy = this.config, sampled_by(this, train.params)
+    config = this.config
+    policy = None if config.rollout.compiled else sampled_by(this, train.params)  # a program takes it from the state
     found = []
     for match in selfplay.matches(config.seats, config.rollout.episodes):
         seats = tuple(seat(this, kind, policy, snapshots, iteration) for kind in match.kinds)
@@ -211,7 +212,7 @@ def one_program(this: Run, train: learning.TrainState, tables: Sequence[tuple[se
             tuple(n // config.rollout.group for n in numbers), order))
         keys = tuple(keys_of(config.seed, iteration, n) for n in numbers)
         train, result = compiled.iterate(
-            settings, train, tuple(map(compiled.without_policy, tables)), queues, keys, groups,
+            settings, train, tables, queues, keys, groups,
             this.roles.judge if asks else None, order, base(this))
         result = jax.tree.map(np.asarray, everywhere(result, this.roles.strategist.mesh))
         phase.advance(sum(map(len, numbers)))

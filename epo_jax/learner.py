@@ -6,7 +6,7 @@ Axis letters: N conversations of one step, M micro-batches, L token positions, T
 import dataclasses
 import functools
 import math
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from flax import struct
 import jax
@@ -171,6 +171,12 @@ class Learner:
             'drift': drift / tokens,
             'conversations': count,
         }
+
+
+def from_config(c: Mapping[str, Any], model: Transformer, total_steps: int, lora: Optional[LoRA] = None) -> Learner:
+    """The learner of a configuration's group `learner`: keys and attributes go by the same names."""
+    named = {field.name: c[field.name] for field in dataclasses.fields(Learner) if field.name in c}
+    return Learner(model=model, total_steps=total_steps, lora=lora, **named)
 
 
 def batches(rows: Batch, size: int, rng: np.random.Generator, bucket: int) -> list[Batch]:

@@ -187,11 +187,9 @@ def describe(learned: dict[str, Any], examples: list[Optional[Example]], batch: 
 
 def make_learner(config: ConfigDict, steps: int) -> learning.Learner:
     """The learner of an offline run of so many steps."""
-    c = config.learner
     model = Transformer(read_shape(config.model.path), activation_dtype(config.model.dtype), stacked=True,
                         remat=config.model.remat)
-    return learning.Learner(model, c.learning_rate, steps, c.schedule, c.warmup_ratio, c.clip, c.weight_decay, c.b1,
-                            c.b2, c.micro_batch)
+    return learning.from_config(config.learner, model, steps)
 
 
 def abstract_state(learner: learning.Learner, mesh: Mesh) -> learning.TrainState:

@@ -21,7 +21,7 @@ import optax
 from epo_jax import sampling, testing
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.domains import load_domain
-from epo_jax.learner import Batch, Learner, TrainState
+from epo_jax.learner import Batch, Learner, TrainState, from_config
 from epo_jax.models.config import ModelConfig, SHAPES
 from epo_jax.models.transformer import Transformer
 from epo_jax.parallel import make_mesh, named_sharding, param_shardings
@@ -115,9 +115,7 @@ class Setting:
 
     def learner(self) -> Learner:
         """As an experiment makes it, but for the length of the schedule."""
-        c = self.config.learner
-        return Learner(self.model, c.learning_rate, 1000, c.schedule, c.warmup_ratio, c.clip, c.weight_decay, c.b1,
-                       c.b2, c.micro_batch, adapter(self.config), c.entropy, c.chunk)
+        return from_config(self.config.learner, self.model, 1000, adapter(self.config))
 
     def state(self) -> TrainState:
         """What is trained, with its optimiser."""
