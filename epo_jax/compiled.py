@@ -8,7 +8,7 @@ Axis letters: E episodes of a match, S seats, N conversations, T turns of one se
 
 import dataclasses
 import functools
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from flax import struct
 import jax
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from epo_jax.learner import Batch, Learner, TrainState
-from epo_jax.rewards.judge import Judge, follow
+from epo_jax.rewards.judge import Judge, follow, name_turns
+from epo_jax.rewards.process import CRITICAL
 from epo_jax.rl.credit import Rules, assign
 from epo_jax.roles import for_sampling
 from epo_jax.rollout import Archive, Table, play, turns_of
-from epo_jax.text.tokens import Tokens, concat, keep
+from epo_jax.text import tokenizer as text
+from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
 from epo_jax.trajectory import Trajectory, trajectory
 
 
@@ -31,7 +33,7 @@ class Settings:
     Attributes:
       learner: the gradient step; dtype: in which the policy samples.
       slots: episodes played at once.
-      process: 'potential' or 'none'; outcome: 'judge' or 'environment'.
+      process: 'potential', 'critical' or 'none'; outcome: 'judge' or 'environment'.
       credit: see rl/credit.py.
     """
 
@@ -45,14 +47,15 @@ class Settings:
 
 @struct.dataclass
 class Judged:
-    """Of every conversation: process f32[N, T] and outcome f32[N] with what of them is valid, potential
-    f32[N, T + 1] (NaN: not asked)."""
+    """Of every conversation: process f32[N, T] and outcome f32[N] with what of them is valid; the judge's
+    probabilities behind them, potential f32[N, T + 1] and critical f32[N, T] (NaN: not asked)."""
 
     process: Any
     valid: Any
     outcome: Any
     outcome_valid: Any
     potential: Any
+    critical: Any
 
 
 @struct.dataclass
@@ -131,45 +134,72 @@ def assess(settings: Settings, table: Table, judge: Optional[Judge], queue: Any,
     seat = jnp.repeat(jnp.arange(S), E)
     actions, complete = jnp.tile(archive.actions, S), jnp.tile(archive.cause == 0, S)
     had = jnp.arange(T) < ((actions + S - 1 - seat) // S)[:, None]
-    potential = jnp.full((S * E, T + 1), jnp.nan)
+    process = jnp.zeros((S * E, T))
+    potential, critical = jnp.full((S * E, T + 1), jnp.nan), jnp.full((S * E, T), jnp.nan)
     outcome = archive.reward.T.reshape(-1)
+    by_seat = lambda read: _join([read(s, *table.env.reading(queue, archive.env, s)) for s in range(S)])
     if settings.process == 'potential' or settings.outcome == 'judge':
-        stages = [_stages(judge, *table.env.reading(queue, archive.env, s), archive.actions, s, S, T)
-                  for s in range(S)]
-        stages = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *stages)
-        potential, rating = _in_batches(judge, stages, settings.process == 'potential', settings.outcome == 'judge')
+        stages = by_seat(lambda s, opening, lines: _stages(judge, opening, lines, archive.actions, s, S, T))
+        potential, rating = _in_batches(judge, stages, lambda part: follow(
+            judge, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), part), jnp.bool_(settings.process == 'potential'),
+            settings.outcome == 'judge'))
+        potential = jnp.where(jnp.pad(had, ((0, 0), (1, 0)), constant_values=True), potential, jnp.nan)
         outcome = rating / 10 if settings.outcome == 'judge' else outcome
-    process = jnp.diff(potential, axis=1) if settings.process == 'potential' else jnp.zeros((S * E, T))
+    if settings.process == 'potential':
+        process = jnp.diff(potential, axis=1)
+    if settings.process == 'critical':
+        scores = outcome.reshape(S, E)
+        messages = by_seat(lambda s, opening, lines: _listed(judge, opening, lines, archive, s, S, T, scores[s]))
+        critical = _in_batches(judge, (messages, had), lambda part: name_turns(judge, *part))
+        process = jnp.where(jnp.isnan(critical), jnp.nan, critical >= 0.5)
     valid = had & complete[:, None] & jnp.isfinite(process)
     outcome_valid = complete & jnp.isfinite(outcome)
-    return Judged(jnp.where(valid, process, 0), valid, jnp.where(outcome_valid, outcome, 0), outcome_valid, potential)
+    return Judged(jnp.where(valid, process, 0), valid, jnp.where(outcome_valid, outcome, 0), outcome_valid, potential,
+                  critical)
 
 
 def _stages(judge: Judge, opening: Tokens, lines: Tokens, actions, seat: int, S: int, T: int) -> Tokens:
-    """Tokens [T + 1, E, K]: what a judge reads before a seat's first turn, and after each with the replies to it."""
+    """Tokens [E, T + 1, K]: what a judge reads before a seat's first turn, and after each with the replies to it."""
     E, A, K = lines.ids.shape
     lines = lines.replace(length=jnp.where(jnp.arange(A) < actions[:, None], lines.length, 0))
     front, back = S - seat, (T + 1) * S - A - (S - seat)
     fill = lambda x: jnp.pad(x, ((0, 0), (front, max(back, 0)), *((0, 0),) * (x.ndim - 2)))[:, :(T + 1) * S]
     lines = jax.tree.map(fill, lines)
     parts = jax.tree.map(lambda x: x.reshape(E, T + 1, S, *x.shape[2:]), lines)
-    first = concat([Tokens(jnp.tile(jnp.array(judge.chat.open, jnp.int32), (E, 1)),
-                           jnp.full(E, len(judge.chat.open))), opening])
+    first = concat([repeat(judge.chat.open, E), opening])
     width = first.ids.shape[1] + S * K
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *(
+    return jax.tree.map(lambda *xs: jnp.stack(xs, axis=1), *(
         concat([keep(first, t == 0), *(jax.tree.map(lambda x: x[:, t, s], parts) for s in range(S))], width)
         for t in range(T + 1)))
 
 
-def _in_batches(judge: Judge, stages: Tokens, ask: bool, rate: bool) -> tuple[jax.Array, jax.Array]:
-    """(potential [N, T + 1], rating [N]) of stages Tokens [T + 1, N, K], `judge.batch` readings at once."""
-    count = stages.length.shape[1]
+def _listed(judge: Judge, opening: Tokens, lines: Tokens, archive: Archive, seat: int, S: int, T: int,
+            outcome) -> Tokens:
+    """Tokens [E, K]: the whole episode, its outcome f32[E], and a seat's strategies, among which a judge chooses.
+
+    What is too long fills the judge's capacity, and so overflows.
+    """
+    E, A = lines.length.shape
+    say = lambda part: repeat(text.encode(judge.tokenizer, part), E)
+    at = lambda tokens, a: keep(jax.tree.map(lambda x: x[:, a], tokens), a < archive.actions)
+    before, after = CRITICAL.split('{score:.1f}')
+    between, end = after.split('{strategies}')
+    scores = pack([text.encode(judge.tokenizer, f'{tenths / 10:.1f}') for tenths in range(101)])
+    score = jax.tree.map(lambda x: jnp.asarray(x)[jnp.round(100 * jnp.nan_to_num(outcome)).astype(int)], scores)
+    strategies = [part for t, a in enumerate(range(seat, A, S)) for part in (
+        keep(say(f'\n{t + 1}. '), a < archive.actions), at(archive.strategies, a))]
+    message = concat([repeat(judge.chat.open, E), opening, *(at(lines, a) for a in range(A)),
+                      say(before), score, say(between), *strategies, say(end)], judge.capacity)
+    return message.replace(length=jnp.minimum(message.length, judge.capacity))
+
+
+def _in_batches(judge: Judge, rows: Any, ask: Callable[[Any], Any]) -> Any:
+    """What `ask` answers to a tree of rows [N, ...], asked `judge.batch` at once."""
+    count = len(jax.tree.leaves(rows)[0])
     missing = -count % judge.batch
-    cut = lambda x: jnp.moveaxis(jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))).reshape(
-        x.shape[0], -1, judge.batch, *x.shape[2:]), 1, 0)
-    potential, rating = jax.lax.map(
-        lambda part: follow(judge, part, jnp.bool_(ask), rate), jax.tree.map(cut, stages))
-    return potential.reshape(-1, potential.shape[-1])[:count], rating.reshape(-1)[:count]
+    cut = lambda x: jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))).reshape(-1, judge.batch, *x.shape[1:])
+    answers = jax.lax.map(ask, jax.tree.map(cut, rows))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], answers)
 
 
 def order(count: int, batch: int, epochs: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -129,8 +129,6 @@ def validate(config: ConfigDict) -> None:
             'rollout.batch must be a multiple of rollout.group')
     require(not c.rollout.compiled or domain.tokens is not None,
             f'rollout.compiled: the environment {c.environment.name} has no form on the device')
-    require(not c.rollout.compiled or c.reward.process != 'critical',
-            "rollout.compiled knows reward.process 'potential' and 'none'")
     require(not c.rollout.compiled or c.reward.outcome in ('judge', 'environment'),
             'rollout.compiled: reward.outcome must be judge or environment; a function is called on the host')
     for name in ('iterations', 'rollout.episodes', 'rollout.batch', 'rollout.chunk', 'rollout.record_every',

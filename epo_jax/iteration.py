@@ -214,7 +214,7 @@ def one_program(this: Run, train: learning.TrainState, tables: Sequence[tuple[se
         train, result = compiled.iterate(
             settings, train, tables, queues, keys, groups,
             this.roles.judge if asks else None, order, base(this))
-        result = jax.tree.map(np.asarray, everywhere(result, this.roles.strategist.mesh))
+        result = jax.tree.map(np.asarray, everywhere(result))
         phase.advance(sum(map(len, numbers)))
 
     played = [
@@ -231,8 +231,10 @@ def verdict_of(judged: compiled.Judged) -> Verdict:
     """What the program's judge said, with notes for the record."""
     number = lambda value: round(float(value), 6)
     note = tuple({'rating': number(10 * outcome) if ok else None,
-                  'potential': [number(p) for p in potential if np.isfinite(p)]}
-                 for outcome, ok, potential in zip(judged.outcome, judged.outcome_valid, judged.potential))
+                  'potential': [number(p) for p in potential if np.isfinite(p)],
+                  'critical': [number(p) for p in critical if np.isfinite(p)]}
+                 for outcome, ok, potential, critical in zip(
+                     judged.outcome, judged.outcome_valid, judged.potential, judged.critical))
     return Verdict(judged.process, judged.valid, judged.outcome, judged.outcome_valid, note)
 
 
