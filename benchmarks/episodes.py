@@ -119,7 +119,7 @@ def load_tokenizer(model: str):
     """The tokenizer of a model; of bytes for one without."""
     from benchmarks import models
     from epo_jax import testing
-    from epo_jax.roles import find_model
+    from epo_jax.language import find_model
     from epo_jax.text import tokenizer as text
 
     return testing.byte_tokenizer() if model in models.SHAPES else text.load_tokenizer(find_model(model))

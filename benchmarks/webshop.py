@@ -1,13 +1,18 @@
 """Speed of the WebShop engine, on one core.
 
-    python -m benchmarks.webshop [--data=DIR] [--documents=1180000]
+    python -m benchmarks.webshop [--data=DIR] [--documents=1180000 [--peers]]
 
 Steps a second of two scripted customers and of one that clicks at random, each step with its page as text and what
 can be clicked on it; and the time of a search. With --documents, the time, size and memory of an index of so many
-invented texts, and the time of a search in it. All but the building's are processor times of the one thread, so that
-a busy machine does not count.
+invented texts, and the time of a search in it; with --peers the same of bm25s, where it is installed (quicker with
+numba), and how many of its first ten documents are ours. All are processor times of the one thread, so that a busy
+machine does not count.
 """
 
+from array import array
+from concurrent.futures import ProcessPoolExecutor
+import importlib.util
+import multiprocessing
 import pathlib
 import random
 import resource
@@ -20,6 +25,7 @@ from absl import app, flags
 import numpy as np
 
 from epo_jax.envs.webshop import search
+from epo_jax.envs.webshop.analysis import Terms, analyse
 from epo_jax.envs.webshop.engine import Shop, Visit
 from epo_jax.envs.webshop.experts import buyer, weak_buyer
 from epo_jax.envs.webshop.variants import load_shop
@@ -28,6 +34,7 @@ REPEATS = 5
 _DATA = flags.DEFINE_string('data', '', 'Folder of the 1,000-product catalogue; empty for the packaged one.')
 _VISITS = flags.DEFINE_integer('visits', 200, 'Visits of every customer.')
 _DOCUMENTS = flags.DEFINE_integer('documents', 0, 'Texts of a large index; 0: none.')
+_PEERS = flags.DEFINE_boolean('peers', False, 'The large index by bm25s, too.')
 
 
 def random_customer(seed: int) -> Callable[[Shop, Visit], str]:
@@ -52,12 +59,12 @@ def steps_per_second(shop: Shop, customer: Callable[[Shop, Visit], str], visits:
     return steps / (time.process_time() - start)
 
 
-def search_milliseconds(index: search.Index, queries: list[str]) -> list[float]:
+def search_milliseconds(find: Callable[[str], list[int]], queries: list[str]) -> list[float]:
     """Of every query."""
     times = []
     for query in queries:
         start = time.process_time()
-        index.search(query)
+        find(query)
         times.append(1000 * (time.process_time() - start))
     return times
 
@@ -85,28 +92,59 @@ def main(argv):
         name = customer.__name__ if customer in (buyer, weak_buyer) else 'random clicks'
         print(f'{name}: {statistics.median(rates):,.0f} steps/s ({min(rates):,.0f} to {max(rates):,.0f})')
     queries = [goal.instruction for goal in shop.goals[:_VISITS.value]]
-    medians = [statistics.median(search_milliseconds(shop.catalogue.index, queries)) for _ in range(REPEATS)]
+    medians = [statistics.median(search_milliseconds(shop.catalogue.index.search, queries)) for _ in range(REPEATS)]
     print(f'search: {statistics.median(medians):.3f} ms')
     if _DOCUMENTS.value:
         with tempfile.TemporaryDirectory() as folder:
-            large(pathlib.Path(folder), _DOCUMENTS.value)
+            for library in (ours, bm25s)[:1 + _PEERS.value]:  # in a process of its own: memory is of it alone
+                with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+                    process.submit(large, library, pathlib.Path(folder), _DOCUMENTS.value).result()
 
 
-def large(folder: pathlib.Path, documents: int) -> None:
-    """Builds an index of invented texts and searches it."""
-    start = time.perf_counter()
-    search.build(invented_texts(documents, np.random.default_rng(0)), folder)
-    print(f'index of {documents:,} texts: {time.perf_counter() - start:.0f} s, '
-          f'{sum(path.stat().st_size for path in folder.iterdir()) / 2**30:.2f} GiB on disk, at most '
-          f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB in memory')
-    index = search.load(folder, documents)
+def large(library: Callable[[pathlib.Path, int], Callable[[str], list[int]]], folder: pathlib.Path,
+          documents: int) -> None:
+    """Builds an index of invented texts in the library's folder of a folder, and searches it."""
+    start = time.process_time()
+    find = library(folder / library.__name__, documents)
+    print(f'{library.__name__}, {documents:,} texts: {time.process_time() - start:.0f} s, '
+          f'{sum(path.stat().st_size for path in (folder / library.__name__).iterdir()) / 2**30:.2f} GiB on disk, '
+          f'at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB in memory', flush=True)
     for words in (3, 8, 15):
         texts = invented_texts(100, np.random.default_rng(1))
         queries = [' '.join(text.split()[:words]) for text in texts]
-        search_milliseconds(index, queries)  # pages are read from disk
-        runs = [sorted(search_milliseconds(index, queries)) for _ in range(REPEATS)]
+        search_milliseconds(find, queries)  # pages are read from disk
+        runs = [sorted(search_milliseconds(find, queries)) for _ in range(REPEATS)]
+        exact = search.load(folder / 'ours', documents).search
+        pairs = [({*find(query)[:10]}, {*exact(query)[:10]}) for query in queries]
+        same = statistics.mean(len(found & best) / len(best) for found, best in pairs if best)
         print(f'search of {words} words: {statistics.median(run[50] for run in runs):.1f} ms (median), '
-              f'{statistics.median(run[94] for run in runs):.1f} ms (95 % are faster)')
+              f'{statistics.median(run[94] for run in runs):.1f} ms (95 % are faster); '
+              f'{same:.4f} of the first ten are ours', flush=True)
+
+
+def ours(folder: pathlib.Path, documents: int) -> Callable[[str], list[int]]:
+    """Builds our index; text -> numbers of documents."""
+    folder.mkdir()
+    search.build(invented_texts(documents, np.random.default_rng(0)), folder)
+    return search.load(folder, documents).search
+
+
+def bm25s(folder: pathlib.Path, documents: int) -> Callable[[str], list[int]]:
+    """Builds bm25s's index of the same terms and maps it; text -> numbers of documents."""
+    from bm25s import BM25
+    from bm25s.tokenization import Tokenized
+    terms, numbers = Terms(), {}
+    number = lambda text: array('i', [numbers.setdefault(term, len(numbers)) for term in analyse(text, terms)])
+    tokens = [number(text) for text in invented_texts(documents, np.random.default_rng(0))]
+    backend = 'numba' if importlib.util.find_spec('numba') else 'numpy'
+    index = BM25(method='lucene', k1=search.K1, b=search.B, backend=backend)
+    index.index(Tokenized(tokens, numbers), show_progress=False)
+    index.save(folder, show_progress=False)
+    index = BM25.load(folder, mmap=True)
+    if backend == 'numba':
+        index.compile()
+    return lambda query: index.retrieve(
+        [analyse(query, Terms())], k=50, show_progress=False, backend_selection=backend).documents[0].tolist()
 
 
 if __name__ == '__main__':

@@ -29,8 +29,8 @@ def base(environment):
     config.rollout.update(episodes=2048, group=8, batch=1024, view_tokens=6, chunk=8, compiled=True, record_every=100)
     config.reward.update(outcome='environment', process='none')
     config.credit.update(gamma=1.0, baseline='group', normalise='batch')
-    config.learner.update(learning_rate=3e-3, schedule='cosine', entropy=0.01, batch=2048, micro_batch=512,
-                          length_bucket=32)
+    config.learner.update(learning_rate=3e-3, schedule='cosine', entropy=0.01, batch=2048, micro_batch=256,
+                          chunk=4096, length_bucket=32)
     config.evaluation.update(episodes=980, conditions=('policy',))
     return config
 
@@ -38,16 +38,18 @@ def base(environment):
 def family():
     """Against the fixed family."""
     config = base('bargain')
-    config.iterations = 320
-    config.checkpoint.every = 100
+    config.iterations = 600
+    config.checkpoint.every = 200
     return config
 
 
 def selfplay():
-    """Against snapshots of itself and itself."""
+    """Against snapshots of itself, drawn from all of its training so far."""
     config = base('epo_jax.envs.bargain.selfplay')
-    config.seats = ('policy', 'pool')
-    config.iterations = 500
+    config.seats, config.pool_size, config.pool_every = ('policy', 'pool'), 8, 75
+    config.strategist.capacity = config.learner.length_bucket = 40  # the second side has news to read before it opens
+    config.iterations = 600
+    config.evaluation.update(partner='pool', conditions=('pool', 'policy'))
     config.checkpoint.every = 50
     return config
 

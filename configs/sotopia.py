@@ -29,6 +29,7 @@ def get_config(preset='quickstart'):
 def quickstart(config):
     """Short dialogues of a small model: what the machinery does, on two cores."""
     config.iterations = 2
+    config.mesh = (1, 1, 1)
     config.model.remat = 'dots'
     config.environment.update(max_turns=6, allowed=('speak',), short=True, begun=True)
     config.strategist.update(capacity=704, max_tokens=20, min_tokens=3, top_k=50, top_p=0.9, no_repeat=6)

@@ -24,6 +24,7 @@ def get_config(preset='quickstart'):
 def quickstart(config):
     """Short visits of a small model, which can only click what is there."""
     config.iterations = 2
+    config.mesh = (1, 1, 1)
     config.model.remat = 'dots'
     config.environment.update(variant='webshop-small-synth-6', short=True, begun=True, constrained=True)
     config.strategist.update(capacity=3072, max_tokens=20, min_tokens=3, top_k=50, top_p=0.9)

@@ -30,6 +30,7 @@ def default_config(environment: str = 'sotopia') -> ConfigDict:
         scenarios='',             # where the environment's data lie; '': what comes with the package
         seats=('policy',) * domain.seats,  # strategist of each seat: policy, snapshot, pool, prompted or none
         pool_size=4,              # snapshots kept to play against
+        pool_every=1,             # iterations from one snapshot to the next
         mesh=(-1, 1, 1),          # devices along data, fsdp, tensor; -1: what is left
         environment=dict(
             domain.options,
@@ -68,11 +69,12 @@ def default_config(environment: str = 'sotopia') -> ConfigDict:
             epochs=1,             # passes over an iteration's conversations
             micro_batch=1,        # conversations run through the model at once
             chunk=256,            # tokens whose vocabulary is projected at once
+            offload=False,        # the optimiser's moments lie in the host's memory; slower, and room on the device
             length_bucket=256),   # batches are cut to a multiple of this many tokens
         evaluation=dict(
             episodes=16,          # held-out scenarios; 0: no evaluation
             conditions=('none', 'prompted', 'policy'),
-            partner='self',       # 'self': both seats alike; 'none': each seat in turn, against a partner without
+            partner='self',       # of whom is tested: self (both seats alike), none, or every snapshot of the pool
             bootstrap=2000),
         checkpoint=dict(every=1, keep=2)))
 
@@ -106,9 +108,12 @@ def validate(config: ConfigDict) -> None:
         one_of('seats', seat, SEATS)
     require('policy' in c.seats, "seats: one must be 'policy', or nothing is trained")
     require('pool' not in c.seats or c.pool_size > 0, 'pool_size must be positive where a seat plays the pool')
+    against_pool = c.evaluation.partner == 'pool'
     for kind in c.evaluation.conditions:
-        one_of('evaluation.conditions', kind, ('none', 'prompted', 'policy'))
-    one_of('evaluation.partner', c.evaluation.partner, ('self', 'none'))
+        one_of('evaluation.conditions', kind, ('none', 'prompted', 'policy') + ('pool',) * against_pool)
+    one_of('evaluation.partner', c.evaluation.partner, ('self', 'none', 'pool'))
+    require(not against_pool or {'pool', 'snapshot'} & set(c.seats) and c.pool_size > 0,
+            "evaluation.partner='pool': no seat plays snapshots, so none are kept")
     one_of('model.dtype', c.model.dtype, ('auto', 'float32', 'bfloat16'))
     one_of('model.remat', c.model.remat, ('none', 'dots', 'full'))
     one_of('reward.process', c.reward.process, ('potential', 'critical', 'none'))
@@ -131,10 +136,9 @@ def validate(config: ConfigDict) -> None:
             f'rollout.compiled: the environment {c.environment.name} has no form on the device')
     require(not c.rollout.compiled or c.reward.outcome in ('judge', 'environment'),
             'rollout.compiled: reward.outcome must be judge or environment; a function is called on the host')
-    for name in ('iterations', 'rollout.episodes', 'rollout.batch', 'rollout.chunk', 'rollout.record_every',
-                 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch', 'learner.chunk',
-                 'learner.length_bucket',
-                 'checkpoint.every', 'checkpoint.keep'):
+    for name in ('iterations', 'pool_every', 'rollout.episodes', 'rollout.batch', 'rollout.chunk',
+                 'rollout.record_every', 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch',
+                 'learner.chunk', 'learner.length_bucket', 'checkpoint.every', 'checkpoint.keep'):
         value = c
         for part in name.split('.'):
             value = value[part]

@@ -74,12 +74,33 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
          str(row.missing)] for row in rows]
 
 
-def to_json(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> str:
-    """The table and the scores it came from, by condition, episode and seat; a missing score is null."""
+def by_category(scores: Mapping[str, np.ndarray], categories: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Column titles and cells for print: mean scores of the episodes of every category, and how many there are.
+
+    Args:
+      scores: as in `compare`; categories: of the E episodes.
+    """
+    cells = []
+    for name in sorted(set(categories)):
+        chosen = np.array([category == name for category in categories])
+        found = [values[chosen][np.isfinite(values[chosen])] for values in scores.values()]
+        cells.append([name, str(int(chosen.sum())), *(f'{part.mean():.2f}' if len(part) else '' for part in found)])
+    return ['category', 'episodes', *scores], cells
+
+
+def to_json(rows: Sequence[Row], scores: Mapping[str, np.ndarray], environment: str,
+            categories: Sequence[str]) -> str:
+    """The table and the scores it came from, by condition, episode and seat; a missing score is null.
+
+    Args:
+      environment: what was played; categories: of the E episodes.
+    """
     number = lambda value: None if math.isnan(value) else round(float(value), 6)
     cell = lambda value: number(value) if isinstance(value, float) else value
     return json.dumps({
+        'environment': environment,
         'table': [{name: [cell(v) for v in value] if isinstance(value, tuple) else cell(value)
                    for name, value in dataclasses.asdict(row).items()} for row in rows],
+        'categories': list(categories),
         'scores': {name: [[number(v) for v in row] for row in values] for name, values in scores.items()},
     }, indent=1, allow_nan=False)

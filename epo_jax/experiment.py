@@ -18,15 +18,18 @@ import numpy as np
 
 from epo_jax import evaluate, hosts, iteration as iterating, learner as learning, records, selfplay
 from epo_jax.checkpoint import Checkpoints, Preemption
-from epo_jax.config import ConfigError, open_workdir
+from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.domains import load_domain
+from epo_jax.errors import InputError
 from epo_jax.files import write_atomically, write_jsonl
 from epo_jax.iteration import Run
 from epo_jax.models.transformer import stack
-from epo_jax.parallel import make_mesh, param_shardings
+from epo_jax.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.roles import Roles, adapter, build_roles
 from epo_jax.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
+
+MOST_CATEGORIES = 12  # of which a table is still read
 
 
 @struct.dataclass
@@ -48,19 +51,18 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
       FloatingPointError: a loss or gradient is not finite; the last checkpoint stands.
     """
     validate(config)
-    if jax.process_count() > 1 and (not config.rollout.compiled or config.evaluation.episodes):
-        raise ConfigError('several hosts need rollout.compiled=True and evaluation.episodes=0: what plays in a host '
-                          'loop sees the devices of one host')
     domain = load_domain(config.environment.name)
     scenarios = domain.scenarios(config.scenarios, config.environment)
     mesh = make_mesh(config.mesh)
-    shared = pathlib.Path(workdir).absolute()
-    workdir = hosts.own_folder(shared)
+    check_rows(mesh, {'rollout.batch': config.rollout.batch, 'learner.micro_batch': config.learner.micro_batch})
+    workdir = pathlib.Path(workdir).absolute()
     metrics = workdir / 'metrics.jsonl'
-    begun = metrics.exists() and metrics.stat().st_size > 0  # before the first result, any configuration may replace another
-    open_workdir(workdir, config, MAY_DIFFER if begun else tuple(config))
+    # Before the first result, any configuration may replace another.
+    begun = metrics.exists() and metrics.stat().st_size > 0
+    claim = lambda _: open_workdir(workdir, config, MAY_DIFFER if begun else tuple(config))
+    hosts.share([0] if hosts.first() else [], claim)
     with (Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption,
-          Checkpoints(shared, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
+          Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
         # Models and learner
         watch = Stopwatch()
         with watch('load'):
@@ -103,8 +105,6 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         if not config.evaluation.episodes:
             return []
         rows = compare(this, state, held_out, workdir)
-        columns, cells = evaluate.table(rows)
-        progress.table('Goal scores on held-out scenarios', columns, cells)
         progress.line(f'episodes: {workdir / "episodes"}')
         return rows
 
@@ -124,8 +124,8 @@ def iterate(this: Run, state: RunState, scenarios: Sequence[Any], iteration: int
     config = this.config
     chosen = draw(scenarios, config.rollout.episodes, config.rollout.group, iteration, config.seed)
     tables = iterating.tables(this, state.train, state.snapshots, iteration)
-    snapshots = ()
-    if uses_pool(config):
+    snapshots = state.snapshots
+    if uses_pool(config) and iteration % config.pool_every == 0:
         snapshots = selfplay.remember(state.snapshots, copy(state.train.params), config.pool_size)
     step = iterating.one_program if config.rollout.compiled else iterating.step_by_step
     train, lesson = step(this, state.train, tables, chosen, iteration)
@@ -133,9 +133,10 @@ def iterate(this: Run, state: RunState, scenarios: Sequence[Any], iteration: int
     saved = None
     if (iteration + 1) % config.rollout.record_every == 0 or iteration + 1 == config.iterations:
         saved = lesson.records()
-        folder = workdir / 'episodes'
-        folder.mkdir(exist_ok=True)
-        write_jsonl(folder / f'iteration_{iteration + 1:05d}.jsonl', saved)
+        if hosts.first():
+            folder = workdir / 'episodes'
+            folder.mkdir(exist_ok=True)
+            write_jsonl(folder / f'iteration_{iteration + 1:05d}.jsonl', saved)
         reason = records.failure_reason(saved)
         if reason:
             this.progress.line(
@@ -162,44 +163,59 @@ def summary(iteration: int, metrics: dict[str, float]) -> str:
 
 
 def compare(this: Run, state: RunState, held_out: Sequence[Any], workdir: pathlib.Path) -> list[evaluate.Row]:
-    """Plays held-out scenarios under every condition, with the same keys, and writes evaluation.json."""
+    """Plays held-out scenarios under every condition, with the same keys; prints and writes (evaluation.json) scores.
+
+    Where the partners are the pool, everything is played once against each of its snapshots.
+    """
     config = this.config
     if not held_out:
-        raise ValueError('no scenario is held out: evaluation.episodes must be 0')
+        raise InputError('no scenario is held out: evaluation.episodes must be 0')
     order = np.random.default_rng(config.seed).permutation(len(held_out))
     scenarios = [held_out[i] for i in order[:config.evaluation.episodes]]
     numbers = tuple(range(len(scenarios)))
     keys = iterating.keys_of(config.seed, 2**31 - 1, np.array(numbers))
     policy = iterating.sampled_by(this, state.train.params)
+    partners = state.snapshots if config.evaluation.partner == 'pool' else (None,)
     scores, saved = {}, []
     for kind in config.evaluation.conditions:
         this.progress.stage(f'evaluation: {kind}')
-        scores[kind] = np.full((len(scenarios), this.domain.seats), np.nan)
-        for kinds, tested in pairings(kind, this.domain.seats, config.evaluation.partner):
-            seats = tuple(
-                dataclasses.replace(iterating.seat(this, k, policy, (), 0), trained=False) for k in kinds)
-            played = iterating.play(this, iterating.table(this, seats), kinds, scenarios, numbers, keys, process='none')
-            outcome = np.where(played.verdict.outcome_valid, 10 * played.verdict.outcome, np.nan)
-            for s in tested:
-                scores[kind][:, s] = outcome[s * len(scenarios):(s + 1) * len(scenarios)]
-            saved += [{'condition': kind} | record for record in played.records()]
+        against = []
+        for number, partner in enumerate(partners):
+            found = np.full((len(scenarios), this.domain.seats), np.nan)
+            for kinds, tested in pairings(kind, this.domain.seats, config.evaluation.partner):
+                seats = tuple(
+                    dataclasses.replace(iterating.seat(this, k, policy, (partner,), 0), trained=False) for k in kinds)
+                played = iterating.play(
+                    this, iterating.table(this, seats), kinds, scenarios, numbers, keys, process='none')
+                outcome = np.where(played.verdict.outcome_valid, 10 * played.verdict.outcome, np.nan)
+                for s in tested:
+                    found[:, s] = outcome[s * len(scenarios):(s + 1) * len(scenarios)]
+                saved += [{'condition': kind, 'partner': number} | record for record in played.records()]
+            against.append(found)
+        scores[kind] = np.concatenate(against, axis=1)
+    variant, categories = this.domain.variant(config.environment), [scenario.category for scenario in scenarios]
     rows = evaluate.compare(scores, config.evaluation.bootstrap, config.seed)
-    write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
-    write_atomically(workdir / 'evaluation.json', evaluate.to_json(rows, scores))
+    if hosts.first():
+        write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
+        write_atomically(workdir / 'evaluation.json', evaluate.to_json(rows, scores, variant, categories))
+    this.progress.table(f'Goal scores on held-out scenarios of {variant}', *evaluate.table(rows))
+    if 1 < len(set(categories)) <= MOST_CATEGORIES:
+        this.progress.table('By category', *evaluate.by_category(scores, categories))
     return rows
 
 
 def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Tables at which a kind of strategist is evaluated: (strategists by seat, seats that are tested)."""
-    if partner == 'self' or kind == 'none':
+    other = kind if partner == 'self' else partner
+    if kind == other:
         return [((kind,) * seats, tuple(range(seats)))]
-    return [(tuple(kind if s == tested else 'none' for s in range(seats)), (tested,)) for tested in range(seats)]
+    return [(tuple(kind if s == tested else other for s in range(seats)), (tested,)) for tested in range(seats)]
 
 
 def draw(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed: int) -> list[Any]:
     """The scenarios of an iteration: the set in a new random order each time through, each `group` times."""
     if not scenarios:
-        raise ValueError("no scenario has split 'train'")
+        raise InputError("no scenario has split 'train'")
     passes, chosen = {}, []
     for position in range(iteration * (count // group), (iteration + 1) * (count // group)):
         number, at = divmod(position, len(scenarios))
@@ -222,4 +238,4 @@ def uses_pool(config: ConfigDict) -> bool:
 
 def pool_size(config: ConfigDict, iterations: int) -> int:
     """Snapshots held after so many iterations."""
-    return min(iterations, config.pool_size) if uses_pool(config) else 0
+    return min(-(-iterations // config.pool_every), config.pool_size) if uses_pool(config) else 0

@@ -2,9 +2,12 @@
 
     python -m epo_jax.export --workdir=runs/offline --out=strategist
     python -m epo_jax.export --workdir=runs/quickstart --out=strategist --dtype=bfloat16
+    python -m epo_jax.export --workdir=runs/lora --out=adapter              # for the PEFT library
+    python -m epo_jax.export --workdir=runs/lora --out=strategist --merged
 
 What is written loads with `transformers` (AutoModelForCausalLM, AutoTokenizer) and in serving engines. The run may
-be an offline one or one with rollouts. The folder appears under its name only when it is complete.
+be an offline one or one with rollouts; of one that trained an adapter, the adapter alone is written, or with --merged
+the whole model. The folder appears under its name only when it is complete.
 """
 
 import argparse
@@ -15,69 +18,77 @@ import shutil
 import sys
 from typing import Any, Optional, Sequence
 
+from epo_jax.errors import InputError
+
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """A run that cannot be exported; the message says why."""
 
 
-def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] = None) -> dict[str, Any]:
+def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] = None,
+           merged: bool = False) -> dict[str, Any]:
     """Writes the parameters of a run's checkpoint with what is needed to use them.
 
     Args:
       workdir: of the run.
       out: the folder; it must not exist yet, or be empty.
-      dtype: one of DTYPES; the parameters are trained in float32.
+      dtype: one of DTYPES; the parameters are trained in float32, and an adapter is written so.
       step: of the checkpoint; None: the last one.
+      merged: a trained adapter is added to its base, and the whole model is written.
 
     Returns:
-      what was exported: step, parameters, model.
+      what was exported: step, parameters (how many were written), model.
 
     Raises:
-      ExportError: there is no such run or checkpoint, or the folder is in use.
+      ExportError: there is no such run or checkpoint, the folder is in use, or an option does not go with the run.
       CheckpointError, WeightsError, ...: a file is damaged or missing.
     """
     # Only here: --help must not wait for JAX.
     import jax
     import jax.numpy as jnp
 
-    from epo_jax import offline
-    from epo_jax.checkpoint import Checkpoints
-    from epo_jax.data.language import read_text
-    from epo_jax.models import weights
-    from epo_jax.parallel import make_mesh
+    from epo_jax.models import peft
 
-    config = read_run(workdir)
-    target = Path(out)
+    config, target = read_run(workdir), Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ExportError(f'{target} already exists')
-    tokenizer, chat = read_text(config.model.path, config.model.chat_template)
-    mesh = make_mesh((1, -1, 1))
-    learner = offline.make_learner(config, 1)
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise ExportError(f'{workdir} holds no checkpoint yet')
-        state, _ = checkpoints.restore(step, abstract_run(config, learner, mesh, step))
-    train = state if 'data' in config else state.train
-    params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), train.params)
+    lora = run_adapter(config)
+    if merged and lora is None:
+        raise ExportError(f'{workdir} trained the whole model; there is no adapter to merge')
+    if lora is not None and not merged and dtype != 'float32':
+        raise ExportError(f'an adapter is written in float32; {dtype} goes with a merged model')
+    language = run_language(config)
+    step, params = trained(workdir, config, language, step)
+    if merged:
+        params = lora.merge(language.with_params(jnp.float32, config.seed).params, params)
+    params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
 
     unfinished = target.with_name(f'.{target.name}.{os.getpid()}.unfinished')
     try:
-        weights.save(unfinished, learner.model.config, params, bos_token_id=tokenizer.bos_token_id,
-                     eos_token_id=chat.end)
-        tokenizer.chat_template = template_text(config, tokenizer)
-        tokenizer.save_pretrained(unfinished)
-        _make_portable(unfinished / 'tokenizer_config.json', learner.model.config.max_positions)
-        generation = {'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': list(chat.stop),
-                      'pad_token_id': tokenizer.pad_token_id}
-        (unfinished / 'generation_config.json').write_text(json.dumps(
-            {name: value for name, value in generation.items() if value is not None}, indent=2) + '\n')
+        if lora is None or merged:
+            _save_model(unfinished, language, params)
+        else:
+            base = Path(config.model.path)
+            peft.save(unfinished, lora, params, str(base.absolute()) if base.is_dir() else '')
+        language.tokenizer.chat_template = template_text(config, language.tokenizer)
+        language.tokenizer.save_pretrained(unfinished)
+        _make_portable(unfinished / 'tokenizer_config.json', language.config.max_positions)
         os.replace(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return {'step': step, 'parameters': learner.model.config.num_params, 'model': config.model.path}
+    return {'step': step, 'parameters': sum(x.size for x in jax.tree.leaves(params)), 'model': config.model.path}
+
+
+def _save_model(folder: Path, language, params) -> None:
+    from epo_jax.models import weights
+    tokenizer, chat = language.tokenizer, language.chat
+    weights.save(folder, language.config, params, bos_token_id=tokenizer.bos_token_id, eos_token_id=chat.end)
+    generation = {'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': list(chat.stop),
+                  'pad_token_id': tokenizer.pad_token_id}
+    (folder / 'generation_config.json').write_text(json.dumps(
+        {name: value for name, value in generation.items() if value is not None}, indent=2) + '\n')
 
 
 def read_run(workdir: str):
@@ -92,18 +103,40 @@ def read_run(workdir: str):
         raise ExportError(f'{path} cannot be read ({error}): is it the workdir of a run?') from error
 
 
-def abstract_run(config, learner, mesh, step: int):
-    """What a checkpoint of the run at a step holds, as shapes."""
-    from epo_jax import offline
-    train = offline.abstract_state(learner, mesh)
-    if 'data' in config:
-        return train
-    from epo_jax import experiment
-    return experiment.RunState(train, (train.params,) * experiment.pool_size(config, step))
+def run_adapter(config):
+    """The LoRA that a run trained; None: the whole model."""
+    from epo_jax.roles import adapter
+    return adapter(config) if 'lora' in config else None
 
 
-def template_text(config, tokenizer) -> str:
-    """The chat template that the run used."""
+def run_language(config):
+    """The strategist's model of a run, stacked, without parameters."""
+    from epo_jax.envs.domains import load_domain
+    from epo_jax.language import activation_dtype, load_language
+    from epo_jax.parallel import make_mesh
+    domain = load_domain(config.environment.name) if 'environment' in config else None
+    return load_language(config.model.path, config.model.chat_template, activation_dtype(config.model.dtype),
+                         make_mesh((1, -1, 1)), domain, stacked=True)
+
+
+def trained(workdir: str, config, language, step: Optional[int] = None):
+    """(step, the parameters or the adapter) of a checkpoint; None: the last one. Raises as `export`."""
+    from epo_jax import experiment, learner as learning, offline
+    from epo_jax.checkpoint import Checkpoints
+    learner = learning.from_config(config.learner, language.learner(config.model.remat), 1, run_adapter(config))
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise ExportError(f'{workdir} holds no checkpoint yet')
+        state = offline.abstract_state(learner, language.mesh)
+        if 'data' in config:
+            return step, checkpoints.restore(step, state)[0].params
+        state = experiment.RunState(state, (state.params,) * experiment.pool_size(config, step))
+        return step, checkpoints.restore(step, state)[0].train.params
+
+
+def template_text(config, tokenizer) -> Optional[str]:
+    """The chat template that the run used; None: its language has none."""
     from epo_jax.text.chat import TEMPLATES
     name = config.model.chat_template
     if not name:
@@ -131,15 +164,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument('--out', required=True, help='the folder to make')
     parser.add_argument('--dtype', default='float32', choices=DTYPES, help='of the parameters')
     parser.add_argument('--step', type=int, help='of the checkpoint; default: the last one')
+    parser.add_argument('--merged', action='store_true', help='the whole model where an adapter was trained')
     args = parser.parse_args(argv)
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     from epo_jax.checkpoint import CheckpointError
     try:
-        done = export(args.workdir, args.out, args.dtype, args.step)
+        done = export(args.workdir, args.out, args.dtype, args.step, args.merged)
     except (ExportError, CheckpointError, ValueError, OSError) as error:
         sys.exit(f'error: {error}')
-    print(f'wrote {args.out}: {done["parameters"] / 1e6:.1f}M parameters in {args.dtype}, as trained in '
-          f'{args.workdir} after step {done["step"]}')
+    print(f'wrote {args.out}: {done["parameters"] / 1e6:.3g}M parameters in {args.dtype}, as trained from '
+          f'{done["model"]} in {args.workdir} after step {done["step"]}')
 
 
 if __name__ == '__main__':

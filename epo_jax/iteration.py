@@ -18,6 +18,7 @@ from epo_jax import compiled, learner as learning, records, selfplay
 from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Account, Domain, Environment
 from epo_jax.envs.host import HostEnvironment
+from epo_jax.errors import InputError
 from epo_jax.hosts import everywhere
 from epo_jax.rewards.outcome import load_outcome, scored
 from epo_jax.rewards.process import Verdict, assess
@@ -191,12 +192,12 @@ def one_program(this: Run, train: learning.TrainState, tables: Sequence[tuple[se
     """The same, compiled as a whole.
 
     Raises:
-      ValueError: somebody is not on the device.
+      InputError: somebody is not on the device.
     """
     config = this.config
     matches, tables = zip(*tables)
     if not all(table.on_device for table in tables):
-        raise ValueError('rollout.compiled: somebody at the table is not on the device, or speaks in other tokens')
+        raise InputError('rollout.compiled: somebody at the table is not on the device, or speaks in other tokens')
     numbers = [np.array(match.episodes, np.int32) for match in matches]
     parts = [[scenarios[i] for i in match.episodes] for match in matches]
     settings = compiled.Settings(

@@ -58,12 +58,15 @@ class Answers(contextlib.AbstractContextManager):
     """The answers so far, on disk; an answer is safe as soon as `put` returns. For use from many threads."""
 
     def __init__(self, path: Path):
-        """Opens or makes the database. Raises sqlite3.Error: it is damaged, or no database."""
+        """Opens or makes the database. Raises DataError: it is damaged, or no database."""
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=60)
-        with self._lock, self._db:
-            self._db.execute('CREATE TABLE IF NOT EXISTS answers (key TEXT, attempt INTEGER, text TEXT, '
-                             'problem TEXT, cost REAL, PRIMARY KEY (key, attempt))')
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, timeout=60)
+            with self._db:
+                self._db.execute('CREATE TABLE IF NOT EXISTS answers (key TEXT, attempt INTEGER, text TEXT, '
+                                 'problem TEXT, cost REAL, PRIMARY KEY (key, attempt))')
+        except sqlite3.Error as error:
+            raise sharegpt.DataError(f'the answers cannot be kept in {path} ({error})') from error
 
     def get(self, key: str, attempt: int) -> Optional[tuple[Optional[str], Optional[str]]]:
         """(text, problem) of an answer, one of which is None; None where it was not asked for yet."""

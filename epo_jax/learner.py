@@ -61,6 +61,7 @@ class Learner:
       lora: where given, what is trained is an adapter of a frozen base.
       entropy: weight of the strategies' entropy in the objective, scaled as the learning rate is by its schedule.
       chunk: tokens whose vocabulary is projected at once.
+      offload: whether the optimiser's moments lie in the host's memory; they come to the device to be updated.
     """
 
     model: Transformer
@@ -76,6 +77,7 @@ class Learner:
     lora: Optional[LoRA] = None
     entropy: float = 0.0
     chunk: int = 256
+    offload: bool = False
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
@@ -93,9 +95,11 @@ class Learner:
 
     def optimizer(self) -> optax.GradientTransformation:
         """Clipping, then AdamW."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.adamw(self.rate(), b1=self.b1, b2=self.b2, weight_decay=self.weight_decay))
+        return optax.chain(*self._parts())
+
+    def _parts(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+        return (optax.clip_by_global_norm(self.clip),
+                optax.adamw(self.rate(), b1=self.b1, b2=self.b2, weight_decay=self.weight_decay))
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, params) -> TrainState:
@@ -105,7 +109,38 @@ class Learner:
         optimizer = optax.tree.map_params(
             self.optimizer(), lambda moment, param: shard_alike(param, moment)[1],
             self.optimizer().init(params), params)
+        if self.offload:
+            optimizer = optax.tree.map_params(
+                self.optimizer(), lambda moment: jax.device_put(moment, jax.memory.Space.Host), optimizer)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
+
+    def _update(self, state: TrainState, gradient, change: jax.Array) -> TrainState:
+        """The state after a step; the same one unless `change`."""
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(change, a, b), new, old)
+        if not self.offload:
+            updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
+            return keep(TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), state)
+
+        # Moments come to the device and go back one parameter at a time, each waiting for the one before: left alone,
+        # the compiler fetches all of them at once.
+        clip, adam = self._parts()
+        gradient, _ = clip.update(gradient, state.optimizer[0])
+        leaves, structure = jax.tree.flatten(state.params)
+        numbers, before, parts = structure.unflatten(range(len(leaves))), None, []
+        for i in range(len(leaves)):
+            only = lambda x, n: x if n == i else None  # a tree with one leaf
+            to = lambda space, moments: optax.tree.map_params(adam, lambda x: jax.device_put(x, space), moments)
+            params, own = (jax.tree.map(only, tree, numbers) for tree in (state.params, gradient))
+            away = optax.tree.map_params(adam, only, state.optimizer[1], numbers)
+            away, _ = jax.lax.optimization_barrier((away, before))
+            moments = to(jax.memory.Space.Device, away)
+            updates, new = adam.update(own, moments, params)
+            params, moments = keep((optax.apply_updates(params, updates), new), (params, moments))
+            before = to(jax.memory.Space.Host, moments)
+            parts.append((params, before))
+        there = lambda *xs: next(x for x in xs if x is not None)
+        params, moments = jax.tree.map(there, *parts, is_leaf=lambda x: x is None)
+        return TrainState(jnp.where(change, state.step + 1, state.step), params, (state.optimizer[0], moments))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
     def step(self, state: TrainState, batch: Batch, base: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -157,11 +192,7 @@ class Learner:
             carry = jax.tree.map(jnp.zeros_like, state.params), zero, zero, zero
             (gradient, total, gap, drift), _ = jax.lax.scan(accumulate, carry, parts)
 
-        def move(state):
-            updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
-            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
-
-        moved = jax.lax.cond(count > 0, move, lambda state: state, state)
+        moved = self._update(state, gradient, count > 0)
         tokens = jnp.maximum((batch.turn >= 0).sum(), 1)
         return moved, {
             'loss': total,

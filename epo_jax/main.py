@@ -28,10 +28,8 @@ def main(argv):
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # libraries report every file they write
     from epo_jax import experiment, hosts, offline, telemetry  # after the flags: --help must not wait for JAX
-    from epo_jax.config import ConfigError
-    from epo_jax.data.rows import RowError
-    from epo_jax.data.sharegpt import DataError
-    from epo_jax.parallel import MeshError
+    from epo_jax.checkpoint import CheckpointError
+    from epo_jax.errors import InputError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     telemetry.enable_compilation_cache(cache / 'epo_jax')
@@ -39,7 +37,7 @@ def main(argv):
         hosts.start(_HOSTS.value)
         training = offline if 'data' in _CONFIG.value else experiment
         training.run(_CONFIG.value, _WORKDIR.value)
-    except (ConfigError, DataError, RowError, FileNotFoundError, hosts.HostsError, MeshError) as error:
+    except (InputError, CheckpointError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
 
 

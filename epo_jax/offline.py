@@ -3,6 +3,7 @@
     data -> order of the rows -> tokens, weights -> gradient steps -> checkpoints
 """
 
+import functools
 import math
 import pathlib
 from typing import Any, Iterator, Optional
@@ -16,12 +17,11 @@ from epo_jax import learner as learning
 from epo_jax.checkpoint import Checkpoints, Preemption
 from epo_jax.config import ConfigError, open_workdir, validate_keys
 from epo_jax.data.dataset import Dataset, Example, Order, collate
-from epo_jax.data.language import read_params, read_shape, read_text
 from epo_jax.data.sharegpt import find_source
-from epo_jax.models.transformer import REMAT, Transformer
-from epo_jax.parallel import make_mesh, param_shardings
+from epo_jax.language import Language, activation_dtype, load_language
+from epo_jax.models.transformer import REMAT
+from epo_jax.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.rl.losses import official_scale
-from epo_jax.roles import activation_dtype
 from epo_jax.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
 # A resumed run may change these.
@@ -89,6 +89,7 @@ def run(config: ConfigDict, workdir: str) -> Optional[learning.TrainState]:
     """
     validate(config)
     c, mesh = config.learner, make_mesh(config.mesh)
+    check_rows(mesh, {'learner.micro_batch': c.micro_batch})
     workdir = pathlib.Path(workdir)
     metrics_file = workdir / 'metrics.jsonl'
     begun = metrics_file.exists() and metrics_file.stat().st_size > 0
@@ -98,22 +99,27 @@ def run(config: ConfigDict, workdir: str) -> Optional[learning.TrainState]:
         # Data
         watch = Stopwatch()
         with watch('load'):
-            tokenizer, chat = read_text(config.model.path, config.model.chat_template)
-            data = Dataset(find_source(config.data), tokenizer, chat, config.capacity, config.skip_bad)
+            language = load_language(config.model.path, config.model.chat_template,
+                                     activation_dtype(config.model.dtype), mesh, stacked=True)
+            data = Dataset(find_source(config.data), language.tokenizer, language.chat, config.capacity,
+                           config.skip_bad)
         order = Order(data.size, c.batch, config.seed, c.window)
         total = c.epochs * order.steps
         progress.line(f'{len(data)} conversations of at most {data.turns} turns, {data.bad.count} bad rows skipped: '
                       f'{total} steps in {c.epochs} epochs')
+        if config.capacity > language.config.max_positions:
+            progress.line(f'warning: capacity is {config.capacity}, but the model was made for conversations of at '
+                          f'most {language.config.max_positions} tokens')
 
         # State: fresh, or as it was after the last step that was saved
-        learner = make_learner(config, total)
+        learner = make_learner(config, language, total)
         start, extra = checkpoints.latest() or 0, {'shortened': 0, 'dropped_turns': 0}
         if start:
             state, extra = checkpoints.restore(start, abstract_state(learner, mesh))
             progress.line(f'resumed after step {start} of {total}')
         else:
             with watch('load'):
-                state = learner.init(read_params(config.model.path, learner.model, jnp.float32, mesh))
+                state = learner.init(language.with_params(jnp.float32).params)
 
         # Steps
         with MetricsWriter(workdir, resume_step=start) as writer, progress.phase('learn', total, 'steps') as phase:
@@ -185,16 +191,14 @@ def describe(learned: dict[str, Any], examples: list[Optional[Example]], batch: 
         'data/dropped_turns': sum(example.dropped for example in used)}
 
 
-def make_learner(config: ConfigDict, steps: int) -> learning.Learner:
+def make_learner(config: ConfigDict, language: Language, steps: int) -> learning.Learner:
     """The learner of an offline run of so many steps."""
-    model = Transformer(read_shape(config.model.path), activation_dtype(config.model.dtype), stacked=True,
-                        remat=config.model.remat)
-    return learning.from_config(config.learner, model, steps)
+    return learning.from_config(config.learner, language.learner(config.model.remat), steps)
 
 
 def abstract_state(learner: learning.Learner, mesh: Mesh) -> learning.TrainState:
     """Shapes and shardings of the state, for restoring a checkpoint into."""
-    shapes = jax.eval_shape(learner.model.init_params, jax.random.key(0))
+    init = learner.model.init_params if learner.lora is None else functools.partial(learner.lora.init, learner.model)
     params = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding),
-                          shapes, param_shardings(learner.model, mesh))
+                          jax.eval_shape(init, jax.random.key(0)), param_shardings(learner.model, mesh, learner.lora))
     return jax.jit(learner.init).lower(params).compile().out_info

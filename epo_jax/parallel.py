@@ -9,12 +9,14 @@ by their width and adds up over the whole mesh. So the decoder names the axes of
 
 import functools
 import math
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+from epo_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -24,12 +26,12 @@ RULES = (
     ('head_dim', None), ('layers', None), ('rows', ('data', 'fsdp')))
 
 
-class MeshError(ValueError):
-    """The mesh does not fit the devices, or the model does not fit the mesh."""
+class MeshError(InputError):
+    """The mesh does not fit the devices, or the model or the rows do not fit the mesh."""
 
 
 def make_mesh(shape: Sequence[int], devices: Optional[Sequence[Any]] = None) -> Mesh:
-    """A mesh ('data', 'fsdp', 'tensor') over all devices.
+    """A mesh ('data', 'fsdp', 'tensor') over all devices, or, of size (1, 1, 1), over the first alone.
 
     Args:
       shape: three sizes, of which one may be -1: what is left.
@@ -41,48 +43,105 @@ def make_mesh(shape: Sequence[int], devices: Optional[Sequence[Any]] = None) -> 
     devices = jax.devices() if devices is None else devices
     sizes, count = list(shape), len(devices)
     if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
-        raise MeshError(f'a mesh has three positive sizes {AXES}, one of which may be -1; not {tuple(shape)}')
+        raise MeshError(f'mesh: three positive sizes {AXES}, one of which may be -1; not {tuple(shape)}')
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, count // math.prod(n for n in sizes if n != -1))
-    if math.prod(sizes) != count:
-        raise MeshError(f'a mesh of {tuple(shape)} does not cover the {count} devices there are')
+    if math.prod(sizes) == 1 and jax.process_count() == 1:
+        devices = devices[:1]
+    elif math.prod(sizes) != count:
+        raise MeshError(f'mesh: {tuple(shape)} does not cover the {count} devices there are')
     return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_axes(mesh: Mesh, axis: Optional[str]) -> tuple[str, ...]:
+    """The axes of the mesh over which a logical axis is split.
+
+    Raises:
+      MeshError: the logical axis is not in RULES, or the mesh lacks an axis that they name.
+    """
+    if axis is None:
+        return ()
+    rules = dict(RULES)
+    if axis not in rules:
+        raise MeshError(f'the logical axis {axis!r} is not known; there are {", ".join(rules)} (RULES in {__name__})')
+    over = rules[axis] or ()
+    over = (over,) if isinstance(over, str) else over
+    for name in over:
+        if name not in mesh.shape:
+            raise MeshError(f'the logical axis {axis!r} is split over {name!r}, and the mesh has only the axes '
+                            f'{mesh.axis_names}; meshes are made by make_mesh')
+    return over
+
+
+def ways(mesh: Mesh, axis: Optional[str]) -> int:
+    """Parts into which a logical axis is split."""
+    return math.prod(mesh.shape[name] for name in mesh_axes(mesh, axis))
+
+
+def check_rows(mesh: Mesh, rows: Mapping[str, int]) -> None:
+    """Refuses rows that the mesh cannot split: replicated, every device would do the work of all.
+
+    Args:
+      rows: how many, by the key of the configuration that says so.
+
+    Raises:
+      MeshError: one line for each that does not divide, with the key and what it may be.
+    """
+    parts = ways(mesh, 'rows')
+    sizes = ' x '.join(f'{name} {mesh.shape[name]}' for name in mesh_axes(mesh, 'rows'))
+    wrong = [f'{key}={count} rows do not split over the {parts} devices of mesh {tuple(mesh.shape.values())} that '
+             f'share rows ({sizes}); make {key} a multiple of {parts}, or choose another mesh'
+             for key, count in rows.items() if count % parts]
+    if wrong:
+        raise MeshError('\n'.join(wrong))
 
 
 def param_shardings(model: nn.Module, mesh: Mesh, lora: Optional[Any] = None):
     """NamedSharding of every parameter, a tree like the model's parameters, or like those of its adapter.
 
     Raises:
-      MeshError: an axis of a parameter is not divisible by its share of the mesh; names the parameter.
+      MeshError: an axis of a parameter is not known, or not divisible by its share of the mesh; names the parameter.
     """
     init = model.init_boxed if lora is None else functools.partial(lora.init_boxed, model)
     abstract = jax.eval_shape(lambda: init(jax.random.key(0)))
-    specs = nn.logical_to_mesh(nn.get_partition_spec(abstract), RULES)
 
-    def sharding(path, leaf, spec):
-        for size, axis in zip(leaf.shape, spec):
-            if axis is not None and size % mesh.shape[axis]:
-                raise MeshError(f'{jax.tree_util.keystr(path)} of shape {leaf.shape} does not split into '
-                                f'{mesh.shape[axis]} along the mesh axis {axis!r}; choose another size for it')
-        return NamedSharding(mesh, spec)
+    def sharding(path, leaf, names):
+        name = jax.tree_util.keystr(path)
+        try:
+            over = [mesh_axes(mesh, axis) for axis in names]
+        except MeshError as error:
+            raise MeshError(f'{name}: {error}') from None
+        for size, axis, parts in zip(leaf.shape, names, over):
+            count = math.prod(mesh.shape[part] for part in parts)
+            if size % count:
+                raise MeshError(f'{name} of shape {leaf.shape} does not split into {count} along the mesh axis '
+                                f'{"+".join(parts)!r}; choose another mesh, whose {"+".join(parts)} divides {size}')
+        return NamedSharding(mesh, PartitionSpec(*(_part(parts) for parts in over)))
 
     is_spec = lambda x: isinstance(x, PartitionSpec)
     return jax.tree_util.tree_map_with_path(
-        lambda path, spec, leaf: sharding(path, leaf, spec), specs, nn.meta.unbox(abstract), is_leaf=is_spec)
+        lambda path, names, leaf: sharding(path, leaf, names), nn.get_partition_spec(abstract),
+        nn.meta.unbox(abstract), is_leaf=is_spec)
+
+
+def _part(axes: Sequence[str]):
+    """Mesh axes as PartitionSpec has them."""
+    return axes[0] if len(axes) == 1 else tuple(axes) or None
 
 
 def named_sharding(mesh: Mesh, shape: Sequence[int], *axes: Optional[str]) -> NamedSharding:
-    """Sharding of an array by the names of its first axes (see RULES); one that does not divide is not split."""
-    def part(size, axis):
-        over = dict(RULES)[axis] if axis else None
-        count = math.prod(mesh.shape[a] for a in ((over,) if isinstance(over, str) else over or ()))
-        return over if size % count == 0 else None
+    """Sharding of an array by the names of its first axes; one that does not divide is not split.
 
-    return NamedSharding(mesh, PartitionSpec(*map(part, shape, axes)))
+    Raises:
+      MeshError: see mesh_axes.
+    """
+    return NamedSharding(mesh, PartitionSpec(*(
+        _part(mesh_axes(mesh, axis)) if size % ways(mesh, axis) == 0 else None for size, axis in zip(shape, axes))))
 
 
 def row_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-    """Sharding of arrays whose first axis is rows: split over data and fsdp where that divides, else replicated."""
+    """Sharding of arrays whose first axis is rows: split over data and fsdp where that divides, else replicated (the
+    rows of a run are held to dividing by `check_rows`)."""
     return named_sharding(mesh, (rows,), 'rows')
 
 

@@ -6,6 +6,8 @@
 The TPU compiler comes with `pip install libtpu`; no TPU is needed, and no weights are loaded or made: programs are
 compiled on the shapes and shardings that the configuration gives them. Times are XLA's estimates (see cost.py) and
 bounds for what a message costs: all of them are taken at their longest.
+
+`--search` compares meshes, each with the largest micro-batch that fits, and plans with the best.
 """
 
 import collections
@@ -80,11 +82,24 @@ def resident(this: Setting, name: str) -> int:
     return state + (0 if c.lora.rank else frozen) + sessions
 
 
+class DoesNotFit(PlanError):
+    """The compiler gave up a program for lack of memory."""
+
+
 def compile_program(this: Setting, name: str) -> Program:
-    """Compiles one of PROGRAMS and reads what it costs."""
+    """Compiles one of PROGRAMS and reads what it costs.
+
+    Raises:
+      DoesNotFit: it needs so much more than a chip's memory that the compiler does not go through with it.
+    """
     traced = PROGRAMS[name](this)
     with tempfile.TemporaryDirectory() as folder:  # the text that the compiler writes; what JAX returns may lack some
-        compiled = traced.lower().compile(compiler_options={'xla_dump_to': folder, 'xla_dump_hlo_as_text': True})
+        try:
+            compiled = traced.lower().compile(compiler_options={'xla_dump_to': folder, 'xla_dump_hlo_as_text': True})
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            raise DoesNotFit(f'{name} does not fit a chip: {str(error).splitlines()[0]}') from None
         with open(max(glob.glob(f'{folder}/*after_codegen.txt'), key=os.path.getsize)) as text:
             read = cost.read(text.read())
     used = compiled.memory_analysis()
@@ -205,49 +220,81 @@ def report(this: Setting, programs: Mapping[str, Program]) -> str:
                               f'{this.chip.memory} GiB a chip'])
 
 
-def candidates(config: ConfigDict, topology: str, chips: int) -> list[tuple[tuple[int, int, int], int]]:
-    """Meshes and micro-batches that divide what they have to, without those in which parameters and optimiser alone
-    would not fit; one to four rows a device at once."""
-    found = []
-    for tensor in (n for n in (1, 2, 4, 8) if chips % n == 0):
-        for fsdp in (n for n in range(1, chips // tensor + 1) if chips // tensor % n == 0):
-            mesh = (chips // tensor // fsdp, fsdp, tensor)
-            for rows in (1, 2, 4):
-                trial = ConfigDict(config)
-                trial.learner.micro_batch = rows * mesh[0] * mesh[1]
-                try:
-                    this = setting(trial, topology, mesh)
-                except (MeshError, PlanError):
-                    continue
-                held = size(this.state()) + size(this.base())
-                if config.learner.batch % trial.learner.micro_batch == 0 and held < this.chip.memory * GIB:
-                    found.append((mesh, trial.learner.micro_batch))
-    return found
+def meshes(chips: int) -> list[tuple[int, int, int]]:
+    """The meshes that a search compares: up to eight chips share a layer, and the others split rows along one axis,
+    with the parameters (`fsdp`) or with copies of them (`data`). What mixes those two lies between them."""
+    rest = [(chips // tensor, tensor) for tensor in (1, 2, 4, 8) if chips % tensor == 0]
+    return list(dict.fromkeys(
+        mesh for count, tensor in rest for mesh in ((1, count, tensor), (count, 1, tensor))))
 
 
-def search(config: ConfigDict, topology: str, chips: int) -> list[tuple[float, Setting, dict[str, Program]]]:
-    """Tries meshes and micro-batches on the gradient and the decoding step: best first, what does not fit last."""
-    found = []
-    for mesh, micro_batch in candidates(config, topology, chips):
-        trial = ConfigDict(config)
+def candidates(config: ConfigDict, topology: str, chips: int) -> list[list[Setting]]:
+    """By mesh, the settings to try, largest micro-batch first.
+
+    Left out are meshes that do not divide what they have to, and micro-batches for which a chip lacks room for what a
+    gradient step cannot do without: parameters, optimiser, a gradient, and what every layer hands to the next in all
+    rows.
+    """
+    def changed(mesh, micro_batch):
+        trial = config.copy_and_resolve_references()
         trial.mesh, trial.learner.micro_batch = mesh, micro_batch
-        this = setting(trial, topology)
-        programs = plan(this, ('train_step', 'decode_step'))
-        train, decode = programs['train_step'], programs['decode_step']
-        tokens = rounds(trial) * trial.environment.max_turns * (trial.strategist.max_tokens + trial.actor.max_tokens)
-        seconds, ok = gradient_steps(trial) * train.seconds + tokens * decode.seconds, fits(this, programs)
-        print(f'mesh {mesh}, micro-batch {micro_batch}: {"fits" if ok else "DOES NOT FIT"}, '
-              f'{max(train.memory_gib, decode.memory_gib):.1f} GiB, train step {train.seconds:.3g} s, '
-              f'decode step {1e3 * decode.seconds:.3g} ms, all of an iteration {seconds:.0f} s', flush=True)
-        found.append((seconds if ok else math.inf, this, programs))
+        return trial
+
+    found = []
+    for mesh in meshes(chips):
+        parts = mesh[0] * mesh[1]
+        try:
+            this = setting(changed(mesh, parts), topology)
+        except MeshError:
+            continue
+        held = size((this.state(), this.base(), this.trained('float32')))
+        row = this.shape.num_layers * config.strategist.capacity * this.shape.width * 2  # bytes, bfloat16
+        rows = (2**n for n in reversed(range(config.learner.batch.bit_length())))
+        found.append([dataclasses.replace(this, config=changed(mesh, parts * n)) for n in rows
+                      if config.learner.batch % (parts * n) == 0 and held + n * row <= this.chip.memory * GIB])
+    return [settings for settings in found if settings]
+
+
+def search(config: ConfigDict, topology: str) -> list[tuple[float, Setting]]:
+    """Compiles the gradient step and the decoding step for every mesh, and says what it finds as it goes on.
+
+    Returns:
+      (estimated seconds of an iteration's gradient steps and sampled tokens, setting), best first.
+
+    Raises:
+      PlanError: nothing fits.
+    """
+    chips, found = math.prod(int(n) for n in topology.partition(':')[2].split('x')), []
+    for settings in candidates(config, topology, chips):
+        for this in settings:
+            said = f'mesh {this.config.mesh}, micro-batch {this.config.learner.micro_batch}'
+            try:
+                programs = plan(this, ('train_step',))
+                if fits(this, programs):
+                    programs |= plan(this, ('decode_step',))
+            except DoesNotFit as error:
+                print(f'{said}: {error}', flush=True)
+                continue
+            memory = max(program.memory_gib for program in programs.values())
+            if not fits(this, programs):
+                print(f'{said}: DOES NOT FIT, {memory:.1f} GiB', flush=True)
+                continue
+            c, (train, decode) = this.config, programs.values()
+            tokens = rounds(c) * c.environment.max_turns * (c.strategist.max_tokens + c.actor.max_tokens)
+            seconds = gradient_steps(c) * train.seconds + tokens * decode.seconds
+            print(f'{said}: fits, {memory:.1f} GiB, train step {train.seconds:.3g} s, decode step '
+                  f'{1e3 * decode.seconds:.3g} ms, {seconds:.0f} s an iteration', flush=True)
+            found.append((seconds, this))
+            break  # a smaller micro-batch gathers the parameters more often
     if not found:
-        raise PlanError(f'no mesh of {chips} chips holds the parameters and their optimiser')
+        raise PlanError(f'no mesh of {chips} chips holds parameters, optimiser and one row of a micro-batch: '
+                        'take a larger slice, or lora.rank, learner.offload, model.remat=full')
     return sorted(found, key=lambda one: one[0])
 
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Kind and shape of the slice, such as v5p:2x2x2.')
-_SEARCH = flags.DEFINE_bool('search', False, 'Try all meshes and micro-batches, and plan with the best.')
+_SEARCH = flags.DEFINE_bool('search', False, 'Compare meshes and micro-batches, and plan with the best.')
 _JSON = flags.DEFINE_string('json', None, 'Where to write the plan.')
 
 
@@ -269,9 +316,7 @@ def main(argv):
         config = _CONFIG.value
         validate(config)
         if _SEARCH.value:
-            chips = math.prod(int(n) for n in _TOPOLOGY.value.partition(':')[2].split('x'))
-            best = search(config, _TOPOLOGY.value, chips)[0][1]
-            config = best.config
+            config = search(config, _TOPOLOGY.value)[0][1].config
         this = setting(config, _TOPOLOGY.value)
         programs = plan(this)
     except (ConfigError, MeshError, PlanError) as error:

@@ -170,6 +170,7 @@ def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamm
     """
     source, path, bad = sharegpt.find_source(data), Path(out), BadRows(skip_bad)
     refuse_overwriting(source.path, path)
+    refuse_overwriting(source.path, path.with_suffix('.summary.json'), path.with_suffix('.svg'))
     found, scores, weights = collections.Counter(), collections.Counter(), collections.Counter()
     rows = written = turns = 0
     with row_writer(path) as write:
@@ -188,7 +189,9 @@ def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamm
             scores[round(prepared.score, 3)] += 1
             weights.update(round(value, 3) for value in prepared.weights)
         if not written:
-            raise sharegpt.DataError(f'{source.path}: nothing to train on ({bad.count} bad rows, {rows} left out)')
+            raise sharegpt.DataError(
+                f'{source.path}: nothing to train on ({bad.count} bad rows, {rows} left out)'
+                + ''.join(f'\n  {found[name]:6d}  {what}' for name, (what, *_) in FINDINGS.items() if found[name]))
     summary = {
         'domain': domain, 'mode': mode, 'gamma': gamma, 'weight': weight if mode == 'corrected' else None,
         'rows': rows, 'written': written, 'left_out': rows - written, 'bad': bad.count,
@@ -201,12 +204,15 @@ def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamm
     return summary
 
 
-def refuse_overwriting(data: Path, out: Path) -> None:
-    """Raises DataError where the output would replace the input, or has no directory to go to."""
-    if out.exists() and out.samefile(data):
-        raise sharegpt.DataError(f'--out is the input file {data}, which is never changed')
-    if not out.parent.is_dir():
-        raise sharegpt.DataError(f'there is no directory {out.parent} to write {out.name} to')
+def refuse_overwriting(data: Path, *outs: Path) -> None:
+    """Raises DataError where an output would replace the input, is a directory, or has none to go to."""
+    for out in outs:
+        if out.is_dir():
+            raise sharegpt.DataError(f'{out} is a directory; --out names a file')
+        if out.exists() and out.samefile(data):
+            raise sharegpt.DataError(f'{out} is the input file {data}, which is never changed')
+        if not out.parent.is_dir():
+            raise sharegpt.DataError(f'there is no directory {out.parent} to write {out.name} to')
 
 
 def describe(summary: Mapping[str, Any]) -> str:

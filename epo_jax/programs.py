@@ -21,10 +21,11 @@ import optax
 from epo_jax import sampling, testing
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.domains import load_domain
+from epo_jax.errors import InputError
 from epo_jax.learner import Batch, Learner, TrainState, from_config
 from epo_jax.models.config import ModelConfig, SHAPES
 from epo_jax.models.transformer import Transformer
-from epo_jax.parallel import make_mesh, named_sharding, param_shardings
+from epo_jax.parallel import check_rows, make_mesh, named_sharding, param_shardings
 from epo_jax.rewards.judge import Judge, follow
 from epo_jax.roles import adapter
 from epo_jax.text.chat import ChatSegments, chat_segments
@@ -57,7 +58,7 @@ CHIPS = {
     'v6e': Chip(918e12, 32, 1.75e9, 224e9),
 }
 
-class PlanError(ValueError):
+class PlanError(InputError):
     """What was asked for cannot be planned; the message says why."""
 
 
@@ -122,8 +123,10 @@ class Setting:
         params, learner = self.trained(jnp.float32), self.learner()
         state = jax.eval_shape(learner.init, params)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
+        kind = 'pinned_host' if learner.offload else 'device'
         optimizer = optax.tree.map_params(
-            learner.optimizer(), lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
+            learner.optimizer(), lambda x, p: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=p.sharding.with_memory_kind(kind)),
             state.optimizer, params,
             transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere))
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
@@ -209,11 +212,12 @@ def _sampling(this: Setting, role: ConfigDict) -> sampling.SamplingConfig:
         role.no_repeat)
 
 
-def setting(config: ConfigDict, topology: str, mesh: Optional[Sequence[int]] = None) -> Setting:
+def setting(config: ConfigDict, topology: str) -> Setting:
     """A configuration on the mesh of a topology, '<kind>:<shape>'.
 
     Raises:
-      PlanError, MeshError: the chip, the topology or the model is not known, or they do not fit each other.
+      PlanError, MeshError: the chip, the topology or the model is not known, or they or the rows do not fit each
+        other.
     """
     kind = topology.partition(':')[0]
     if kind not in CHIPS:
@@ -224,13 +228,10 @@ def setting(config: ConfigDict, topology: str, mesh: Optional[Sequence[int]] = N
             platform='tpu', topology_name=topology, **dict(chip.options)).devices
     except jax.errors.JaxRuntimeError as error:
         raise PlanError(f'topology {topology!r}: {str(error).splitlines()[0]}') from error
-    mesh = make_mesh(mesh or config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     this = Setting(config, shape_of(config.model.path), mesh, chip)
     param_shardings(this.model, mesh, adapter(config))
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    for name, rows in (('learner.micro_batch', config.learner.micro_batch), ('rollout.batch', config.rollout.batch)):
-        if rows % parts:
-            raise PlanError(f'{name}={rows} rows do not split over data x fsdp = {parts}; make it a multiple of it')
+    check_rows(mesh, {'learner.micro_batch': config.learner.micro_batch, 'rollout.batch': config.rollout.batch})
     return this
 
 
@@ -252,6 +253,6 @@ def shape_of(path: str) -> ModelConfig:
 
 
 def size(tree: Any) -> int:
-    """Bytes of arrays on one device."""
+    """Bytes of arrays in the memory of one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-               if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+               if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and x.sharding.memory_kind != 'pinned_host')

@@ -17,6 +17,7 @@ import numpy as np
 
 from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Environment, View
+from epo_jax.hosts import everywhere
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
 
@@ -131,7 +132,7 @@ def who(seat: int, actor: bool) -> int:
 
 def settle(tree):
     """In a host loop small arrays are NumPy's, so that nothing but the agents is compiled; in a trace they stay."""
-    return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), tree)
+    return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), everywhere(tree))
 
 
 def numpy_or_jax(*trees):
@@ -172,7 +173,7 @@ def turn(table: Table, state: TableState, seat: int) -> tuple[TableState, Turn]:
     actors[seat], message = actor.agent.respond(
         actor.params, actors[seat], content, cues.actor, table.env.choices(state.env, seat), state.keys,
         who(seat, True), live & (cause == 0))
-    cause = blame(cause, actor.agent.failed(actors[seat]), 1 + who(seat, True))
+    cause, message = blame(cause, actor.agent.failed(actors[seat]), 1 + who(seat, True)), everywhere(message)
     env, seen = table.env.step(state.env, seat, message, live & (cause == 0))
     seen, message = settle((seen, message))
     cause = blame(cause, seen.failed, ENVIRONMENT)
@@ -201,7 +202,8 @@ def _note(record: Tokens, said: Optional[Tokens], actions, live) -> Tokens:
     xp = numpy_or_jax(live)
     now = (xp.arange(record.length.shape[1]) == actions[:, None]) & live[:, None]
     ids = xp.pad(said.ids, ((0, 0), (0, record.ids.shape[2] - said.ids.shape[1])))
-    return Tokens(xp.where(now[:, :, None], ids[:, None], record.ids), xp.where(now, said.length[:, None], record.length))
+    return Tokens(
+        xp.where(now[:, :, None], ids[:, None], record.ids), xp.where(now, said.length[:, None], record.length))
 
 
 def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
@@ -248,7 +250,8 @@ def _pick(keys, at):
     return keys[jnp.minimum(at, len(keys) - 1)]
 
 
-def refill(table: Table, state: TableState, archive: Archive, queue: Any, keys: jax.Array) -> tuple[TableState, Archive]:
+def refill(table: Table, state: TableState, archive: Archive, queue: Any,
+           keys: jax.Array) -> tuple[TableState, Archive]:
     """Files the episodes that are over, and begins the next ones in their slots.
 
     Args:
@@ -282,19 +285,20 @@ def refill(table: Table, state: TableState, archive: Archive, queue: Any, keys: 
     clean = lambda tokens: tokens.replace(length=fresh(tokens.length))
     return state.replace(
         env=env, strategists=strategists, actors=actors, news=jax.tree.map(fresh, state.news), episode=episode,
-        next=state.next + rows.sum().astype(np.int32), keys=_pick(keys, episode), done=xp.where(over, ~rows, state.done),
-        cause=fresh(state.cause), actions=fresh(state.actions), reward=fresh(state.reward),
-        strategies=clean(state.strategies), messages=clean(state.messages)), archive
+        next=state.next + rows.sum().astype(np.int32), keys=_pick(keys, episode),
+        done=xp.where(over, ~rows, state.done), cause=fresh(state.cause), actions=fresh(state.actions),
+        reward=fresh(state.reward), strategies=clean(state.strategies), messages=clean(state.messages)), archive
 
 
 def archive_rows(archive: Archive, at, rows: Archive) -> Archive:
     """The archive with slot b filed under number at[b]; numbers beyond it are not filed."""
     if isinstance(at, np.ndarray):
         kept = at < len(archive.cause)
+        if not kept.any():
+            return archive
+        rows = everywhere(rows)
 
         def put(into, x):
-            if not kept.any():
-                return into
             into = into.copy()
             into[at[kept]] = np.asarray(x)[kept]
             return into

@@ -94,6 +94,7 @@ def test_the_default_preset_is_the_quickstart():
     dict(environment__allowed=('speak',), environment__begun=True), dict(actor__choose_action=True),
     dict(strategist__temperature=0, strategist__top_k=5, strategist__top_p=1),
     dict(evaluation__conditions=('policy',)),
+    dict(seats=('policy', 'snapshot'), evaluation__partner='pool', evaluation__conditions=('pool', 'policy')),
     dict(reward__outcome='epo_jax.testing:share_of_e', reward__process='none')], ids=str)
 def test_possible_combinations_pass(changes):
     validate(changed(**changes))
@@ -107,6 +108,9 @@ def test_possible_combinations_pass(changes):
     (dict(seats=('policy', 'pool'), pool_size=0), 'pool_size'),
     (dict(evaluation__conditions=('none', 'best')), 'evaluation.conditions'),
     (dict(evaluation__partner='policy'), 'evaluation.partner'),
+    (dict(evaluation__partner='pool'), 'no seat plays snapshots'),
+    (dict(evaluation__conditions=('pool',)), 'evaluation.conditions'),
+    (dict(pool_every=0), 'pool_every'),
     (dict(model__dtype='float16'), 'model.dtype'),
     (dict(model__remat='some'), 'model.remat'),
     (dict(reward__process='turns'), 'reward.process'),

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from epo_jax.evaluate import Row, compare, table, to_json
+from epo_jax.evaluate import Row, by_category, compare, table, to_json
 
 NAN = np.nan
 SCORES = {
     'none': np.array([[1.0, 2.0], [3.0, 4.0], [5.0, NAN], [7.0, 8.0]]),
     'policy': np.array([[2.0, 4.0], [3.0, NAN], [6.0, 9.0], [9.0, 8.0]])}
+CATEGORIES = ['talk', 'buy', 'buy', 'talk']
 
 
 def reject(text):
@@ -87,17 +88,18 @@ def test_conditions_without_any_score_or_common_seat():
 
 def test_json_holds_table_and_scores():
     rows = compare(SCORES, 100, 0)
-    got = json.loads(to_json(rows, SCORES), parse_constant=reject)
+    got = json.loads(to_json(rows, SCORES, 'home', CATEGORIES), parse_constant=reject)
     assert [row['condition'] for row in got['table']] == ['none', 'policy']
     assert got['table'][0]['difference'] is None
     assert got['table'][1]['difference'] == pytest.approx(rows[1].difference)
     assert got['table'][0]['missing'] == 1 and got['table'][1]['mean'] == pytest.approx(rows[1].mean)
+    assert (got['environment'], got['categories']) == ('home', CATEGORIES)
     assert got['scores']['none'] == [[1, 2], [3, 4], [5, None], [7, 8]]
 
 
 def test_json_has_null_where_nothing_was_scored():
     scores = {'none': np.array([[1.0, 2.0]]), 'policy': np.full((1, 2), NAN)}
-    got = json.loads(to_json(compare(scores, 20, 0), scores), parse_constant=reject)
+    got = json.loads(to_json(compare(scores, 20, 0), scores, 'home', ['talk']), parse_constant=reject)
     row = got['table'][1]
     assert (row['mean'], row['low'], row['high']) == (None, None, None) and row['missing'] == 2
     assert row['difference'] in (None, [None, None, None])
@@ -109,3 +111,10 @@ def test_table_cells():
     assert columns == ['condition', 'goal 0-10 [95 %]', 'difference to none', 'scored', 'missing']
     assert cells == [['none', '4.00 [3.46, 5.00]', '', '8', '0'],
                      ['policy', '5.25 [4.00, 6.00]', '+1.25 [-0.50, +2.00]', '7', '1']]
+
+
+def test_means_by_category():
+    columns, cells = by_category(SCORES | {'all': np.full((4, 2), NAN)}, CATEGORIES)
+    assert columns == ['category', 'episodes', 'none', 'policy', 'all']
+    none, policy = (np.nanmean(SCORES[name][[1, 2]]) for name in ('none', 'policy'))
+    assert cells[0] == ['buy', '2', f'{none:.2f}', f'{policy:.2f}', ''] and cells[1][:2] == ['talk', '2']

@@ -109,6 +109,24 @@ def test_snapshots_and_pool_are_played_and_survive_a_restart(tmp_path):
     assert whole == parts
 
 
+def test_the_policy_is_tested_against_every_snapshot(tmp_path):
+    config = small_config()
+    config.seats, config.pool_size, config.pool_every, config.iterations = ('policy', 'pool'), 4, 2, 3
+    config.evaluation.update(episodes=2, partner='pool', conditions=('pool', 'policy'))
+    rows = experiment.run(config, tmp_path)  # snapshots from before the first and the third iteration
+    records = read_jsonl(tmp_path / 'episodes' / 'evaluation.jsonl')
+    tables = [(r['condition'], r['partner'], *(seat['strategist'] for seat in r['seats'])) for r in records[::2]]
+    assert tables == [
+        ('pool', 0, 'pool', 'pool'), ('pool', 1, 'pool', 'pool'),
+        ('policy', 0, 'policy', 'pool'), ('policy', 0, 'pool', 'policy'),
+        ('policy', 1, 'policy', 'pool'), ('policy', 1, 'pool', 'policy')]
+    scores = json.loads((tmp_path / 'evaluation.json').read_text())['scores']
+    rated = [seat['outcome'] for r in records for seat in r['seats'] if seat['strategist'] == r['condition']]
+    assert sorted(10 * value for value in rated) == pytest.approx(sorted(v for rows in scores.values() for row in rows
+                                                                        for v in row), abs=1e-4)
+    assert [row.scored for row in rows] == [8, 8]
+
+
 def test_another_configuration_is_refused_in_the_same_workdir(tmp_path):
     config = small_config()
     config.iterations = 1

@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epo_jax import export, label, offline, prepare
-from epo_jax.checkpoint import Checkpoints
-from epo_jax.data.language import read_text
+from epo_jax import experiment, export, label, offline, prepare
 from epo_jax.models import weights
-from epo_jax.parallel import make_mesh
-from epo_jax.testing import dummy_config, dummy_params
+from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 from sotopia_dialogues import FOLDER, dialogues, raw_row
+from test_experiment import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -30,35 +28,38 @@ def command(*parts):
 def our_logits(workdir, ids):
     """Logits [N, L, V] of the last checkpoint."""
     config = export.read_run(workdir)
-    learner = offline.make_learner(config, 1)
-    with Checkpoints(workdir) as checkpoints:
-        state, _ = checkpoints.restore(checkpoints.latest(), export.abstract_run(
-            config, learner, make_mesh((1, -1, 1)), checkpoints.latest()))
-    params = {'params': (state if 'data' in config else state.train).params}
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    hidden, _ = learner.model.apply(params, ids, positions)
-    return np.asarray(learner.model.apply(params, hidden, method='logits'))
+    language, lora = export.run_language(config), export.run_adapter(config)
+    _, params = export.trained(workdir, config, language)
+    if lora is not None:
+        params = lora.join(language.with_params(jnp.float32, config.seed).params, params)
+    model, positions = language.learner('none'), jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    hidden, _ = model.apply({'params': params}, ids, positions)
+    return np.asarray(model.apply({'params': params}, hidden, method='logits'))
 
 
-def assert_loads(folder, workdir, conversations, tolerance):
-    """transformers renders, tokenizes and computes as we do."""
+def assert_loads(folder, workdir, conversations, tolerance, base=None):
+    """transformers renders, tokenizes and computes as we do; base: the folder of an adapter's base."""
     torch = pytest.importorskip('torch')
     import transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    config = export.read_run(workdir)
-    ours, chat = read_text(config.model.path, config.model.chat_template)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base or folder, dtype=torch.float32).eval()
+    language = export.run_language(export.read_run(workdir))
+    chat = language.chat
+    if base:
+        model = pytest.importorskip('peft').PeftModel.from_pretrained(model, folder)
+    else:
+        stops = model.generation_config.eos_token_id
+        assert set(chat.stop) == set(stops if isinstance(stops, list) else [stops])
     for texts in conversations:
         messages = [{'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(texts)]
         rendered = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(rendered, add_special_tokens=False)['input_ids']
-        assert ids == chat.join([ours(text, add_special_tokens=False)['input_ids'] for text in texts[:-1]])
+        assert ids == chat.join([language.tokenizer(text, add_special_tokens=False)['input_ids']
+                                 for text in texts[:-1]])
         with torch.no_grad():
             want = model(torch.tensor([ids])).logits.numpy()
         got = our_logits(workdir, np.array([ids]))
         assert np.abs(got - want).max() < tolerance and np.abs(want).max() > 1e-3
-    stops = model.generation_config.eos_token_id
-    assert set(chat.stop) == set(stops if isinstance(stops, list) else [stops])
 
 
 def test_label_prepare_train_export_load(tmp_path):
@@ -91,6 +92,39 @@ def test_label_prepare_train_export_load(tmp_path):
     assert sorted(p.name for p in out.iterdir()) == [
         'chat_template.jinja', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json',
         'tokenizer_config.json']
+
+
+@pytest.mark.parametrize('rank', [0, 2])
+def test_online_run_with_and_without_an_adapter(rank, tmp_path):
+    base, work = tmp_path / 'base', tmp_path / 'run'
+    weights.save(base, dummy_config(), dummy_params(dummy_config(), stacked=True))
+    byte_tokenizer().save_pretrained(base)
+    config = small_config()
+    config.iterations, config.model.path, config.lora.rank = 1, str(base), rank
+    config.learner.learning_rate, config.model.remat = 3e-2, 'none'
+    experiment.run(config, work)
+    talk = ['What now?', 'Strategy: be kind.', 'They said: no.', 'Strategy: ask why.']
+    whole = [f'--workdir={work}', f'--out={tmp_path}/whole']
+    export.main(whole + ['--merged'] * bool(rank))
+    assert_loads(tmp_path / 'whole', work, [talk], 1e-4)
+    _, before = weights.load(base, stacked=True)
+    _, after = weights.load(tmp_path / 'whole', stacked=True)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()) > 1e-4, before, after)
+    assert all(jax.tree.leaves(moved['layers']['q'] if rank else moved)) and moved['embed'] == (rank == 0)
+    if rank:
+        export.main([f'--workdir={work}', f'--out={tmp_path}/adapter'])
+        assert sorted(p.name for p in (tmp_path / 'adapter').iterdir()) == [
+            'adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja', 'tokenizer.json',
+            'tokenizer_config.json']
+        assert json.loads((tmp_path / 'adapter/adapter_config.json').read_text())['base_model_name_or_path'] == str(
+            base)
+        assert_loads(tmp_path / 'adapter', work, [talk], 1e-4, base)
+        with pytest.raises(export.ExportError, match='goes with a merged model'):
+            export.export(str(work), str(tmp_path / 'other'), 'bfloat16')
+    else:
+        with pytest.raises(SystemExit, match='no adapter to merge'):
+            export.main([f'--workdir={work}', f'--out={tmp_path}/other', '--merged'])
+    assert not (tmp_path / 'other').exists() and not list(tmp_path.glob('.*'))
 
 
 @pytest.mark.slow

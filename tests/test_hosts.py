@@ -14,20 +14,33 @@ from epo_jax import hosts
 from epo_jax.files import read_jsonl
 
 REPO = pathlib.Path(__file__).parents[1]
-FLAGS = ('--config=configs/sotopia.py:tiny', '--config.rollout.compiled=True', '--config.mesh=1,2,1',
-         '--config.iterations=2', '--config.evaluation.episodes=0', '--config.environment.max_turns=2',
-         '--config.rollout.view_tokens=1024', '--config.strategist.capacity=1152', '--config.actor.capacity=1152',
-         '--config.judge.capacity=1152', '--config.strategist.max_tokens=4', '--config.actor.max_tokens=4',
-         '--config.learner.length_bucket=128')
+SOTOPIA = (
+    '--config=configs/sotopia.py:tiny', '--config.rollout.compiled=True', '--config.mesh=1,2,1',
+    '--config.iterations=2', '--config.evaluation.episodes=0', '--config.environment.max_turns=2',
+    '--config.rollout.view_tokens=1024', '--config.strategist.capacity=1152', '--config.actor.capacity=1152',
+    '--config.judge.capacity=1152', '--config.strategist.max_tokens=4', '--config.actor.max_tokens=4',
+    '--config.learner.length_bucket=128')
+ALFWORLD = (
+    '--config=configs/alfworld.py:tiny', '--config.mesh=1,2,1', '--config.environment.max_turns=2',
+    '--config.reward.process=none', '--config.reward.outcome=test_hosts:number_of',
+    '--config.strategist.capacity=1280', '--config.actor.capacity=1280', '--config.rollout.episodes=2',
+    '--config.rollout.batch=2', '--config.learner.batch=2', '--config.learner.micro_batch=2',
+    '--config.evaluation.episodes=2', "--config.evaluation.conditions=('policy',)")
+
+
+def number_of(readings):
+    """An outcome: some number that differs from strategy to strategy."""
+    return [sum(map(ord, ''.join(reading.strategies))) % 11 / 10 for reading in readings]
 
 
 def start(workdir, devices, *flags):
     """A run of the command line in a process of its own with so many CPU devices."""
     environment = {
-        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XDG_CACHE_HOME': str(workdir.parent / 'cache'),
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO / 'tests'),
+        'XDG_CACHE_HOME': str(workdir.parent / 'cache'),
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'}
     return subprocess.Popen(
-        [sys.executable, '-m', 'epo_jax.main', f'--workdir={workdir}', *FLAGS, *flags], cwd=REPO, env=environment,
+        [sys.executable, '-m', 'epo_jax.main', f'--workdir={workdir}', *flags], cwd=REPO, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -54,28 +67,58 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_hosts_run_as_one(tmp_path):
-    finish(start(tmp_path / 'one', 2))
+def compare(tmp_path, *flags):
+    """Runs as one process with two devices and as two processes with one each, and finds the same numbers in both;
+    returns what the two processes say."""
+    finish(start(tmp_path / 'one', 2, *flags))
     port = free_port()
-    first, second = finish(*(
-        start(tmp_path / 'two', 1, f'--hosts=127.0.0.1:{port},2,{number}') for number in range(2)))
+    said = finish(*(
+        start(tmp_path / 'two', 1, *flags, f'--hosts=127.0.0.1:{port},2,{number}') for number in range(2)))
     one, two = read_metrics(tmp_path / 'one'), read_metrics(tmp_path / 'two')
-    assert len(one) == len(two) == 2
+    assert [row['iteration'] for row in one] == [row['iteration'] for row in two] == [1, 2]
+    assert any(abs(row['learner/loss']) > 1e-6 for row in one)  # something was learned
     for a, b in zip(one, two):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=2e-5, err_msg=name)
-    names = lambda folder: sorted(file.name for file in (folder / 'episodes').glob('*.jsonl'))
-    assert names(tmp_path / 'one') == names(tmp_path / 'two') != []
-    said = lambda run, name: [
-        ([seat['ids'] for seat in row['seats']], [(turn['strategy'], turn['line']) for turn in row['turns']])
-        for row in read_jsonl(tmp_path / run / 'episodes' / name)]
-    for name in names(tmp_path / 'one'):
-        assert said('one', name) == said('two', name) == said('two/hosts/1', name) != []  # token by token
-    assert 'iteration 2' in first and 'iteration 2' not in second
+    files = lambda run: sorted(
+        str(file.relative_to(tmp_path / run)) for file in (tmp_path / run).glob('**/*.json*')
+        if 'checkpoints' not in file.parts)
+    assert files('one') == files('two') and 'episodes/iteration_00002.jsonl' in files('two')
+    for name in files('one'):
+        if name.startswith('episodes'):
+            alike(*(read_jsonl(tmp_path / run / name) for run in ('one', 'two')))
     assert (tmp_path / 'two' / 'checkpoints' / '2').is_dir()
-    assert not (tmp_path / 'two' / 'hosts' / '1' / 'checkpoints').exists()
+    return said
+
+
+def alike(a, b):
+    """Every text and every id is the same, and every number but for rounding."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        for pair in zip(a, b):
+            alike(*pair)
+    elif isinstance(a, float):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+    else:
+        assert a == b
+
+
+@pytest.mark.slow
+def test_two_hosts_run_as_one(tmp_path):
+    first, second = compare(tmp_path, *SOTOPIA)
+    assert 'iteration 2' in first and 'iteration 2' not in second
+
+
+def test_each_of_two_hosts_plays_the_games_of_its_own_slots(tmp_path):
+    first, second = compare(tmp_path, *ALFWORLD)
+    assert 'Goal scores' in first and 'Goal scores' not in second
+    rows = read_jsonl(tmp_path / 'two' / 'episodes' / 'evaluation.jsonl')
+    assert len(rows) == 2 and all(row['turns'] and not row['truncated'] for row in rows)
 
 
 @pytest.mark.parametrize('wrong', ('localhost', 'localhost:1', 'localhost:1,2,2', 'localhost:1,2,-1', 'x,2,1'))
@@ -86,7 +129,17 @@ def test_what_is_no_address_is_refused(wrong):
 
 def test_one_process_needs_nothing():
     hosts.start('')
-    assert hosts.own_folder(pathlib.Path('w')) == pathlib.Path('w')
+    assert hosts.first() and hosts.own(3).tolist() == [True] * 3
     assert hosts.agree(True) is True and hosts.agree(False) is False
     tree = {'a': jax.numpy.ones(2)}
-    assert hosts.everywhere(tree, None) is tree
+    assert hosts.everywhere(tree) is tree
+    assert hosts.share([2, 0], str) == {2: '2', 0: '0'}
+
+
+@pytest.mark.parametrize('slots, processes, owners', [
+    (4, 2, [0, 0, 1, 1]), (5, 2, [0, 0, 0, 1, 1]), (2, 4, [0, 2]), (6, 3, [0, 0, 1, 1, 2, 2])])
+def test_every_slot_has_one_owner(monkeypatch, slots, processes, owners):
+    monkeypatch.setattr(jax, 'process_count', lambda: processes)
+    for number in range(processes):
+        monkeypatch.setattr(jax, 'process_index', lambda: number)
+        assert hosts.own(slots).tolist() == [owner == number for owner in owners]

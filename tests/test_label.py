@@ -224,6 +224,17 @@ def test_never_writes_over_its_input(tmp_path):
     os.link(data, tmp_path / 'same.json')
     with pytest.raises(SystemExit, match='input file'):
         label.main(arguments(data, tmp_path / 'same.json', 'http://127.0.0.1:9'))
+    with pytest.raises(SystemExit, match='is a directory'):
+        label.main(arguments(data, tmp_path, 'http://127.0.0.1:9'))
+
+
+@pytest.mark.parametrize('cache', ['raw.json', 'nowhere/answers'])
+def test_a_cache_that_is_none_is_named(tmp_path, cache):
+    data = write(tmp_path / 'raw.json', [conversation(0, 1)])
+    before = data.read_bytes()
+    with pytest.raises(SystemExit, match=f'answers cannot be kept in .*/{cache} '):
+        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', f'--cache={tmp_path}/{cache}'))
+    assert data.read_bytes() == before
 
 
 @pytest.mark.parametrize('domain', ['webshop', 'alfworld'])

@@ -133,11 +133,26 @@ def test_conversations_must_divide_into_micro_batches():
         dataclasses.replace(LEARNER, micro_batch=3).step(fresh(), make_rows())
 
 
-def test_a_batch_without_valid_turns_changes_nothing():
-    state, _ = LEARNER.step(fresh(), make_rows())
+def test_moments_in_the_memory_of_the_host_do_not_change_the_step():
+    away = dataclasses.replace(LEARNER, offload=True)
+    here, there = fresh(), fresh(away)
+    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+    for seed in range(2):
+        rows = make_rows(seed=seed)
+        (here, metrics), (there, also) = LEARNER.step(here, rows), away.step(there, rows)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, also)
+        assert_trees_close(there, here, 1e-5)
+        moments = adam(there.optimizer)
+        assert kinds((moments.mu, moments.nu)) == {'pinned_host'}
+        assert kinds((there.params, there.step, moments.count, here)) == {'device'}
+
+
+@pytest.mark.parametrize('learner', (LEARNER, dataclasses.replace(LEARNER, offload=True)), ids=('here', 'offloaded'))
+def test_a_batch_without_valid_turns_changes_nothing(learner):
+    state, _ = learner.step(fresh(learner), make_rows())
     before, rows = bits(state), make_rows(seed=1)
     for batch in (rows.replace(valid=np.zeros_like(rows.valid)), rows.replace(turn=np.full_like(rows.turn, -1))):
-        state, metrics = LEARNER.step(state, batch)
+        state, metrics = learner.step(state, batch)
         assert bits(state) == before
         assert metrics['loss'] == metrics['gradient_norm'] == metrics['conversations'] == 0
 

@@ -155,7 +155,7 @@ def test_truncation_is_counted(tmp_path):
     config = small(data)
     config.capacity, config.learner.epochs, config.skip_bad = 120, 1, True
     offline.run(config, tmp_path / 'run')
-    text = offline.read_text('dummy')
+    text = byte_tokenizer(), chat_segments(byte_tokenizer())
     whole, cut = (Dataset(find_source(str(data)), *text, capacity, skip_bad=True) for capacity in (10_000, 120))
     seen = metrics(tmp_path / 'run')
     dropped = sum(cut[i].dropped for i in range(len(cut)))
@@ -178,7 +178,7 @@ def test_impossible_configurations(tmp_path, change, message):
     assert not (tmp_path / 'run').exists()
 
 
-def test_bad_data_stops_before_training(tmp_path):
+def test_bad_data_stops_before_training(tmp_path, capfd):
     with pytest.raises(DataError, match='no data'):
         offline.run(small(tmp_path / 'none.json'), tmp_path / 'a')
     rows = json.loads(prepared(tmp_path / 'p.json', 5).read_text())
@@ -188,8 +188,11 @@ def test_bad_data_stops_before_training(tmp_path):
         offline.run(small(tmp_path / 'p.json'), tmp_path / 'b')
     config = small(tmp_path / 'p.json')
     config.skip_bad = True
+    config.capacity = 9000
     config.learner.epochs = 1
     assert int(offline.run(config, tmp_path / 'c').step) == 1
+    told = ' '.join(''.join(capfd.readouterr()).split())
+    assert '1 bad rows skipped' in told and 'the model was made for conversations of at most 8192 tokens' in told
 
 
 def test_presets():

@@ -8,10 +8,12 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 import pytest
 
@@ -21,7 +23,8 @@ from epo_jax.learner import Batch, Learner
 from epo_jax.models.config import SHAPES
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
-from epo_jax.parallel import AXES, MeshError, make_mesh, param_shardings, row_sharding
+from epo_jax.parallel import (
+    AXES, MeshError, check_rows, constrain, make_mesh, mesh_axes, named_sharding, param_shardings, row_sharding)
 from epo_jax.telemetry import CompileCounter
 from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments
@@ -143,7 +146,7 @@ def main(file):
     results['rows of a device'] = [
         row_sharding(make_mesh((2, 2, 2)), rows).shard_shape((rows, 3)) for rows in (4, 12, 6, 1)]
     results['what is left'] = [
-        tuple(make_mesh(shape).shape.values()) for shape in ((-1, 1, 1), (2, -1, 2), (1, 2, -1), (8, 1, -1))]
+        tuple(make_mesh(shape).shape.values()) for shape in ((-1, 1, 1), (2, -1, 2), (1, 2, -1), (8, 1, -1), (1, 1, 1))]
     for shape in MESHES:
         results[shape] = compute(make_mesh(shape))
         results['8B', shape] = shares_of_8b(make_mesh(shape))
@@ -226,6 +229,7 @@ def test_a_second_step_is_the_same_program():
 def test_a_shape_that_does_not_split_is_an_error_that_names_the_parameter():
     said = results()['complaints']
     assert "['embed'] of shape (64, 36)" in said['width'] and "8 along the mesh axis 'fsdp'" in said['width']
+    assert 'choose another mesh, whose fsdp divides 36' in said['width']
     assert "['embed'] of shape (62, 32)" in said['vocabulary'] and "4 along" in said['vocabulary']
     assert "['layers']['k']['kernel'] of shape (2, 32, 2, 8)" in said['heads'] and "'tensor'" in said['heads']
 
@@ -234,8 +238,48 @@ def test_rows_are_split_where_they_divide():
     assert results()['rows of a device'] == [(1, 3), (3, 3), (6, 3), (1, 3)]
 
 
+def test_rows_of_a_run_that_do_not_split_are_an_error_that_says_what_to_change():
+    mesh = AbstractMesh((2, 3, 4), AXES)
+    check_rows(mesh, {'rollout.batch': 12, 'learner.micro_batch': 6})
+    with pytest.raises(MeshError) as said:
+        check_rows(mesh, {'rollout.batch': 16, 'learner.micro_batch': 6, 'judge.rows': 3})
+    first, second = str(said.value).split('\n')
+    assert 'rollout.batch=16 rows do not split over the 6 devices of mesh (2, 3, 4)' in first
+    assert '(data 2 x fsdp 3)' in first and 'make rollout.batch a multiple of 6, or choose another mesh' in first
+    assert 'judge.rows=3' in second
+
+
+def test_a_run_refuses_rows_that_its_mesh_does_not_split(tmp_path):
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={tmp_path / "run"}',
+         '--config.learner.micro_batch=1'], env=environment, capture_output=True, text=True,
+        cwd=pathlib.Path(sampling.__file__).parents[1])
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'error: learner.micro_batch=1 rows do not split over the 2 devices of mesh (2, 1, 1)' in done.stderr
+    assert not (tmp_path / 'run' / 'episodes').exists()
+
+
+def test_axes_that_nobody_knows_are_errors():
+    mesh, x = AbstractMesh((1, 2, 1), AXES), jax.ShapeDtypeStruct((4,), jnp.float32)
+    assert mesh_axes(mesh, 'rows') == ('data', 'fsdp') and mesh_axes(mesh, 'layers') == mesh_axes(mesh, None) == ()
+    with pytest.raises(MeshError, match="logical axis 'row' is not known; there are vocab, .*, rows"):
+        named_sharding(mesh, x.shape, 'row')
+    with pytest.raises(MeshError, match="logical axis 'row' is not known"):
+        constrain(mesh, x, 'row')
+    other = AbstractMesh((2,), ('x',))
+    with pytest.raises(MeshError, match=r"'rows' is split over 'data', and the mesh has only the axes \('x',\)"):
+        row_sharding(other, 4)
+    model = types.SimpleNamespace(init_boxed=lambda key: {
+        'wide': nn.LogicallyPartitioned(jnp.ones((2, 4)), ('embed', 'width'))})
+    with pytest.raises(MeshError, match=r"\['wide'\]: the logical axis 'width' is not known"):
+        param_shardings(model, mesh)
+    with pytest.raises(MeshError, match=r"\['embed'\]: .*'tensor', and the mesh has only"):
+        param_shardings(TRAINED, AbstractMesh((2,), ('fsdp',)))
+
+
 def test_one_size_may_be_what_is_left():
-    assert results()['what is left'] == [(8, 1, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1)]
+    assert results()['what is left'] == [(8, 1, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1), (1, 1, 1)]
     mesh = make_mesh((-1, 1, 1))
     assert mesh.axis_names == AXES == ('data', 'fsdp', 'tensor') and mesh.axis_types == (AxisType.Auto,) * 3
     assert mesh.shape == {'data': jax.device_count(), 'fsdp': 1, 'tensor': 1}

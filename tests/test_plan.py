@@ -32,10 +32,11 @@ def run(*flags, path=None):
 @pytest.mark.slow
 def test_a_small_plan(tmp_path):
     file = tmp_path / 'plan.json'
-    done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', '--config.mesh=1,2,2', f'--json={file}')
+    done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', '--config.mesh=1,4,1',
+               '--config.learner.micro_batch=4', f'--json={file}')
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(file.read_text())
-    assert found['fits'] and found['chips'] == 4 and found['mesh'] == {'data': 1, 'fsdp': 2, 'tensor': 2}
+    assert found['fits'] and found['chips'] == 4 and found['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1}
     assert set(found['programs']) == {*plan.PROGRAMS, 'actor_turn'}
     for name, program in found['programs'].items():
         assert 0 < program['memory_gib'] < 1 and program['flops'] > 0 and program['estimated_seconds'] > 0, name
@@ -46,6 +47,90 @@ def test_a_small_plan(tmp_path):
     assert 8 * tokens * (layers - 5 * config.width) < step['flops'] < 40 * 8 * tokens * config.num_params
     for said in ('train_step', 'GiB', 'of peak', 'an iteration', 'dominates', 'fits'):
         assert said in done.stdout
+
+
+SCRIPT = """
+import sys
+from epo_jax import plan
+from epo_jax.defaults import default_config
+from epo_jax.parallel import MeshError
+plan.prepare()
+config = default_config('sotopia')
+config.mesh = (1, -1, 1)
+"""
+
+
+def script(text):
+    """What a program prints in a process that plans, line by line."""
+    done = subprocess.run([sys.executable, '-c', SCRIPT + text], cwd=REPO, capture_output=True, text=True,
+                          env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_search_goes_through_all_meshes_and_plans_with_the_best(tmp_path):
+    file = tmp_path / 'plan.json'
+    done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', '--search', f'--json={file}')
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line for line in done.stdout.splitlines() if line.startswith('mesh ')]
+    # Neither the vocabulary of bytes nor anything else of it splits in two; a batch is eight conversations.
+    assert [row.partition(':')[0] for row in rows] == [
+        f'mesh {mesh}, micro-batch 8' for mesh in ((1, 4, 1), (4, 1, 1))]
+    assert all('fits, ' in row and 'train step' in row and 'decode step' in row for row in rows)
+    found = json.loads(file.read_text())
+    assert found['fits'] and found['micro_batch'] == 8 and set(found['programs']) == {*plan.PROGRAMS, 'actor_turn'}
+    assert tuple(found['mesh'].values()) in ((1, 4, 1), (4, 1, 1))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_the_compiler_gives_up_does_not_fit():
+    row, verdict = script("""
+config.model.path = 'dummy'
+config.rollout.batch = 4
+config.learner.update(batch=16384, micro_batch=16384, chunk=2**26)
+large = plan.setting(config, 'v5e:2x2')
+plan.candidates = lambda *rest: [[large]]
+try:
+    plan.search(config, 'v5e:2x2')
+except plan.PlanError as error:
+    print(error)
+""")
+    assert row.startswith('mesh (1, -1, 1), micro-batch 16384: train_step does not fit a chip: RESOURCE_EXHAUSTED')
+    assert verdict.startswith('no mesh of 4 chips holds')
+
+
+@needs_compiler
+def test_candidates_divide_and_have_room():
+    found = [eval(line) for line in script("""
+config.model.path = 'Meta-Llama-3-8B'
+config.rollout.batch = config.learner.batch = 16
+for settings in plan.candidates(config, 'v5p:2x2x2', 8):
+    print([(one.config.mesh, one.config.learner.micro_batch) for one in settings])
+""")]
+    meshes = [settings[0][0] for settings in found]
+    assert meshes == [(1, 8, 1), (1, 4, 2), (4, 1, 2), (1, 2, 4), (2, 1, 4), (1, 1, 8)]  # eight copies have no room
+    for mesh, settings in zip(meshes, found):
+        rows = mesh[0] * mesh[1]
+        assert settings == [(mesh, n) for n in (16, 8, 4, 2, 1) if n >= rows]
+
+
+@needs_compiler
+def test_rows_that_do_not_split_and_offloaded_moments():
+    said, here, there = script("""
+config.model.path = 'Meta-Llama-3-8B'
+try:
+    plan.setting(config, 'v5p:2x2x2')
+except MeshError as error:
+    print(error)
+config.learner.micro_batch = 8
+for config.learner.offload in (False, True):
+    print(plan.size(plan.setting(config, 'v5p:2x2x2').state()))
+""")
+    assert said.startswith('learner.micro_batch=1 rows do not split over the 8 devices')
+    assert int(here) == pytest.approx(3 * int(there), rel=1e-3)  # parameters and two moments
 
 
 def test_without_the_compiler_it_says_what_to_do(tmp_path):
@@ -74,10 +159,10 @@ def test_unknown_chips_are_refused():
 @needs_compiler
 @pytest.mark.parametrize(('topology', 'chips'), (('v4:2x2x2', 8), ('v5e:4x4', 16), ('v5p:2x2x2', 8), ('v6e:4x4', 16)))
 def test_topologies_of_all_kinds(topology, chips):
-    script = ('import sys\nfrom epo_jax import plan\nfrom epo_jax.defaults import default_config\n'
-              'config = default_config("sotopia")\nconfig.model.path = "Meta-Llama-3-8B"\nconfig.mesh = (1, -1, 1)\n'
-              'config.rollout.batch = config.learner.micro_batch = 16\nplan.prepare()\n'
-              f'this = plan.setting(config, "{topology}")\nprint(this.mesh.size, plan.size(this.state()))')
-    done = subprocess.run([sys.executable, '-c', script], cwd=REPO, capture_output=True, text=True, timeout=200)
-    size, state = map(int, done.stdout.split())
+    size, state = map(int, script(f"""
+config.model.path = 'Meta-Llama-3-8B'
+config.rollout.batch = config.learner.micro_batch = 16
+this = plan.setting(config, '{topology}')
+print(this.mesh.size, plan.size(this.state()))
+""")[0].split())
     assert size == chips and state * chips == pytest.approx(12 * SHAPES['Meta-Llama-3-8B'].num_params, rel=0.01)

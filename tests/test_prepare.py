@@ -183,9 +183,17 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
     data, out = tmp_path / 'labelled.json', tmp_path / 'prepared.json'
     for rows in ([], [{**GOOD, 'location': None}]):
         data.write_text(json.dumps(rows))
-        with pytest.raises(DataError, match='nothing to train on'):
+        why = '.*\n *1  the row was never labelled' if rows else ''
+        with pytest.raises(DataError, match=f'nothing to train on{why}'):
             prepare.prepare_file(str(data), str(out), 'sotopia')
         assert not out.exists()
+    data.write_text(json.dumps([GOOD]))
+    (tmp_path / 'x.summary.json').hardlink_to(data)
+    for wrong, message in ((tmp_path / 'x.json', 'x.summary.json is the input'), (tmp_path, 'is a directory'),
+                           (tmp_path / 'no' / 'x', 'no directory')):
+        with pytest.raises(DataError, match=message):
+            prepare.prepare_file(str(data), str(wrong), 'sotopia')
+    assert json.loads(data.read_text()) == [GOOD] and not (tmp_path / 'x.json').exists()
     with pytest.raises(DataError, match='input file'):
         prepare.prepare_file(str(data), str(data), 'sotopia')
     with pytest.raises(DataError, match='no data'):

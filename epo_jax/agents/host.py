@@ -7,6 +7,7 @@ from flax import struct
 import jax
 import numpy as np
 
+from epo_jax import hosts
 from epo_jax.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, concat, pack
@@ -32,7 +33,8 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class HostAgent:
-    """Replies with `reply(history, seed)`, called for all rows at the same time.
+    """Replies with `reply(history, seed)`, called for all rows at the same time; with several processes each calls
+    for its own slots (see `epo_jax.hosts`), within limits of its own.
 
     Attributes:
       reply: the function; whatever it raises ends its own episode only.
@@ -79,9 +81,12 @@ class HostAgent:
         for b in rows:
             histories[b] += (('user', openings[b] + texts[b]),)
             openings[b] = ''
-        calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in rows]
+        mine = np.flatnonzero(live & hosts.own(len(live)))
+        calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in mine]
+        answers = hosts.share(mine, dict(zip(mine, call_all(calls, self.timeout))).get)
         replies = [()] * len(live)
-        for b, answer in zip(rows, call_all(calls, self.timeout)):
+        for b in rows:
+            answer = answers[b]
             if isinstance(answer, Failure):
                 failures[b] = answer.reason
                 continue

@@ -18,7 +18,7 @@ from epo_jax.data import sharegpt
 from epo_jax.data.rows import BadRows, RowError, parse_row, read_rows
 from epo_jax.learner import Batch
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokenizer import encode
+from epo_jax.text.tokenizer import TokenizerError, encode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +101,18 @@ class Dataset:
         """Conversation i in tokens.
 
         Raises:
-          RowError: the file has changed since it was opened.
+          RowError: the file has changed since it was opened, or its text cannot be told from control tokens.
         """
         self._file.seek(self._start[i])
+        number = int(self._number[i])
         try:
             texts, weights = self._check(parse_row(self._file.read(self.size[i])))
         except ValueError as error:
-            raise RowError(self._source.path, int(self._number[i]), f'changed while it is used: {error}') from error
-        return tokenize(texts, weights, self._tokenizer, self._chat, self._capacity)
+            raise RowError(self._source.path, number, f'changed while it is used: {error}') from error
+        try:
+            return tokenize(texts, weights, self._tokenizer, self._chat, self._capacity)
+        except TokenizerError as error:
+            raise RowError(self._source.path, number, str(error)) from error
 
     def close(self) -> None:
         """Closes the file."""

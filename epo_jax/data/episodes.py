@@ -3,7 +3,7 @@
     python -m epo_jax.data.episodes --workdir=runs/quickstart --out=raw.json
 
 A row is what a trained strategist read and wrote, from the exact ids that the episode file keeps, with the outcome of
-its seat as score. Episodes without an outcome are left out and counted.
+its seat as score, on the scale of the run's environment. Episodes without an outcome are left out and counted.
 """
 
 import argparse
@@ -83,29 +83,34 @@ def convert(records: Iterator[dict[str, Any]], tokenizer, chat, best: float,
                 'score': best * seat['outcome']}
 
 
-def convert_run(workdir: str, out: str, domain: str = 'sotopia') -> dict[str, int]:
+def convert_run(workdir: str, out: str, domain: Optional[str] = None) -> dict[str, int]:
     """Converts all the episodes that a run trained on, in order.
+
+    Args:
+      domain: one of DOMAINS, whose scale the scores get; None: the run's environment.
 
     Returns:
       how many rows were made, and what was left out.
 
     Raises:
-      DataError: there are no episodes, or none with an outcome.
+      DataError: there are no episodes, or none with an outcome, or their scale is not known.
       RowError: naming the file and row of a record that cannot be converted.
     """
-    from epo_jax.data.language import read_text
-    from epo_jax.export import read_run
+    from epo_jax.export import read_run, run_language
 
     files = sorted(Path(workdir).glob('episodes/iteration_*.jsonl'))
     if not files:
         raise DataError(f'{workdir} holds no episodes')
     config, counts = read_run(workdir), collections.Counter()
-    tokenizer, chat = read_text(config.model.path, config.model.chat_template)
+    domain = domain or config.environment.name
+    if domain not in DOMAINS:
+        raise DataError(f'{workdir} is a run of {domain!r}; say whose scale its scores get: {", ".join(DOMAINS)}')
+    language = run_language(config)
     with row_writer(out) as write:
         for file in files:
             for span, record in read_rows(file, BadRows(False)):
                 try:
-                    for row in convert(iter([record]), tokenizer, chat, BEST[domain], counts):
+                    for row in convert(iter([record]), language.tokenizer, language.chat, BEST[domain], counts):
                         write(row | {'id': f'{file.stem}/{row["id"]}'})
                 except (KeyError, TypeError, ValueError) as error:
                     raise RowError(file, span.number, f'no episode of this run ({error})') from error
@@ -120,7 +125,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', required=True, help='of the run')
     parser.add_argument('--out', required=True, help='file to write: .json, or .jsonl')
-    parser.add_argument('--domain', default='sotopia', choices=DOMAINS, help='whose scale the scores get')
+    parser.add_argument('--domain', choices=DOMAINS, help="whose scale the scores get; default: the run's own")
     args = parser.parse_args(argv)
     try:
         counts = convert_run(args.workdir, args.out, args.domain)

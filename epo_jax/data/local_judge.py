@@ -7,13 +7,11 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy as np
 
 from epo_jax.data import sharegpt
-from epo_jax.data.language import read_params, read_shape, read_text
-from epo_jax.models.transformer import Transformer
+from epo_jax.language import activation_dtype, load_language
 from epo_jax.parallel import make_mesh
 from epo_jax.rewards.judge import Judge
 from epo_jax.rewards.process import assess
 from epo_jax.rewards.reading import Reading
-from epo_jax.roles import activation_dtype
 
 TURNS = 8  # programs are compiled for multiples of so many turns
 
@@ -27,11 +25,10 @@ class LocalJudge:
         Raises:
           FileNotFoundError, WeightsError, TokenizerError, ChatTemplateError: it cannot be had.
         """
-        dtype = activation_dtype('auto')
-        decoder, (tokenizer, chat) = Transformer(read_shape(model), dtype), read_text(model)
+        language = load_language(model, '', activation_dtype('auto'), make_mesh((1, -1, 1))).with_params()
         self._judge = Judge(
-            model=decoder, params=read_params(model, decoder, dtype, make_mesh((1, -1, 1))), tokenizer=tokenizer,
-            chat=chat, capacity=capacity, batch=batch)
+            model=language.sampler(), params=language.params, tokenizer=language.tokenizer, chat=language.chat,
+            capacity=capacity, batch=batch)
         self._domain, self._batch, self._capacity = domain, batch, capacity
 
     def ask(self, source: sharegpt.Source, items: Iterator[Any], answers: Any,

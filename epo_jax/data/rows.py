@@ -8,11 +8,14 @@ import collections
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 import re
 import sys
 from typing import Any, Iterator, Optional, TextIO, Union
+
+from epo_jax.errors import InputError
 
 CHUNK = 1 << 20
 LONGEST_ROW = 1 << 28
@@ -22,7 +25,7 @@ SPACE = b' \t\r\n'
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{}]', re.DOTALL)
 
 
-class RowError(ValueError):
+class RowError(InputError):
     """A row that cannot be used; the message says file, row and reason."""
 
     def __init__(self, path: Union[str, Path], number: int, reason: str):
@@ -99,9 +102,14 @@ def parse_row(data: bytes) -> dict[str, Any]:
       ValueError: saying what it is instead.
     """
     try:
-        row = json.loads(data.decode('utf-8'), parse_constant=_refuse)
+        row = json.loads(data.decode('utf-8'), parse_constant=_refuse, parse_float=_finite)
+        if b'\\ud' in data.lower():  # only so can it be there, and only together do two halves make a character
+            json.dumps(row, ensure_ascii=False).encode('utf-8')
     except UnicodeDecodeError as error:
         raise ValueError(f'invalid UTF-8 ({error.reason}, byte {error.start} of the row)') from error
+    except UnicodeEncodeError as error:
+        before = error.object[max(error.start - 20, 0):error.start]
+        raise ValueError(f'half of a surrogate pair, which is no character, after {before!r}') from error
     except json.JSONDecodeError as error:
         raise ValueError(f'not JSON ({error})') from error
     except RecursionError as error:
@@ -113,6 +121,12 @@ def parse_row(data: bytes) -> dict[str, Any]:
 
 def _refuse(constant: str):
     raise ValueError(f'not JSON: the number {constant} is not finite')
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f'the number {number:.20} is not finite')
+    return value
 
 
 def _scan(path: Path) -> Iterator[tuple[Span, bytes, Optional[str]]]:

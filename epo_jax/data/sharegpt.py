@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
+from epo_jax.errors import InputError
+
 DOMAINS = ('sotopia', 'webshop', 'alfworld')
 
 # Largest score of a trajectory. SOTOPIA's is the goal rating; a reward otherwise.
@@ -21,7 +23,7 @@ BEST = {'sotopia': 10, 'webshop': 1, 'alfworld': 1}
 INFO = 'dataset_info.json'
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be found or understood as a whole; the message says what to do."""
 
 
@@ -96,10 +98,13 @@ def _read_info(path: Path) -> dict[str, Source]:
     for name, entry in entries.items():
         if entry.get('formatting') != 'sharegpt' or 'file_name' not in entry:
             continue
-        columns, tags = entry.get('columns', {}), entry.get('tags', {})
-        sources[name] = Source(path.parent / entry['file_name'], Layout(
-            columns.get('messages', 'conversations'), tags.get('role_tag', 'from'), tags.get('content_tag', 'value'),
-            tags.get('user_tag', 'human'), tags.get('assistant_tag', 'gpt')))
+        columns, tags = entry.get('columns') or {}, entry.get('tags') or {}
+        try:
+            sources[name] = Source(path.parent / entry['file_name'], Layout(
+                columns.get('messages', 'conversations'), tags.get('role_tag', 'from'),
+                tags.get('content_tag', 'value'), tags.get('user_tag', 'human'), tags.get('assistant_tag', 'gpt')))
+        except (AttributeError, TypeError) as error:
+            raise DataError(f"{path}: {name!r} is not in LLaMA-Factory's form ({error})") from error
     return sources
 
 
@@ -120,13 +125,8 @@ def messages(row: Mapping[str, Any], layout: Layout = Layout()) -> list[dict[str
         role, expected = message.get(layout.role), layout.assistant if i % 2 else layout.user
         if role != expected:
             raise ValueError(f'message {i} is from {role!r} where {expected!r} must follow in turn')
-        text = message.get(layout.content)
-        if not isinstance(text, str):
+        if not isinstance(message.get(layout.content), str):
             raise ValueError(f'message {i} has no text {layout.content!r}')
-        try:
-            text.encode('utf-8')
-        except UnicodeEncodeError:
-            raise ValueError(f'message {i} has half of a surrogate pair, which is no character') from None
         if message.get('index', i) != i:
             raise ValueError(f"message {i} has 'index' {message['index']!r}")
     if len(found) % 2:

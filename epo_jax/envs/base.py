@@ -186,6 +186,7 @@ class Domain:
       tokens: (config.environment, tokenizer of everybody, width of views) -> an Environment on the device; None:
         there is none.
       language: (config, tokenizer, chat segments) of a small model of the environment's own, trained from scratch.
+      variant: of config.environment, the name under which results are reported; others are not to be compared with.
     """
 
     seats: int
@@ -195,3 +196,4 @@ class Domain:
     environment: Optional[Callable[[ConfigDict], TextEnvironment]] = None
     tokens: Optional[Callable[[ConfigDict, Any, int], Environment]] = None
     language: Optional[Callable[[], tuple[ModelConfig, Any, ChatSegments]]] = None
+    variant: Callable[[ConfigDict], str] = lambda environment: environment.name

@@ -1,4 +1,7 @@
-"""Text episodes on the host, seen from the rollout as tokens."""
+"""Text episodes on the host, seen from the rollout as tokens.
+
+With several processes, each holds the episodes of its own slots (see `epo_jax.hosts`), and only their texts travel.
+"""
 
 import dataclasses
 from typing import Any, Optional, Sequence
@@ -6,6 +9,7 @@ from typing import Any, Optional, Sequence
 from flax import struct
 import numpy as np
 
+from epo_jax import hosts
 from epo_jax.agents.base import Seat
 from epo_jax.envs.base import Account, Observation, TextEnvironment, View
 from epo_jax.hostcalls import Failure, call_all
@@ -20,7 +24,7 @@ class HostState:
     """What is in the slots.
 
     Attributes:
-      episodes: object[B] states of the TextEnvironment; None: nothing has begun.
+      episodes: object[B] states of the TextEnvironment; None: nothing has begun, or another process has it.
       failures: object[B] why the environment broke, or None.
       events: object[B] tuples of names.
     """
@@ -83,20 +87,26 @@ class HostEnvironment:
         advised = [seat.strategist is not None for seat in self.seats]
         episodes, failures, events = state.episodes.copy(), state.failures.copy(), state.events.copy()
         views = [View([()] * len(rows), [()] * len(rows)) for _ in self.seats]
-        for b in np.flatnonzero(rows):
+
+        def reset(b):
             episodes[b], opening = self.env.reset(queue[episode[b]], advised)
+            return opening
+
+        openings = hosts.share(np.flatnonzero(rows & hosts.own(len(rows))), reset)
+        for b in np.flatnonzero(rows):
             failures[b], events[b] = None, ()
             for s, view in enumerate(views):
                 for role in (0, 1):
                     try:
-                        view[role][b] = self._encode(s, role, opening[s][role])
+                        view[role][b] = self._encode(s, role, openings[b][s][role])
                     except TooLongError as error:
                         raise TooLongError(f'{error}: an opening is too long, raise rollout.view_tokens') from None
         return HostState(episodes, failures, events), self._pack(views)
 
     def cues(self, state: HostState, seat: int) -> View:
         """See Environment.cues."""
-        cues = [View('', '') if episode is None else self.env.cues(episode, seat) for episode in state.episodes]
+        told = hosts.share(_here(state), lambda b: self.env.cues(state.episodes[b], seat))
+        cues = [told.get(b, View('', '')) for b in range(len(state.episodes))]
         return View(*(pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
 
     def choices(self, state: HostState, seat: int) -> Optional[Tokens]:
@@ -106,7 +116,8 @@ class HostEnvironment:
         Raises:
           TooLongError: there are more choices than the shape holds, or longer ones than the actor can write.
         """
-        rows = [() if episode is None else self.env.choices(episode, seat) for episode in state.episodes]
+        told = hosts.share(_here(state), lambda b: self.env.choices(state.episodes[b], seat))
+        rows = [told.get(b, ()) for b in range(len(state.episodes))]
         if not any(rows):
             return None
         count, width = self.choice_shape
@@ -128,20 +139,33 @@ class HostEnvironment:
         rows = np.flatnonzero(live)
         messages = message.rows()
         tokenizer = self.seats[seat].actor.tokenizer
+        mine = [b for b in _here(state) if live[b]]
 
-        texts = {b: text.decode(tokenizer, messages[b]) for b in rows}
-        calls = [lambda b=b: self.env.step(state.episodes[b], seat, texts[b]) for b in rows]
+        texts = {b: text.decode(tokenizer, messages[b]) for b in mine}
+        calls = [lambda b=b: self.env.step(state.episodes[b], seat, texts[b]) for b in mine]
+        results = dict(zip(mine, call_all(calls, self.timeout)))
 
         episodes, failures, events = state.episodes.copy(), state.failures.copy(), state.events.copy()
         views = [View([()] * len(live), [()] * len(live)) for _ in range(self.num_seats)]
         done = np.zeros(len(live), bool)
         reward = np.zeros((len(live), self.num_seats), np.float32)
-        for b, result in zip(rows, call_all(calls, self.timeout)):
-            if isinstance(result, Failure):
-                failures[b] = result.reason
+
+        def after(b):  # the state stays here
+            if isinstance(results[b], Failure):
+                return results[b]
+            try:
+                episodes[b], step = results[b]
+                return step
+            except (TypeError, ValueError) as error:
+                return Failure(f'{type(error).__name__}: {error}')
+
+        steps = hosts.share(mine, after)
+        for b in rows:
+            step = steps[b]
+            if isinstance(step, Failure):
+                failures[b] = step.reason
                 continue
             try:
-                episodes[b], step = result
                 done[b], reward[b], events[b] = step.done, step.rewards, events[b] + step.events
                 for s, view in enumerate(views):
                     for role in (0, 1):
@@ -156,11 +180,15 @@ class HostEnvironment:
     def accounts(self, scenarios: Sequence[Any], state: HostState, messages: Tokens) -> list[Account]:
         """See Environment.accounts."""
         seats = range(self.num_seats)
-        return [
-            Account(self.env.describe(episode), self.env.transcript(episode),
-                    [self.env.brief(episode, s) for s in seats], [self.env.score(episode, s) for s in seats],
-                    events, failure)
-            for episode, failure, events in zip(state.episodes, state.failures, state.events)]
+
+        def account(b):
+            episode = state.episodes[b]
+            return Account(
+                self.env.describe(episode), self.env.transcript(episode), [self.env.brief(episode, s) for s in seats],
+                [self.env.score(episode, s) for s in seats], state.events[b], state.failures[b])
+
+        told = hosts.share(_here(state), account)
+        return [told[b] for b in range(len(state.episodes))]
 
     def _encode(self, seat: int, role: int, part: str) -> list[int]:
         """Ids of what a role (0 strategist, 1 actor) of a seat reads."""
@@ -172,3 +200,8 @@ class HostEnvironment:
 
     def _pack(self, views: Sequence[View]) -> tuple[View, ...]:
         return tuple(View(*(pack(ids, self.width) for ids in view)) for view in views)
+
+
+def _here(state: HostState) -> list[int]:
+    """The slots whose episodes this process has."""
+    return [b for b, episode in enumerate(state.episodes) if episode is not None]

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any, Mapping, Optional
 
+from epo_jax.errors import InputError
 
-class UnsupportedModelError(ValueError):
+
+class UnsupportedModelError(InputError):
     """The checkpoint asks for something this decoder does not do."""
 
 

@@ -7,6 +7,7 @@ from typing import Any, Optional
 import gguf
 import numpy as np
 
+from epo_jax.errors import InputError
 from epo_jax.models.config import ModelConfig, RopeScaling
 from epo_jax.models.transformer import rope_frequencies
 
@@ -14,7 +15,7 @@ ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
 
 
-class GGUFError(ValueError):
+class GGUFError(InputError):
     """Not a GGUF file, a damaged one, or one holding something that is not supported."""
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from epo_jax.errors import InputError
 from epo_jax.models.config import ModelConfig, UnsupportedModelError
 from epo_jax.models.gguf import GGUFError, GGUFFile, config_of
 from epo_jax.models.transformer import Transformer
@@ -46,7 +47,7 @@ OTHER_MODULES = {
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """A checkpoint that cannot be read or written as asked; the message names the tensor or the file."""
 
 

@@ -8,6 +8,7 @@ from typing import Sequence
 
 import numpy as np
 
+from epo_jax.hosts import everywhere
 from epo_jax.rewards.judge import Judge, follow, name_turns, pad, stacked
 from epo_jax.rewards.reading import Reading
 
@@ -83,7 +84,7 @@ def _read(judge: Judge, readings: Sequence[Reading], turns: int, potential: bool
         stages = [[judge.encode(reading.brief + piece if i == 0 else piece, first=i == 0)
                    for i, piece in enumerate(_pieces(reading, turns, potential))] for reading in batch]
         packed = stacked([pad(rows, judge.batch, judge.capacity) for rows in zip(*stages)])
-        chances, rating = follow(judge, packed, np.bool_(potential), rate)
+        chances, rating = everywhere(follow(judge, packed, np.bool_(potential), rate))
         parts.append((np.asarray(chances, np.float64)[:len(batch)], np.asarray(rating, np.float64)[:len(batch)]))
     chances, rating = map(np.concatenate, zip(*parts))
     return chances, rating
@@ -116,7 +117,8 @@ def _critical(judge: Judge, readings: Sequence[Reading], turns: int, rating) -> 
         rows = [judge.encode(part, first=True) for part in texts[i:i + judge.batch]]
         turned = np.zeros((judge.batch, turns), bool)
         turned[:len(rows)] = had[i:i + judge.batch]
-        parts.append(np.asarray(name_turns(judge, pad(rows, judge.batch, judge.capacity), turned))[:len(rows)])
+        named = everywhere(name_turns(judge, pad(rows, judge.batch, judge.capacity), turned))
+        parts.append(np.asarray(named)[:len(rows)])
     chances = np.concatenate(parts).astype(np.float64)
     return np.where(np.isnan(chances), np.nan, chances >= 0.5), chances
 

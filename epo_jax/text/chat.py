@@ -13,6 +13,7 @@ from typing import Callable, Optional, Sequence
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from epo_jax.errors import InputError
 from epo_jax.text.tokenizer import encode, special_ids
 
 TEMPLATES = {
@@ -51,7 +52,7 @@ ORDINARY_TEXT = (
 )
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(InputError):
     """A chat template that is missing, broken, or not append-only; the message says where and what to do."""
 
 

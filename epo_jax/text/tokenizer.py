@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from epo_jax.errors import InputError
 from epo_jax.models.gguf import GGUFError, GGUFFile
 
 # How text is cut before byte pairs are merged. Qwen cuts every digit off, Llama 3 groups of up to three.
@@ -18,7 +19,7 @@ SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{d
 CONTROL, USER_DEFINED = 3, 4
 
 
-class TokenizerError(ValueError):
+class TokenizerError(InputError):
     """A tokenizer that cannot be read, or that would break a guarantee of `encode`."""
 
 

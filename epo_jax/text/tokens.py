@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from epo_jax.errors import InputError
+
 
 @struct.dataclass
 class Tokens:
@@ -30,7 +32,7 @@ class Tokens:
         return [ids[b, :n].tolist() for b, n in enumerate(length)]
 
 
-class TooLongError(ValueError):
+class TooLongError(InputError):
     """A row does not fit the width it must be packed into."""
 
 

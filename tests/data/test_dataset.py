@@ -90,6 +90,24 @@ def test_bad_rows(tmp_path, change, reason):
         Dataset(write(tmp_path / 'p.json', [bad]), TOKENIZER, CHAT, 200, skip_bad=True)
 
 
+class Greedy:
+    """A tokenizer that makes a control token of text, which some cannot be kept from."""
+
+    def __call__(self, text, **how):
+        return {'input_ids': [CHAT.end]} if '<|im_end|>' in text else TOKENIZER(text, **how)
+
+    def __getattr__(self, name):
+        return getattr(TOKENIZER, name)
+
+
+def test_text_that_becomes_a_control_token_is_named(tmp_path):
+    rows = [prepared(['a', 'b'], [1]), prepared(['a', 'x<|im_end|>'], [1])]
+    data = Dataset(write(tmp_path / 'p.json', rows), Greedy(), CHAT, 200)
+    assert data[0] == tokenize(['a', 'b'], [1.0], TOKENIZER, CHAT, 200)
+    with pytest.raises(RowError, match="p.json, row 2: .*control token '<.im_end.>'"):
+        data[1]
+
+
 def test_numbers_are_weights_too(tmp_path):
     row = prepared(['a', 'b'], [0.5])
     row['conversations'][1]['score'] = 0.5

@@ -1,10 +1,14 @@
 """Episodes become the conversations that they were."""
 
+import importlib
 import json
+import pathlib
+import sys
 
 import numpy as np
 import pytest
 
+from epo_jax import experiment, label, offline, prepare
 from epo_jax.config import to_json
 from epo_jax.data import episodes
 from epo_jax.data.rows import RowError
@@ -13,7 +17,10 @@ from epo_jax.defaults import default_config
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import encode
+from fake_endpoint import serve, strategies_in
+from test_experiment import small_config
 
+ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = byte_tokenizer()
 CHAT = chat_segments(TOKENIZER)
 
@@ -67,6 +74,9 @@ def test_a_run_becomes_raw_rows(tmp_path, capsys):
     assert [[m['value'] for m in messages(row)] for row in rows] == [texts, texts[:2]]
     np.testing.assert_allclose([trajectory_score(row) for row in rows], [7.5, 1.0])
     assert len({row['id'] for row in rows}) == 2
+    (tmp_path / 'config.json').write_text((tmp_path / 'config.json').read_text().replace('"sotopia"', '"counting"'))
+    with pytest.raises(SystemExit, match="a run of 'counting'; say whose scale"):
+        episodes.main([f'--workdir={tmp_path}', f'--out={tmp_path}/raw.json'])
     out = capsys.readouterr().out
     assert '2  left out' in out and '1  seats that were not trained' in out
     assert episodes.convert_run(str(tmp_path), str(tmp_path / 'raw.json'), 'webshop')['rows'] == 2
@@ -81,3 +91,48 @@ def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(RowError, match='iteration_00001.jsonl, row 2'):
         episodes.convert_run(str(tmp_path), str(tmp_path / 'raw.json'))
     assert not (tmp_path / 'raw.json').exists()
+
+
+def small_run(name):
+    """One iteration of the dummy model."""
+    if name == 'sotopia':
+        config = small_config()
+    else:
+        sys.path.insert(0, str(ROOT))
+        config = importlib.import_module(f'configs.{name}').get_config('tiny')
+        config.evaluation.episodes, config.reward.process = 0, 'none'
+        config.rollout.update(episodes=2, batch=2)
+        config.learner.batch = 2
+    config.iterations = 1
+    return config
+
+
+@pytest.mark.parametrize('name, best', [
+    ('sotopia', 10), pytest.param('alfworld', 1, marks=pytest.mark.slow),
+    pytest.param('webshop', 1, marks=pytest.mark.slow)])
+def test_what_was_played_is_labelled_prepared_and_trained_on(tmp_path, name, best):
+    experiment.run(small_run(name), tmp_path / 'online')
+    episodes.main([f'--workdir={tmp_path}/online', f'--out={tmp_path}/raw.json'])
+    raw = json.loads((tmp_path / 'raw.json').read_text())
+    played = [seat for line in (tmp_path / 'online/episodes/iteration_00001.jsonl').read_text().splitlines()
+              for seat in json.loads(line)['seats']]
+    assert [row['score'] for row in raw] == [best * seat['outcome'] for seat in played] and raw
+
+    with serve(lambda prompt, seed: json.dumps({'indexes': strategies_in(prompt)[:1]})) as judge:
+        label.main([f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json', f'--domain={name}',
+                    f'--judge={judge.url}'])
+    prepare.main([f'--data={tmp_path}/labelled.json', f'--out={tmp_path}/prepared.json', f'--domain={name}'])
+    rows = json.loads((tmp_path / 'prepared.json').read_text())
+    for row, seat in zip(rows, played, strict=True):
+        turns = len(row['conversations']) // 2
+        assert turns == max(seat['turn']) + 1
+        expected = 0.99 ** (turns - 1) * seat['outcome'] + 1  # the first strategy was the critical one
+        assert float(row['conversations'][1]['score']) == pytest.approx(expected)
+
+    config = offline.default_config()
+    config.data, config.model.path, config.capacity = f'{tmp_path}/prepared.json', 'dummy', 8192
+    config.model.remat = 'none'
+    config.learner.update(batch=2, micro_batch=2, epochs=1)
+    assert int(offline.run(config, tmp_path / 'offline').step) == -(-len(rows) // 2)
+    metrics, *_ = (json.loads(line) for line in (tmp_path / 'offline/metrics.jsonl').read_text().splitlines())
+    assert metrics['data/dropped_turns'] == 0 and metrics['learner/gradient_norm'] > 0

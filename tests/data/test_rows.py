@@ -86,6 +86,8 @@ GOOD = b'{"x": 1}'
 BAD = [
     (b'{"x": 1,}', 'not JSON'), (b'{"x": NaN}', 'NaN is not finite'), (b'{"x": -Infinity}', 'not finite'),
     (b'{"x": "\xff"}', 'invalid UTF-8'), (b'[1, 2]', 'expected an object, found list'), (b'{"x" 1}', 'not JSON'),
+    (b'{"x": {"y": [0.5, -1e999]}}', 'number -1e999 is not finite'),
+    (b'{"x": ["ab\\uDBff c"]}', "half of a surrogate pair, .*ab'"), (b'{"\\udc00": 1}', 'half of a surrogate pair'),
     (b'{' + b'"x":[' * 100000 + b']' * 100000 + b'}', 'not JSON'), (b'{"x": "a\nb"}', 'not JSON')]
 
 

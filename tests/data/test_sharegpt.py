@@ -45,6 +45,12 @@ def test_dataset_info_of_llama_factory(tmp_path):
         messages(row)
     info(tmp_path, only={'file_name': 'chat.json', **own})
     assert find_source(str(tmp_path)).path == tmp_path / 'chat.json'
+    for wrong in ({'columns': ['turns']}, {'tags': 'role'}, {'file_name': 5}):
+        info(tmp_path, only={'file_name': 'chat.json', **own, **wrong})
+        with pytest.raises(DataError, match="dataset_info.json: 'only' is not in LLaMA-Factory's form"):
+            find_source(str(tmp_path))
+    info(tmp_path, only={'file_name': 'chat.json', 'formatting': 'sharegpt', 'columns': None, 'tags': None})
+    assert find_source(str(tmp_path)).layout == Layout()
     (tmp_path / 'dataset_info.json').write_text('[1]')
     with pytest.raises(DataError, match='not a JSON object'):
         find_source(str(tmp_path))

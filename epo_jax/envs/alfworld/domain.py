@@ -10,6 +10,8 @@ from epo_jax.envs.alfworld.engine import GameError
 from epo_jax.envs.alfworld.index import Scenario, open_games
 from epo_jax.envs.base import Domain
 
+STEPS = 40  # of the official evaluation
+
 
 def check(options: ConfigDict) -> list[str]:
     """See Domain.check."""
@@ -37,19 +39,26 @@ def scenarios(path: str, options: ConfigDict) -> Sequence[Scenario]:
 def environment(options: ConfigDict) -> Alfworld:
     """See Domain.environment."""
     version, _ = text.read_variant(options.variant)
-    name = options.variant + ('-constrained' if options.constrained else '')
-    return Alfworld(version, name, prompts.examples(version), options.max_turns, options.max_idle, options.share,
-                    options.constrained, options.short, options.begun)
+    return Alfworld(version, variant(options), prompts.examples(version), options.max_turns, options.max_idle,
+                    options.share, options.constrained, options.short, options.begun)
+
+
+def variant(options: ConfigDict) -> str:
+    """See Domain.variant: whatever changes results besides the games is named, too, as in
+    alfworld-0.4-unseen+10steps+constrained."""
+    changed = [f'{options.max_turns}steps'] * (options.max_turns != STEPS)
+    changed += [name for name in ('constrained', 'begun', 'short', 'share') if options[name]]
+    return '+'.join([options.variant, *changed])
 
 
 DOMAIN = Domain(
     seats=1,
     options=dict(
         variant='alfworld-0.4-unseen',  # release whose words are used, and the split that is held out
-        max_turns=40,         # actions
+        max_turns=STEPS,      # actions
         max_idle=0,           # more actions in a row than this that do nothing end the episode; 0: never
         share=False,          # an episode that is not won counts by the share of its goal's conditions
         constrained=False,    # the actor may give admissible commands only
         short=False,          # short prompts, for small models
         begun=False),         # replies are begun for the models: 'Thought:', 'Action:'
-    check=check, scenarios=scenarios, environment=environment)
+    check=check, scenarios=scenarios, environment=environment, variant=variant)

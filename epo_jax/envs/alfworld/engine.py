@@ -10,10 +10,12 @@ Letters in names and loops: o object, r receptacle, l location.
 import dataclasses
 from typing import Iterator, Mapping, NamedTuple
 
+from epo_jax.errors import InputError
+
 NOTHING = -1  # held, when the hands are empty
 
 
-class GameError(ValueError):
+class GameError(InputError):
     """A game is malformed, unknown or cannot be solved."""
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from epo_jax.envs.bargain import language, scenarios
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.base import Domain
+from epo_jax.errors import InputError
 
 
 def domain(opponent: str, seats: int) -> Domain:
@@ -32,7 +33,7 @@ def load(path: str, environment: ConfigDict) -> list[scenarios.Scenario]:
       ValueError: a path; there is nothing to be read.
     """
     if path:
-        raise ValueError(f"scenarios={path!r}: bargain makes its own, leave it ''")
+        raise InputError(f"scenarios={path!r}: bargain makes its own, leave it ''")
     return scenarios.every_scenario(environment.opponent)
 
 
@@ -43,9 +44,9 @@ def tokens(environment: ConfigDict, tokenizer: Any, width: int) -> Bargain:
       ValueError: models that speak another language, or views that are too short for an opening.
     """
     if tokenizer.get_vocab() != language.IDS:
-        raise ValueError("bargain has a language of its own: every model at the table must be 'scratch' or speak it")
+        raise InputError("bargain has a language of its own: every model at the table must be 'scratch' or speak it")
     if width < language.OPENING_WIDTH:
-        raise ValueError(f'rollout.view_tokens is {width}; an opening has {language.OPENING_WIDTH} tokens')
+        raise InputError(f'rollout.view_tokens is {width}; an opening has {language.OPENING_WIDTH} tokens')
     return Bargain(environment.opponent, environment.rounds)
 
 

@@ -10,6 +10,7 @@ import re
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.envs.sotopia.actions import Action
+from epo_jax.errors import InputError
 
 _AMOUNT = re.compile(r'\$\s?(\d[\d,]*(?:\.\d+)?)|(\d[\d,]*(?:\.\d+)?)\s?(?:dollars|bucks|usd)\b', re.IGNORECASE)
 _ACCEPTS = re.compile(
@@ -22,7 +23,7 @@ _TOO_MUCH = re.compile(r'\b(?:too|steep|beyond|more than|less than)\b', re.IGNOR
 _QUESTION = re.compile(r'(?:[^.!?]|\.(?=\d))*\?')
 
 
-class RuleError(ValueError):
+class RuleError(InputError):
     """A goal rule is of an unknown kind or contradicts itself."""
 
 

@@ -13,11 +13,12 @@ import re
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.envs.sotopia.goals import RuleError, check_rule
+from epo_jax.errors import InputError
 
 STRANGER, BY_NAME, ACQUAINTANCE, FRIEND, ROMANTIC, FAMILY = range(6)
 
 
-class ProfileError(ValueError):
+class ProfileError(InputError):
     """A profile file is missing, malformed or inconsistent."""
 
 

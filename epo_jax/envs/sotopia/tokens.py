@@ -117,12 +117,12 @@ class TokenSotopia:
 
     def start(self, batch: int) -> Dialogues:
         """See Environment.start."""
-        A = self.max_turns
+        A, F = self.max_turns, len(FRAME_KINDS)
         zeros = lambda *shape: np.zeros((batch, *shape), np.int32)
         return Dialogues(
-            cue=Tokens(zeros(2, FRAME_TOKENS), zeros(2)), frame=Tokens(zeros(2, len(FRAME_KINDS), FRAME_TOKENS), zeros(2, len(FRAME_KINDS))),
-            actions=zeros(), stale=zeros(), spoke=np.zeros((batch, 2), bool), lines=Tokens(zeros(A, self.width), zeros(A)),
-            frames=zeros(A))
+            cue=Tokens(zeros(2, FRAME_TOKENS), zeros(2)), frame=Tokens(zeros(2, F, FRAME_TOKENS), zeros(2, F)),
+            actions=zeros(), stale=zeros(), spoke=np.zeros((batch, 2), bool),
+            lines=Tokens(zeros(A, self.width), zeros(A)), frames=zeros(A))
 
     @functools.partial(jax.jit, static_argnums=0)
     def deal(self, state: Dialogues, queue: Scenes, episode, rows) -> tuple[Dialogues, tuple[View, ...]]:

@@ -29,8 +29,19 @@ def scenarios(path: str, options: ConfigDict) -> list[Scenario]:
     splits = dict(zip(('train', 'held_out'), variant.splits(len(shop.goals))))
     both = set(splits['train']) & set(splits['held_out'])
     category = lambda goal: shop.goals[goal].category
-    return [Scenario(f'{variant.name}/{goal}', split, category(goal), variant.name, shop, goal, goal in both)
+    return [Scenario(f'{variant.name}/{goal}', split, category(goal), rewarded(options), shop, goal, goal in both)
             for split, goals in splits.items() for goal in goals]
+
+
+def rewarded(options: ConfigDict) -> str:
+    """The variant with what changes its rewards."""
+    changed = [options.tagger] * (options.tagger != 'words') + [f'seed{options.seed}'] * (options.seed != SEED)
+    return '+'.join([options.variant, *changed])
+
+
+def variant(options: ConfigDict) -> str:
+    """See Domain.variant."""
+    return environment(options).variant(rewarded(options))
 
 
 def environment(options: ConfigDict) -> WebShop:
@@ -43,10 +54,11 @@ DOMAIN = Domain(
     seats=1,
     options=dict(
         variant='webshop-small-synth-15',  # see variants.py; all but webshop-small-* need data (config.scenarios)
+        # Results with one of the following changed bear another name, such as webshop-1k-human+spacy+short.
         tagger='words',       # who finds nouns for the reward: words, or spacy (the official way)
         seed=SEED,            # of prices and price limits
         short=False,          # short prompts and pages, for small models
         begun=False,          # replies are begun for the models: 'Thought:', 'Action:'
-        constrained=False,    # the actor can only click what is there; results are of a variant of their own
+        constrained=False,    # the actor can only click what is there
         script=''),           # buyer or weak_buyer: a scripted customer acts in place of the actor
-    check=check, scenarios=scenarios, environment=environment)
+    check=check, scenarios=scenarios, environment=environment, variant=variant)

@@ -22,6 +22,7 @@ _RULES = (
 
 # One worked example: (thought, action, page that follows).
 _TASK = 'i need a dishwasher safe coffee mug in dark green, 12 ounce, and price lower than 20.00 dollars'
+_SHORT_TASK = 'dishwasher safe coffee mug with color: dark green, and price lower than 20.00 dollars'
 _EXAMPLE = (
     ('Few words that name the kind and what matters most should find it.',
      'search[dishwasher safe coffee mug dark green]',
@@ -58,10 +59,11 @@ def actor_opening(instruction: str, page: str, advised: bool, short: bool) -> st
     """The actor's first message."""
     if short:
         return '\n'.join((
-            'You shop in a web shop with search[keywords] and click[value].', f'You want: {instruction}',
-            f'Search, open a fitting product by its number, click the options you want, then click[{BUY}]. Write one '
-            f'action, as "{ACTION} ..."' + ('; a thought tells you what to do.' if advised else '.'),
-            f'{OBSERVATION} {page}'))
+            f'You shop in a web shop with search[...] and click[...]. Search, open a fitting product by its number, '
+            f'click the options you want, then click[{BUY}]. Write one action, as "{ACTION} ..."'
+            + ('; a thought tells you what to do.' if advised else '.'),
+            'For example:', f'You want: Find me {_SHORT_TASK}', f'{ACTION} {_EXAMPLE[0][1]}',
+            'Now you.', f'You want: {instruction}', f'{OBSERVATION} {page}'))
     order = ('In every turn you read the page and a thought about it, which you may follow. '
              if advised else 'In every turn you read the page. ')
     return '\n'.join((

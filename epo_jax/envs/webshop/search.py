@@ -14,7 +14,6 @@ from array import array
 import bisect
 from collections import Counter
 import dataclasses
-import math
 from pathlib import Path
 from typing import Iterable
 
@@ -23,8 +22,6 @@ import numpy as np
 from epo_jax.envs.webshop.analysis import Terms, analyse
 
 K1, B = 0.9, 0.4
-_BLOCK = 1024    # documents of which only the best is looked at first
-_FEW = 50_000    # postings that are added without further thought
 _CHUNK = 1 << 22  # postings that are written at once
 
 
@@ -51,39 +48,21 @@ class Index:
     def search(self, query: str, k: int = 50) -> list[int]:
         """The best documents, best first, k at most; of equals the one indexed first. Those without any term of
         the query are never found."""
-        counts = {self._find(term): count for term, count in Counter(analyse(query, Terms())).items()}
-        counts.pop(None, None)
-        if not counts:
-            return []
-        # The rarest terms first, whose documents can score most. As soon as the common ones that are left could not
-        # lift any other document into the best k, they are looked up only for the documents that still can get there.
-        terms = sorted(counts, key=lambda term: self.starts[term + 1] - self.starts[term])
-        bounds = [counts[term] * self._idf(term) for term in terms]
-        scores, threshold = np.zeros(self.documents), 0.0
-        for done, term in enumerate(terms):
-            left = sum(bounds[done:]) * 1.0001
-            if done and self.starts[term + 1] - self.starts[term] > _FEW:
-                threshold = _lower_bound(scores, k)
-                if threshold > left:
-                    break
-            part = slice(*self.starts[term:term + 2].tolist())
-            scores[self.postings[part]] += counts[term] * self.impacts[part]
-        else:
-            done, left, threshold = len(terms), 0.0, _lower_bound(scores, k)
-        candidates = np.flatnonzero(scores >= max(threshold - left, np.finfo(np.float32).tiny))
-        final = scores[candidates]
-        for term in terms[done:]:
-            part = slice(*self.starts[term:term + 2].tolist())
-            postings = self.postings[part]
-            at = np.minimum(np.searchsorted(postings, candidates), len(postings) - 1)
-            final += np.where(postings[at] == candidates, counts[term] * self.impacts[part][at], 0)
+        terms = [term for word in analyse(query, Terms()) if (term := self._find(word)) is not None]
+        parts = [slice(*self.starts[term:term + 2].tolist()) for term in terms]  # a word said twice counts twice
+        scores = np.zeros(self.documents, np.float32)
+        for part in parts:
+            np.add.at(scores, self.postings[part], self.impacts[part])
+        # Lucene adds up in double precision: so is done for those that single precision, which errs by less than 1e-6
+        # a term, leaves in question.
+        threshold = _lower_bound(scores, k) * (1 - 1e-6 * len(parts))
+        candidates = np.flatnonzero(scores >= max(threshold, np.finfo(np.float32).tiny)).astype(np.int32)
+        final = np.zeros(len(candidates))
+        for part in parts:
+            at = part.start + np.searchsorted(self.postings[part.start:part.stop - 1], candidates)
+            final += self.impacts[at] * (self.postings[at] == candidates)
         order = np.lexsort((candidates, -final.astype(np.float32)))[:k]
         return candidates[order].tolist()
-
-    def _idf(self, term: int) -> float:
-        """An upper bound of what the term adds to any document."""
-        df = int(self.starts[term + 1] - self.starts[term])
-        return math.log(1 + (self.documents - df + 0.5) / (df + 0.5))
 
     def _find(self, term: str) -> int | None:
         """The number of a term, None where no document has it."""
@@ -160,9 +139,10 @@ def _rounded(length: np.ndarray) -> np.ndarray:
 
 
 def _lower_bound(scores: np.ndarray, k: int) -> float:
-    """A score that at least k documents reach (0 where that is not known), in one quick pass."""
-    blocks = len(scores) // _BLOCK
-    if blocks < k:
+    """A score that at least k documents reach (0 where there are not so many), close to the k-th best, in one quick
+    pass: of equal parts of the documents only the best is looked at."""
+    parts = min(max(1024, 4 * k), len(scores))
+    if parts < k:
         return 0.0
-    best = scores[:blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
-    return float(np.partition(best, blocks - k)[blocks - k])
+    best = scores[:len(scores) // parts * parts].reshape(-1, parts).max(0)
+    return float(np.partition(best, parts - k)[parts - k])

@@ -18,7 +18,7 @@ class Scenario:
 
     Attributes:
       id: variant and number of the goal; split: 'train' or 'held_out'; category: of the goal's product.
-      variant: what is played; shop: where; goal: the number of the goal.
+      variant: what is played, and how it is rewarded; shop: where; goal: the number of the goal.
       overlaps: the same goal is in the other split, too.
     """
 
@@ -46,11 +46,11 @@ class WebShop:
 
     Attributes:
       max_turns: actions at most; the variant's.
-      short: short prompts without the worked example, and pages whose pieces are cut to a few words, for small
+      short: short prompts with an example of a search only, and pages whose pieces are cut to a few words, for small
         models.
       begun: replies are begun for the models, with 'Thought:' and 'Action:' ('Action: search[' where nothing else can
         be done).
-      constrained: the actor can only click what is there; a search is free. A variant of its own.
+      constrained: the actor can only click what is there; a search is free.
       script: a customer (see experts.py) who acts in place of the actor, whatever it replies.
     """
 
@@ -142,8 +142,8 @@ class WebShop:
 
     def variant(self, name: str) -> str:
         """The name under which results are reported: what is played, and how."""
-        return name + ('+constrained' if self.constrained else '') + (
-            f'+{self.script.__name__}' if self.script else '')
+        changed = ['constrained' if self.constrained else 'begun'] * self.begun + ['short'] * self.short
+        return '+'.join([name, *changed, *([self.script.__name__] if self.script else [])])
 
 
 def read_action(text: str) -> tuple[Optional[str], Optional[str]]:

@@ -95,7 +95,7 @@ def test_cues_and_advice_fit_together():
 
 def test_choices_are_the_admissible_commands_where_they_bind():
     env, scenarios = table(constrained=True, begun=True)
-    assert env.variant == 'alfworld-0.4-unseen-constrained'
+    assert env.variant == 'alfworld-0.4-unseen+constrained+begun'
     state, _ = play(env, scenarios[0])
     for _ in range(5):
         choices = env.choices(state, 0)

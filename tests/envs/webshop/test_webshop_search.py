@@ -77,10 +77,17 @@ def test_equals_come_in_the_order_of_the_documents_and_strangers_never(tmp_path)
 
 def test_the_quick_pass_over_many_documents_loses_nothing(tmp_path):
     rng = np.random.default_rng(1)
-    texts = [f'common {"rare" * (rng.random() < 0.01)} {"pad " * int(rng.integers(0, 60))}' for _ in range(8000)]
+    shares = {'common': 0.9, 'frequent': 0.3, 'seldom': 0.2, 'rare': 0.01}
+    texts = [' '.join([word for word, share in shares.items() if rng.random() < share] + ['pad'] * rng.integers(60))
+             for _ in range(8000)]
     index = index_of(texts, tmp_path)
-    for k in (3, 5, 7):  # fewer than there are blocks
-        assert index.search('common rare', k) == index.search('common rare', 8000)[:k]
+    for query in ('common rare', 'rare seldom seldom seldom common', 'frequent', 'seldom frequent rare rare common'):
+        everything, expected = index.search(query, 8000), formula(texts, query)
+        best = sorted(expected.values(), reverse=True)
+        assert set(everything) == set(expected)
+        assert np.allclose([expected[hit] for hit in everything], best, rtol=1e-6)
+        for k in (1, 10, 50, 2000):
+            assert index.search(query, k) == everything[:k]
 
 
 def test_an_index_of_nothing_finds_nothing(tmp_path):

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from epo_jax.envs.base import View
+from epo_jax.envs.webshop import nouns
 from epo_jax.envs.webshop.domain import DOMAIN
 from epo_jax.envs.webshop.experts import buyer
 from epo_jax.envs.webshop.shopping import Scenario, WebShop, read_action
@@ -124,6 +125,27 @@ def test_scenarios_and_options():
     assert DOMAIN.environment(options(script='buyer')).script is buyer
     wrong = DOMAIN.check(options(variant='x', tagger='y', script='z', constrained=True))
     assert len(wrong) == 4 and "'webshop-1k-human'" in wrong[0]
+
+
+def test_every_option_that_changes_results_changes_their_name(monkeypatch):
+    monkeypatch.setattr(nouns, '_spacy', lambda: nouns.words)  # the name only: spaCy need not be installed
+
+    def name(**changes):
+        chosen = options(**changes)
+        assert DOMAIN.check(chosen) == []
+        env, scenario = DOMAIN.environment(chosen), DOMAIN.scenarios('', chosen)[0]
+        return env.describe(env.reset(scenario, (True,))[0])['environment']
+
+    plain = 'webshop-small-synth-15'
+    assert name() == plain and name(variant='webshop-small-synth-6') == 'webshop-small-synth-6'
+    expected = {
+        'tagger': ('spacy', '+spacy'), 'seed': (7, '+seed7'), 'short': (True, '+short'), 'begun': (True, '+begun'),
+        'script': ('buyer', '+buyer')}
+    assert {*expected} == {*DOMAIN.options} - {'variant', 'constrained'}
+    for option, (value, suffix) in expected.items():
+        assert name(**{option: value}) == plain + suffix
+    together = dict({option: value for option, (value, _) in expected.items()}, constrained=True)
+    assert name(**together) == plain + '+spacy+seed7+constrained+short+buyer'
 
 
 @pytest.mark.parametrize('preset', ['quickstart', 'tiny', 'llama3_8b'])

