@@ -116,11 +116,14 @@ class Learner:
 
     def _update(self, state: TrainState, gradient, change: jax.Array) -> TrainState:
         """The state after a step; the same one unless `change`."""
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(change, a, b), new, old)
-        if not self.offload:
+        def move(state):
             updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
-            return keep(TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), state)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
 
+        if not self.offload:  # a branch needs no second copy of the moments, as a selection does
+            return jax.lax.cond(change, move, lambda state: state, state)
+
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(change, a, b), new, old)
         # Moments come to the device and go back one parameter at a time, each waiting for the one before: left alone,
         # the compiler fetches all of them at once.
         clip, adam = self._parts()
