@@ -149,7 +149,7 @@ def assess(settings: Settings, table: Table, judge: Optional[Judge], queue: Any,
         process = jnp.diff(potential, axis=1)
     if settings.process == 'critical':
         scores = outcome.reshape(S, E)
-        messages = by_seat(lambda s, opening, lines: _listed(judge, opening, lines, archive, s, S, T, scores[s]))
+        messages = by_seat(lambda s, opening, lines: _listed(judge, opening, lines, archive, s, S, scores[s]))
         critical = _in_batches(judge, (messages, had), lambda part: name_turns(judge, *part))
         process = jnp.where(jnp.isnan(critical), jnp.nan, critical >= 0.5)
     valid = had & complete[:, None] & jnp.isfinite(process)
@@ -173,7 +173,7 @@ def _stages(judge: Judge, opening: Tokens, lines: Tokens, actions, seat: int, S:
         for t in range(T + 1)))
 
 
-def _listed(judge: Judge, opening: Tokens, lines: Tokens, archive: Archive, seat: int, S: int, T: int,
+def _listed(judge: Judge, opening: Tokens, lines: Tokens, archive: Archive, seat: int, S: int,
             outcome) -> Tokens:
     """Tokens [E, K]: the whole episode, its outcome f32[E], and a seat's strategies, among which a judge chooses.
 
