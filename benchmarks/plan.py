@@ -35,7 +35,7 @@ class Settings:
     chunk: int = 256
     train_batch: int = 4
     train_lengths: tuple[int, ...] = (512, 1024)
-    micro_batch: int = 1
+    micro_batch: int = 2
     remat: str = 'dots'
     peer_micro_batch: int = 0
     episodes: int = 8

@@ -190,7 +190,8 @@ def compare(this: Run, state: RunState, held_out: Sequence[Any], workdir: pathli
                 outcome = np.where(played.verdict.outcome_valid, 10 * played.verdict.outcome, np.nan)
                 for s in tested:
                     found[:, s] = outcome[s * len(scenarios):(s + 1) * len(scenarios)]
-                saved += [{'condition': kind, 'partner': number} | record for record in played.records()]
+                label = {'condition': kind} | ({} if partner is None else {'partner': number})
+                saved += [label | record for record in played.records()]
             against.append(found)
         scores[kind] = np.concatenate(against, axis=1)
     variant, categories = this.domain.variant(config.environment), [scenario.category for scenario in scenarios]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from epo_jax.models.attention import attend_by_blocks, attend_so_far
 from epo_jax.models.config import ModelConfig
 from epo_jax.parallel import constrain
 
@@ -59,54 +60,6 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     sin, cos = rotation
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
-           window: Optional[int] = None) -> jax.Array:
-    """Causal attention; key number l sits at position l, so the mask needs no lengths.
-
-    Args:
-      q: [B, K, H, G, D] queries at `positions`.
-      keys: [B, H, D, L].
-      values: [B, H, L, D].
-      positions: i32[B, K].
-      window: sliding window, or None.
-
-    Returns:
-      [B, K, H, G, D] in q's dtype; scores and softmax are float32.
-    """
-    at = jnp.arange(keys.shape[-1])
-    seen = at <= positions[:, :, None]
-    if window is not None:
-        seen &= at > positions[:, :, None] - window
-    # Both products as plain batched matrix products, the queries of a group side by side: XLA's CPU backend runs
-    # other orders of the axes several times slower, forward and backward.
-    groups, scale = q.shape[3], q.shape[-1] ** -0.5
-    q = rearrange(q, 'b k h g d -> b h (g k) d')
-    scores = jnp.einsum('bhqd,bhdl->bhql', q, keys).astype(jnp.float32) * scale
-    scores = rearrange(scores, 'b h (g k) l -> b h g k l', g=groups)
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1)
-    weights = rearrange(weights, 'b h g k l -> b h (g k) l').astype(q.dtype)
-    out = jnp.einsum('bhql,bhld->bhqd', weights, values)
-    return rearrange(out, 'b h (g k) d -> b k h g d', g=groups)
-
-
-def attend_by_parts(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
-                    window: Optional[int] = None, part: int = 256, block: int = 1024) -> jax.Array:
-    """The same as `attend` among K positions from 0 on, `part` queries at a time, forward and backward: scores of all
-    queries with all keys are never held at once. Queries of one `block` see no keys behind its end; a rest that does
-    not divide is done at once."""
-    if q.shape[1] > block:
-        ends = range(block, q.shape[1] + block, block)
-        return jnp.concatenate([
-            attend_by_parts(q[:, end - block:end], keys[..., :end], values[:, :, :end], positions[:, end - block:end],
-                            window, part, block) for end in ends], axis=1)
-    if q.shape[1] <= part or q.shape[1] % part:
-        return attend(q, keys, values, positions, window)
-    cut = lambda x: rearrange(x, 'b (s k) ... -> s b k ...', k=part)
-    one = jax.checkpoint(lambda q, positions: attend(q, keys, values, positions, window), prevent_cse=False)
-    out = jax.lax.map(lambda pair: one(*pair), (cut(q), cut(positions)))
-    return rearrange(out, 's b k ... -> b (s k) ...')
 
 
 class Linear(nn.Module):
@@ -183,7 +136,7 @@ class Block(nn.Module):
         q = rearrange(q, 'b k (h g) d -> b k h g d', h=c.num_kv_heads)
         if cache is None:
             keys, values = rearrange(k, 'b l h d -> b h d l'), rearrange(v, 'b l h d -> b h l d')
-            y = attend_by_parts(q, keys, values, positions, c.sliding_window)
+            y = attend_by_blocks(q, keys, values, positions, c.sliding_window)
         else:
             rows = jnp.arange(x.shape[0])[:, None]
             k, v = k.astype(cache[0].dtype), v.astype(cache[1].dtype)
@@ -195,7 +148,7 @@ class Block(nn.Module):
                 cache = (cache[0].at[layer, rows, :, :, positions].set(k, mode='drop'),
                          cache[1].at[layer, rows, :, positions, :].set(v, mode='drop'))
                 keys, values = cache[0][layer], cache[1][layer]
-            y = attend(q, keys, values, positions, c.sliding_window)
+            y = attend_so_far(q, keys, values, positions, c.sliding_window)
         y = rearrange(y, 'b k h g d -> b k (h g d)')
         x += Linear((c.width,), ('heads', 'embed'), mesh=self.mesh, name='o')(y)
         y = RMSNorm(c.norm_eps, name='mlp_norm')(x)

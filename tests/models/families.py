@@ -1,0 +1,32 @@
+"""Little models of every family that is read, with random parameters, and what compares them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from epo_jax.models.config import ModelConfig, RopeScaling
+from epo_jax.models.transformer import Transformer
+
+LLAMA = ModelConfig(vocab_size=40, width=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_width=96)
+LLAMA3_SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192)
+CONFIGS = {
+    'llama': LLAMA,
+    'tied, scaled': dataclasses.replace(LLAMA, tied=True, rope_theta=5e5, rope_scaling=LLAMA3_SCALING),
+    'mistral': dataclasses.replace(LLAMA, sliding_window=9),
+    'qwen2': dataclasses.replace(LLAMA, qkv_bias=True, tied=True, norm_eps=1e-6),
+    'qwen2 with a window': dataclasses.replace(LLAMA, qkv_bias=True, sliding_window=9),
+    'qwen3': dataclasses.replace(LLAMA, qk_norm=True, head_dim=24),
+}
+
+
+def random_params(config, dtype=np.float32):
+    """Parameters in the stacked layout, all random."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(Transformer(config, stacked=True).init_params, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), dtype), shapes)
+
+
+def assert_equal(got, want):
+    jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -1,0 +1,151 @@
+"""Reading GGUF files: what is written comes back, and every way in which such a file can be wrong."""
+
+import dataclasses
+import re
+
+import gguf
+import jax
+import numpy as np
+import pytest
+
+from epo_jax.models import weights
+from epo_jax.models.transformer import rope_frequencies, unstack
+from epo_jax.models.weights import WeightsError
+from families import CONFIGS, LLAMA, assert_equal, random_params
+
+
+def gguf_tensors(config, params, permuted):
+    """Parameters as a GGUF file holds them, f32."""
+    def out_in(x):
+        return np.asarray(x).reshape(x.shape[0], -1).T
+
+    def permute(rows, heads):  # as llama.cpp's converter does
+        return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape) if permuted else rows
+
+    tensors = {'token_embd.weight': params['embed'], 'output_norm.weight': params['final_norm']['scale']}
+    if not config.tied:
+        tensors['output.weight'] = out_in(params['head']['kernel'])
+    for i in range(config.num_layers):
+        layer = {k: {kk: np.asarray(x) for kk, x in v.items()} for k, v in unstack(params)[f'layer_{i}'].items()}
+        named = {
+            'attn_norm.weight': layer['attn_norm']['scale'], 'ffn_norm.weight': layer['mlp_norm']['scale'],
+            'attn_q.weight': permute(out_in(layer['q']['kernel']), config.num_heads),
+            'attn_k.weight': permute(out_in(layer['k']['kernel']), config.num_kv_heads),
+            'attn_v.weight': out_in(layer['v']['kernel']), 'attn_output.weight': out_in(layer['o']['kernel']),
+            'ffn_gate.weight': out_in(layer['gate']['kernel']), 'ffn_up.weight': out_in(layer['up']['kernel']),
+            'ffn_down.weight': out_in(layer['down']['kernel'])}
+        if config.qkv_bias:
+            named |= {f'attn_{n}.bias': layer[n]['bias'].reshape(-1) for n in 'qkv'}
+        if config.qk_norm:
+            named |= {f'attn_{n}_norm.weight': layer[f'{n}_norm']['scale'] for n in 'qk'}
+        tensors |= {f'blk.{i}.{name}': x for name, x in named.items()}
+    return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+
+
+def write_gguf(path, config, params, kind='llama', quantisation='F32', metadata=None, extra=None):
+    """Writes a GGUF file; a value of None in `metadata` leaves the key out, in `extra` the tensor."""
+    writer = gguf.GGUFWriter(path, kind)
+    numbers = {
+        'block_count': config.num_layers, 'context_length': config.max_positions, 'embedding_length': config.width,
+        'feed_forward_length': config.mlp_width, 'attention.head_count': config.num_heads,
+        'attention.head_count_kv': config.num_kv_heads, 'attention.layer_norm_rms_epsilon': config.norm_eps,
+        'attention.key_length': config.head_dim, 'attention.value_length': config.head_dim,
+        'rope.freq_base': config.rope_theta} | (metadata or {})
+    for key, value in numbers.items():
+        if isinstance(value, str):
+            writer.add_string(f'{kind}.{key}', value)
+        elif isinstance(value, list):
+            writer.add_array(f'{kind}.{key}', value)
+        elif value is not None:
+            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(f'{kind}.{key}', value)
+    as_type = gguf.GGMLQuantizationType[quantisation]
+    for name, x in (gguf_tensors(config, params, kind == 'llama') | (extra or {})).items():
+        if x is not None and x.ndim > 1 and quantisation != 'F32':
+            writer.add_tensor(name, gguf.quants.quantize(x, as_type), raw_dtype=as_type)
+        elif x is not None:
+            writer.add_tensor(name, x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('llama', 'llama'), ('mistral', 'llama'), ('qwen2', 'qwen2'), ('qwen3', 'qwen3')])
+def test_gguf(name, kind, tmp_path):
+    config = CONFIGS[name]
+    params = random_params(config)
+    window = {'attention.sliding_window': config.sliding_window}
+    path = write_gguf(tmp_path / 'model.gguf', config, params, kind, metadata=window)
+    for stacked in (True, False):
+        read, got = weights.load(path, stacked=stacked)
+        assert read == config
+        assert_equal(got, params if stacked else unstack(params))
+
+
+@pytest.mark.parametrize('quantisation, tolerance', [
+    ('F32', 0), ('F16', 1e-3), ('BF16', 1e-2), ('Q8_0', 0.02), ('Q4_1', 0.25), ('Q4_0', 0.3)])
+def test_gguf_quantisation(quantisation, tolerance, tmp_path):
+    params = random_params(LLAMA)
+    path = write_gguf(tmp_path / 'model.gguf', LLAMA, params, quantisation=quantisation)
+    _, got = weights.load(path, stacked=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, params)
+
+
+def test_gguf_rope_scaling(tmp_path):
+    config = CONFIGS['tied, scaled']
+    divisors = rope_frequencies(dataclasses.replace(config, rope_scaling=None)) / rope_frequencies(config)
+    params = random_params(config)
+    path = write_gguf(tmp_path / 'llama3.gguf', config, params, extra={'rope_freqs.weight': divisors})
+    assert weights.load(path)[0] == config
+    path = write_gguf(tmp_path / 'other.gguf', config, params, extra={'rope_freqs.weight': divisors ** 2})
+    with pytest.raises(WeightsError, match='rope_freqs.weight.*not the rotary scaling of a published Llama 3'):
+        weights.load(path)
+
+
+def test_gguf_key_value_heads_default(tmp_path):
+    config = dataclasses.replace(LLAMA, num_kv_heads=4)
+    params = random_params(config)
+    optional = dict.fromkeys(['attention.head_count_kv', 'attention.key_length', 'attention.value_length'])
+    read, got = weights.load(write_gguf(tmp_path / 'model.gguf', config, params, metadata=optional), stacked=True)
+    assert read == config
+    assert_equal(got, params)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(kind='gemma3'), "architecture 'gemma3' is not supported"),
+    (dict(metadata={'block_count': None}), "no 'llama.block_count' in the metadata"),
+    (dict(metadata={'attention.layer_norm_rms_epsilon': None}), 'no .*layer_norm_rms_epsilon'),
+    (dict(metadata={'attention.head_count_kv': [2, 1]}), 'differ between layers'),
+    (dict(metadata={'rope.dimension_count': 8}), 'different sizes'),
+    (dict(metadata={'expert_count': 8}), 'mixtures of experts'),
+    (dict(metadata={'rope.scaling.type': 'yarn'}), "rope scaling 'yarn'"),
+    (dict(metadata={'attention.head_count_kv': 3}), 'cannot share 3 key/value heads'),
+    (dict(quantisation='Q5_0'), "tensor 'token_embd.weight' is of type Q5_0; supported are F32"),
+    (dict(extra={'token_embd.weight': None}), "'token_embd.weight' is missing"),
+    (dict(extra={'blk.1.attn_q.weight': None}), "missing tensor 'blk.1.attn_q.weight'"),
+    (dict(extra={'blk.1.attn_q.bias': np.zeros(64, np.float32)}), "unexpected tensor 'blk.1.attn_q.bias'"),
+    (dict(extra={'blk.0.attn_k.weight': np.zeros((16, 64), np.float32)}), r"attn_k.weight' has shape \(16, 64\)"),
+])
+def test_gguf_refused(changes, message, tmp_path):
+    path = write_gguf(tmp_path / 'model.gguf', LLAMA, random_params(LLAMA), **changes)
+    with pytest.raises(WeightsError, match=message) as caught:
+        weights.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_gguf_cut_short_or_not_gguf(tmp_path):
+    whole = write_gguf(tmp_path / 'model.gguf', LLAMA, random_params(LLAMA)).read_bytes()
+    cut = tmp_path / 'cut.gguf'
+    for size in (0, 3, 20, 25, 40, 61, 100, 333, 500, 777, 1500, len(whole) // 2, len(whole) - 100):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(WeightsError, match=re.escape(str(cut))):
+            weights.load(cut)
+    cut.write_bytes(b'GGML' + whole[4:])
+    with pytest.raises(WeightsError, match='not a GGUF file'):
+        weights.load(cut)
+    cut.write_bytes(b'no model here, just a text that is long enough for a header')
+    with pytest.raises(WeightsError, match='not a GGUF file'):
+        weights.load(cut)
