@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests; arguments go to pytest. Tests marked slow run only when asked for.
+# Runs the tests, two at a time; arguments go to pytest. Tests marked slow run only when asked for.
 #
 #   bash launch/test.sh
 #   bash launch/test.sh -m slow
@@ -9,4 +9,4 @@ set -euo pipefail
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="$(bash "$repo/launch/setup.sh" test)"
 cd "$repo"
-exec "$python" -m pytest -q "$@"
+exec "$python" -m pytest -q -n 2 --dist worksteal "$@"

@@ -70,25 +70,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             server.times.append(time.monotonic())
             turn = server.seen[prompt, seed]
             server.seen[prompt, seed] += 1
-        try:
-            time.sleep(server.delay)
-            troubles = server.troubles(prompt) if seed == 0 else ()
-            if self.path != '/v1/chat/completions':
-                self.send(404, b'{"error": {"message": "no such path"}}')
-            elif turn < len(troubles):
-                self.fail(troubles[turn])
-            else:
-                text = server.answer(prompt, seed)
-                message = {'role': 'assistant', 'content': text} | ({'refusal': 'I will not'} if text is None else {})
-                prompt_tokens, completion_tokens = server.usage
-                with server.lock:
-                    server.requests.append((prompt, seed))
-                self.send(200, json.dumps({
-                    'choices': [{'index': 0, 'message': message, 'finish_reason': 'stop'}],
-                    'usage': {'prompt_tokens': prompt_tokens, 'completion_tokens': completion_tokens}}).encode())
-        finally:
+        time.sleep(server.delay)
+        with server.lock:  # before the answer, after which a client may ask again at once
+            server.now -= 1
+        troubles = server.troubles(prompt) if seed == 0 else ()
+        if self.path != '/v1/chat/completions':
+            self.send(404, b'{"error": {"message": "no such path"}}')
+        elif turn < len(troubles):
+            self.fail(troubles[turn])
+        else:
+            text = server.answer(prompt, seed)
+            message = {'role': 'assistant', 'content': text} | ({'refusal': 'I will not'} if text is None else {})
+            prompt_tokens, completion_tokens = server.usage
             with server.lock:
-                server.now -= 1
+                server.requests.append((prompt, seed))
+            self.send(200, json.dumps({
+                'choices': [{'index': 0, 'message': message, 'finish_reason': 'stop'}],
+                'usage': {'prompt_tokens': prompt_tokens, 'completion_tokens': completion_tokens}}).encode())
 
     def fail(self, trouble):
         whole = json.dumps({'choices': [{'message': {'content': '{"indexes": [1]}'}}]}).encode()
