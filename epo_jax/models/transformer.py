@@ -18,6 +18,7 @@ from typing import Any, Optional
 from einops import rearrange
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
@@ -32,7 +33,9 @@ KVCache = tuple[tuple[jax.Array, jax.Array], ...]
 
 REMAT = {
     'none': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_from_both_policies(  # of attention what comes out, not the scores
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names('attention')),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -136,7 +139,7 @@ class Block(nn.Module):
         q = rearrange(q, 'b k (h g) d -> b k h g d', h=c.num_kv_heads)
         if cache is None:
             keys, values = rearrange(k, 'b l h d -> b h d l'), rearrange(v, 'b l h d -> b h l d')
-            y = attend_by_blocks(q, keys, values, positions, c.sliding_window)
+            y = checkpoint_name(attend_by_blocks(q, keys, values, positions, c.sliding_window), 'attention')
         else:
             rows = jnp.arange(x.shape[0])[:, None]
             k, v = k.astype(cache[0].dtype), v.astype(cache[1].dtype)
