@@ -169,8 +169,7 @@ def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamm
       RowError: the first bad row, unless they are skipped.
     """
     source, path, bad = sharegpt.find_source(data), Path(out), BadRows(skip_bad)
-    refuse_overwriting(source.path, path)
-    refuse_overwriting(source.path, path.with_suffix('.summary.json'), path.with_suffix('.svg'))
+    refuse_overwriting(source.path, path, path.with_suffix('.summary.json'), path.with_suffix('.svg'))
     found, scores, weights = collections.Counter(), collections.Counter(), collections.Counter()
     rows = written = turns = 0
     with row_writer(path) as write:
