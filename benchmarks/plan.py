@@ -18,7 +18,7 @@ class Settings:
       prompt, new: tokens of a prompt, and decoded after it.
       batches: rows decoded at once, a row of the table each.
       prefill_batch: prompts read at once.
-      chunk: tokens of a row that our sampler reads at once.
+      chunk: tokens of a row that our sampler reads at once; read: the same in dialogues.
       train_batch, train_lengths: rows of a gradient step, and their tokens.
       micro_batch: rows run through our model at once; remat: what its backward pass keeps.
       peer_micro_batch: the same of the peer; 0: all.
@@ -33,12 +33,13 @@ class Settings:
     batches: tuple[int, ...] = (1, 8, 32)
     prefill_batch: int = 8
     chunk: int = 256
+    read: int = 64
     train_batch: int = 4
     train_lengths: tuple[int, ...] = (512, 1024)
     micro_batch: int = 2
     remat: str = 'dots'
     peer_micro_batch: int = 0
-    episodes: int = 8
+    episodes: int = 16
     turns: int = 12
     opening: int = 300
     message: int = 48
@@ -178,7 +179,7 @@ def groups(settings: Settings, model: str, peer: Mapping[str, Any], dtype: str, 
             'benchmarks.episodes:api', torch | sizes | {'model': model, 'episodes': episodes}, episodes)
         made.append(Group(
             (Row(f'episodes{suffix}', 'episodes/min'),),
-            {OURS: Entry('benchmarks.episodes:ours', ours | sizes | {'episodes': s.episodes, 'chunk': s.chunk}),
+            {OURS: Entry('benchmarks.episodes:ours', ours | sizes | {'episodes': s.episodes, 'chunk': s.read}),
              'API-style, batched': api(s.episodes), 'API-style, one request at a time': api(1)},
             limits.dialogue(config, s.episodes, s.turns, s.opening, s.message, itemsize), s.episodes,
             what=f'{s.episodes} dialogues of 2 seats, {s.turns} messages of {s.message} tokens, openings of '

@@ -54,7 +54,7 @@ def machine(devices: Sequence[str]) -> dict[str, Any]:
         cpu = next(line.split(':', 1)[1].strip() for line in file if line.startswith('model name'))
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9
     return {'cpu': cpu, 'cores': measure.cores(), 'memory_gb': memory, 'system': platform.platform(),
-            'devices': list(devices)}
+            'devices': list(devices), 'malloc': os.environ.get('GLIBC_TUNABLES', '')}
 
 
 def versions() -> dict[str, str]:
@@ -143,6 +143,7 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children end and a gigabyte of weights goes
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # for all: as launch/quickstart.sh sets it
     if _GPU.value:
         os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # the contenders share the device
     else:

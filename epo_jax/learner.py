@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from epo_jax import sampling
+from epo_jax import scoring
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.parallel import constrain
@@ -171,15 +171,16 @@ class Learner:
 
         def loss(params, part):
             params = params if self.lora is None else self.lora.join(base, params)
-            bonus = 0.0
-            if self.entropy:
-                logprob, entropy = sampling.score_and_entropy(self.model, params, part.ids, self.chunk)
-                bonus = weight * mean_entropy(entropy, part.turn, part.valid)
-            else:
-                logprob = sampling.score(self.model, params, part.ids, self.chunk)
-            total = epo_loss(logprob, part.advantage, part.turn, part.valid) - bonus
-            total = total.sum() / jnp.maximum(count, 1)
-            gap = jnp.where(part.turn >= 0, logprob - part.logprob, 0)
+
+            def objective(numbers):  # linear, so its gradient anywhere is the weights of the sum
+                total = epo_loss(numbers[0], part.advantage, part.turn, part.valid)
+                if self.entropy:
+                    total -= weight * mean_entropy(numbers[1], part.turn, part.valid)
+                return total.sum() / jnp.maximum(count, 1)
+
+            weights = jax.grad(objective)(jnp.zeros((2 if self.entropy else 1, *part.ids.shape)))
+            total, numbers = scoring.weigh(self.model, params, part.ids, part.turn >= 0, weights, self.chunk)
+            gap = jnp.where(part.turn >= 0, numbers[0] - part.logprob, 0)
             return total, (jnp.abs(gap).max(), -gap.sum())
 
         def accumulate(carry, part):

@@ -81,9 +81,13 @@ def adapter(config: ConfigDict) -> Optional[LoRA]:
     return LoRA(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
 def for_sampling(params, lora: Optional[LoRA], dtype, base=None):
     """What was trained as parameters that sample: with an adapter, its base beside it."""
     if lora is None:
         return unstack(params, dtype)
-    return lora.join(base, jax.tree.map(lambda x: x.astype(dtype), params))
+    return _join(lora, dtype, base, params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _join(lora, dtype, base, adapter):
+    return lora.join(base, jax.tree.map(lambda x: x.astype(dtype), adapter))

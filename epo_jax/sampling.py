@@ -125,28 +125,47 @@ def extend(model: Transformer, params, session: Session, tokens: Tokens, chunk: 
       The longer session. A row that would leave no room for even one more token is left unchanged and flagged
       in `overflow`.
     """
+    session, added = _append(session, tokens)
+    start = session.length - added - 1  # the pending token is the first to be fed
+    stop = jnp.where(added > 0, session.length - 1, start)
+    return session.replace(cache=_feed(model, params, session, start, stop, chunk)[0])
+
+
+def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
+    """Writes ids; the cache does not have them yet: (session, i32[B] how many were written)."""
     batch, capacity = session.ids.shape
     fits = (session.length + tokens.length < capacity) | (tokens.length == 0)
     added = jnp.where(fits & ~session.overflow, tokens.length, 0)
     at = jnp.arange(tokens.ids.shape[1])
     at = jnp.where(at < added[:, None], session.length[:, None] + at, capacity)
-    rows = jnp.arange(batch)[:, None]
-    session = session.replace(
-        ids=session.ids.at[rows, at].set(tokens.ids, mode='drop'),
+    return session.replace(
+        ids=session.ids.at[jnp.arange(batch)[:, None], at].set(tokens.ids, mode='drop'),
         length=session.length + added,
-        overflow=session.overflow | ~fits)
+        overflow=session.overflow | ~fits), added
 
-    start = jnp.maximum(session.length - added - 1, 0)  # the pending token is the first to be fed
-    stop = session.length - 1
-    steps = (jnp.max(jnp.where(added > 0, stop - start, 0)) + chunk - 1) // chunk
 
-    def feed(i, cache):
-        positions = (start + i * chunk)[:, None] + jnp.arange(chunk)
+def _feed(model: Transformer, params, session: Session, start, stop, chunk: int, hidden: Optional[jax.Array] = None):
+    """Runs the ids at positions from start[B] to stop[B] through the model: (cache, hidden [B, W] of the last one).
+
+    `hidden`: for rows without any; where it is None, so is the result.
+    """
+    capacity, start = session.ids.shape[1], jnp.maximum(start, 0)
+    steps = (jnp.max(stop - start) + chunk - 1) // chunk
+
+    def step(i, carry):
+        cache, last = carry
+        first = start + i * chunk
+        positions = first[:, None] + jnp.arange(chunk)
         ids = jnp.take_along_axis(session.ids, positions, axis=1, mode='clip')
-        positions = jnp.where((positions < stop[:, None]) & (added > 0)[:, None], positions, capacity)
-        return model.apply({'params': params}, ids, positions, cache)[1]
+        positions = jnp.where(positions < stop[:, None], positions, capacity)
+        hidden, cache = model.apply({'params': params}, ids, positions, cache)
+        if last is not None:
+            end = stop - 1 - first
+            found = jnp.take_along_axis(hidden, end[:, None, None], axis=1, mode='clip')[:, 0]
+            last = jnp.where(((end >= 0) & (end < chunk))[:, None], found, last)
+        return cache, last
 
-    return session.replace(cache=jax.lax.fori_loop(0, steps, feed, session.cache))
+    return jax.lax.fori_loop(0, steps, step, (session.cache, hidden))
 
 
 def next_logits(model: Transformer, params, session: Session, live=None) -> tuple[Session, jax.Array]:
@@ -171,9 +190,12 @@ def peek(model: Transformer, params, session: Session, tokens: Tokens,
       (the session as before, f32[B, V] logits). Where the tokens do not fit, or something before them did not,
       the logits are NaN.
     """
-    longer = extend(model, params, session, tokens, chunk)
-    after, logits = next_logits(model, params, longer)
-    return session.replace(cache=after.cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
+    longer, added = _append(session, tokens)
+    cache, hidden = _feed(
+        model, params, longer, longer.length - added - 1, longer.length, chunk,
+        jnp.zeros((len(added), model.config.width), model.dtype))
+    logits = model.apply({'params': params}, hidden, method='logits')
+    return session.replace(cache=cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
 
 
 def generate(model: Transformer, params, session: Session, keys: jax.Array, live: jax.Array,
@@ -312,54 +334,3 @@ def _logprob(logits: jax.Array, token: jax.Array) -> jax.Array:
     """log softmax(logits)[token] over the last axis, float32."""
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
-def score(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> jax.Array:
-    """Log-probability of every token given those before it, by one full forward pass: what the learner sees.
-
-    The vocabulary is never spread over all positions at once: they are projected and reduced in chunks, and again
-    in the backward pass.
-
-    Args:
-      model, params: the decoder, in either layout.
-      ids: i32[N, L].
-      chunk: tokens projected at once, of all rows together.
-
-    Returns:
-      f32[N, L]; place 0 holds 0.
-    """
-    return _reduce_logits(model, params, ids, chunk, lambda logits, targets: _logprob(logits, targets)[None])[0]
-
-
-def score_and_entropy(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> tuple[jax.Array, jax.Array]:
-    """(`score`, entropy of the distribution that each token was drawn from, nats), both f32[N, L]."""
-    def reduce(logits, targets):
-        logprob = jax.nn.log_softmax(logits, axis=-1)
-        return jnp.stack([_logprob(logits, targets), -(jnp.exp(logprob) * logprob).sum(axis=-1)])
-
-    logprob, entropy = _reduce_logits(model, params, ids, chunk, reduce)
-    return logprob, entropy
-
-
-def _reduce_logits(model, params, ids, chunk, reduce) -> jax.Array:
-    """f32[M, N, L]: M numbers from the logits that each token was drawn from; place 0 holds 0.
-
-    Args:
-      reduce: (logits [N, c, V], the tokens i32[N, c]) -> [M, N, c].
-    """
-    rows, length = ids.shape
-    positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
-    hidden, _ = model.apply({'params': params}, ids, positions)
-    chunk = max(1, chunk // rows)
-    padding = -length % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(ids[:, 1:], ((0, 0), (0, padding + 1)))
-
-    @jax.checkpoint
-    def project(_, part):
-        hidden, targets = part
-        return None, reduce(model.apply({'params': params}, hidden, method='logits'), targets)
-
-    parts = rearrange(hidden, 'n (s c) w -> s n c w', c=chunk), rearrange(targets, 'n (s c) -> s n c', c=chunk)
-    found = rearrange(jax.lax.scan(project, None, parts)[1], 's m n c -> m n (s c)')
-    return jnp.pad(found[:, :, :length - 1], ((0, 0), (0, 0), (1, 0)))

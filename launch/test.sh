@@ -8,5 +8,6 @@ set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="$(bash "$repo/launch/setup.sh" test)"
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # see quickstart.sh
 cd "$repo"
 exec "$python" -m pytest -q -n 2 --dist worksteal "$@"

@@ -1,4 +1,4 @@
-"""A little model with opinions, and the functions of `epo_jax.sampling` compiled once for all tests."""
+"""A little model with opinions, and the functions of `epo_jax.sampling` and `epo_jax.scoring` compiled once for all tests."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epo_jax import sampling
+from epo_jax import sampling, scoring
 from epo_jax.models.transformer import Transformer
 from epo_jax.sampling import SamplingConfig
 from epo_jax.testing import dummy_config
@@ -23,7 +23,7 @@ extend = jax.jit(sampling.extend, static_argnums=(0, 4))
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
 peek = jax.jit(sampling.peek, static_argnums=(0, 4))
 next_logits = jax.jit(sampling.next_logits, static_argnums=0)
-score = jax.jit(sampling.score, static_argnums=(0, 3))
+score = jax.jit(scoring.score, static_argnums=(0, 3))
 draw = jax.jit(sampling.sample, static_argnums=2)
 
 

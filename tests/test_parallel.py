@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 import pytest
 
-from epo_jax import sampling
+from epo_jax import sampling, scoring
 from epo_jax.agents.local import LocalAgent
 from epo_jax.learner import Batch, Learner
 from epo_jax.models.config import SHAPES
@@ -67,7 +67,7 @@ def forward(model, params, ids):
     """Logits of all positions, and log-probabilities of all tokens."""
     hidden, _ = model.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(L), ids.shape))
     logits = model.apply({'params': params}, hidden, method='logits')
-    return logits, sampling.score(model, params, ids, 64)
+    return logits, scoring.score(model, params, ids, 64)
 
 
 def speak(model, params):

@@ -13,6 +13,7 @@ checkpointed and sharded. `stacked=False`: one subtree a layer and an unrolled l
 trained around (models/lora.py) is held in memory once; its cache has the leading layer axis as well.
 """
 
+import functools
 from typing import Any, Optional
 
 from einops import rearrange
@@ -249,12 +250,20 @@ class Transformer(nn.Module):
 
 
 def unstack(params, dtype=None):
-    """Stacked layout -> one subtree a layer (`layer_0`, ...), cast to `dtype` where given."""
-    cast = lambda x: x if dtype is None else x.astype(dtype)
+    """Stacked layout -> one subtree a layer (`layer_0`, ...), cast to `dtype` where given.
+
+    What lies outside the layers and has that dtype is not copied: once it is donated, it is gone here too.
+    """
+    cast = lambda x: x if dtype is None or x.dtype == dtype else x.astype(dtype)
     rest = {k: jax.tree.map(cast, v) for k, v in params.items() if k != 'layers'}
     count = jax.tree.leaves(params['layers'])[0].shape[0]
-    layers = {f'layer_{i}': jax.tree.map(lambda x: cast(x[i]), params['layers']) for i in range(count)}
-    return rest | layers
+    return rest | {f'layer_{i}': _layer(params['layers'], i, dtype) for i in range(count)}
+
+
+@functools.partial(jax.jit, static_argnames='dtype')
+def _layer(layers, number, dtype):
+    """One layer. A program for any of them: XLA takes seconds to compile slices of all."""
+    return jax.tree.map(lambda x: x[number].astype(dtype or x.dtype), layers)
 
 
 def stack(params):

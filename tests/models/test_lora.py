@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epo_jax import sampling
+from epo_jax import scoring
 from epo_jax.learner import Batch, Learner
 from epo_jax.models.lora import LoRA, TARGETS
 from epo_jax.models.transformer import Transformer
@@ -94,7 +94,8 @@ def test_a_gradient_step_is_that_of_the_merged_model():
     """d loss / d b of W + s a b is s a^T (d loss / d W); with a fixed and b = 0 nothing else moves."""
     lora, fresh = ATTENTION, ATTENTION.init(MODEL, jax.random.key(2))
     text = ids()
-    loss = lambda params: sampling.score(MODEL, params, text, 4).sum()
+    everything = jnp.ones(text.shape, bool), jnp.ones((1, *text.shape))
+    loss = lambda params: scoring.weigh(MODEL, params, text, *everything, 4)[0]
     got = jax.jit(jax.grad(lambda adapter: loss(lora.join(BASE, adapter))))(fresh)['layers']
     dense = jax.jit(jax.grad(loss))(BASE)['layers']
     for name in ('q', 'v'):

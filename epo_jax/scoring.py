@@ -1,0 +1,128 @@
+"""Log-probabilities by one full forward pass: what the learner sees, and what it differentiates.
+
+The vocabulary is never spread over all positions at once: the tokens that count are brought together, projected and
+reduced a chunk at a time, and chunks without any are left out. The objective is linear in the log-probabilities
+(rl/losses.py), so how much each one weighs is known beforehand: a chunk's gradient is taken while its logits are there,
+and the backward pass projects nothing again.
+
+Axis letters: N conversations, L token positions, C positions of a chunk, M numbers a token, V vocabulary, W residual
+width.
+"""
+
+from einops import rearrange
+import jax
+from jax.custom_derivatives import SymbolicZero
+import jax.numpy as jnp
+
+from epo_jax.models.transformer import Transformer
+
+
+def score(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> jax.Array:
+    """Log-probability of every token given those before it: i32[N, L] -> f32[N, L]; place 0 holds 0. It cannot be
+    differentiated, see `weigh`.
+
+    Args:
+      model, params: the decoder, in either layout.
+      ids: the tokens.
+      chunk: tokens projected at once, of all rows together.
+    """
+    return weigh(model, params, ids, jnp.ones(ids.shape, bool), jnp.ones((1, *ids.shape)), chunk)[1][0]
+
+
+def weigh(model: Transformer, params, ids: jax.Array, counts: jax.Array, weights: jax.Array,
+          chunk: int = 256) -> tuple[jax.Array, jax.Array]:
+    """A weighted sum over tokens, and what was summed; the sum alone can be differentiated.
+
+    Args:
+      model, params: the decoder, in either layout.
+      ids: i32[N, L].
+      counts: bool[N, L] tokens to look at; those of the others are 0.
+      weights: f32[M, N, L] of each token's log-probability and, where M is 2, of the entropy (nats) of the
+        distribution that it was drawn from.
+      chunk: tokens projected at once, of all rows together.
+
+    Returns:
+      (f32[], f32[M, N, L]: the numbers, 0 at place 0).
+    """
+    rows, length = ids.shape
+    positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
+    hidden, _ = model.apply({'params': params}, ids, positions)
+    # Place l predicts token l + 1. Those that count come first, so that what is left out is whole chunks.
+    after = lambda x: jnp.roll(x, -1, axis=-1)
+    counts = after(counts) & (positions < length - 1)
+    order = jnp.argsort(~counts, axis=1, stable=True)
+    size = max(1, chunk // rows)
+    padding = -length % size
+
+    def cut(x):
+        """[N, L, ...] -> [chunks, N, C, ...] in that order."""
+        x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+        x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
+        return rearrange(x, 'n (s c) ... -> s n c ...', c=size)
+
+    parts = cut(after(ids)), cut(counts), cut(rearrange(after(weights), 'm n l -> n l m'))
+    head = {name: params[name] for name in ('embed' if model.config.tied else 'head',)}
+    total, found = _project(model, head, cut(hidden), parts)
+    found = rearrange(found, 's n c m -> n (s c) m')[:, :length]
+    found = jnp.take_along_axis(found, jnp.argsort(order, axis=1)[:, :, None], axis=1)
+    return total, rearrange(jnp.roll(found, 1, axis=1), 'n l m -> m n l')
+
+
+def _project(model, head, hidden, parts):
+    """(f32[] weighted sum, f32[chunks, N, C, M]) of hidden [chunks, N, C, W] and (targets, counts, weights) in chunks."""
+    logits_of = lambda head, hidden: model.apply({'params': head}, hidden, method='logits')
+
+    def numbers(logits, targets, counts, weights):
+        """Their weighted sum, f32[N, C, M], and the sum's gradient by the logits, f32[N, C, V]."""
+        weights = jnp.where(counts[..., None], weights, 0)
+        logprob = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        hit = jnp.arange(logits.shape[-1]) == targets[..., None]
+        found = [jnp.take_along_axis(logprob, targets[..., None], axis=-1)]
+        slope = weights[..., :1] * (hit - jnp.exp(logprob))
+        if weights.shape[-1] == 2:
+            found.append(-(jnp.exp(logprob) * logprob).sum(axis=-1, keepdims=True))
+            slope -= weights[..., 1:] * jnp.exp(logprob) * (logprob + found[1])
+        found = jnp.where(counts[..., None], jnp.concatenate(found, axis=-1), 0)
+        return (found * weights).sum(), found, slope
+
+    def chunks(look, skip, carry, hidden, parts):
+        """Scans with `look`, or `skip` where nothing counts: (carry, hidden, part) -> (carry, results)."""
+        step = lambda carry, part: jax.lax.cond(part[2].any(), look, skip, carry, *part)
+        return jax.lax.scan(step, carry, (hidden, *parts))
+
+    @jax.custom_vjp
+    def project(head, hidden, parts):
+        def look(total, hidden, *part):
+            value, found, _ = numbers(logits_of(head, hidden), *part)
+            return total + value, found
+
+        skip = lambda total, hidden, targets, counts, weights: (total, jnp.zeros(weights.shape))
+        return chunks(look, skip, jnp.zeros(()), hidden, parts)
+
+    def forward(head, hidden, parts):
+        trained = any(x.perturbed for x in jax.tree.leaves(head))  # not under an adapter
+        head, hidden, parts = jax.tree.map(lambda x: x.value, (head, hidden, parts))
+
+        def look(carry, hidden, *part):
+            total, gradient = carry
+            of_hidden = lambda hidden: logits_of(head, hidden)
+            logits, pull = jax.vjp(*((logits_of, head, hidden) if trained else (of_hidden, hidden)))
+            value, found, slope = numbers(logits, *part)
+            *new, back = pull(slope)
+            return (total + value, jax.tree.map(jnp.add, gradient, new)), (found, back)
+
+        def skip(carry, hidden, targets, counts, weights):
+            return carry, (jnp.zeros(weights.shape), jnp.zeros_like(hidden))
+
+        carry = jnp.zeros(()), [jax.tree.map(jnp.zeros_like, head)] if trained else []
+        (total, gradient), (found, back) = chunks(look, skip, carry, hidden, parts)
+        return (total, found), (gradient, back)
+
+    def backward(kept, change):
+        if not isinstance(change[1], SymbolicZero):
+            raise TypeError('of what `weigh` returns, the sum alone can be differentiated')
+        gradient, back = jax.tree.map(lambda x: (x * change[0]).astype(x.dtype), kept)
+        return gradient[0] if gradient else None, back, None
+
+    project.defvjp(forward, backward, symbolic_zeros=True)
+    return project(head, hidden, parts)
