@@ -2,8 +2,8 @@
 
 The vocabulary is never spread over all positions at once: the tokens that count are brought together, projected and
 reduced a chunk at a time, and chunks without any are left out. The objective is linear in the log-probabilities
-(rl/losses.py), so how much each one weighs is known beforehand: a chunk's gradient is taken while its logits are there,
-and the backward pass projects nothing again.
+(rl/losses.py), so how much each one weighs is known beforehand: a chunk's gradient is taken while its logits are
+there, and the backward pass projects nothing again.
 
 Axis letters: N conversations, L token positions, C positions of a chunk, M numbers a token, V vocabulary, W residual
 width.
@@ -61,16 +61,19 @@ def weigh(model: Transformer, params, ids: jax.Array, counts: jax.Array, weights
         return rearrange(x, 'n (s c) ... -> s n c ...', c=size)
 
     parts = cut(after(ids)), cut(counts), cut(rearrange(after(weights), 'm n l -> n l m'))
-    head = {name: params[name] for name in ('embed' if model.config.tied else 'head',)}
-    total, found = _project(model, head, cut(hidden), parts)
+    name = 'embed' if model.config.tied else 'head'
+    total, found = _project(
+        model, {name: params[name]}, jax.lax.stop_gradient({'embed': params['embed']}), cut(hidden), parts)
     found = rearrange(found, 's n c m -> n (s c) m')[:, :length]
     found = jnp.take_along_axis(found, jnp.argsort(order, axis=1)[:, :, None], axis=1)
     return total, rearrange(jnp.roll(found, 1, axis=1), 'n l m -> m n l')
 
 
-def _project(model, head, hidden, parts):
-    """(f32[] weighted sum, f32[chunks, N, C, M]) of hidden [chunks, N, C, W] and (targets, counts, weights) in chunks."""
-    logits_of = lambda head, hidden: model.apply({'params': head}, hidden, method='logits')
+def _project(model, head, rest, hidden, parts):
+    """(f32[] weighted sum, f32[chunks, N, C, M]) of hidden [chunks, N, C, W] and (targets, counts, weights) in chunks.
+
+    `head`: the parameters that project; `rest`: others that the model asks for, without gradient.
+    """
 
     def numbers(logits, targets, counts, weights):
         """Their weighted sum, f32[N, C, M], and the sum's gradient by the logits, f32[N, C, V]."""
@@ -91,24 +94,25 @@ def _project(model, head, hidden, parts):
         return jax.lax.scan(step, carry, (hidden, *parts))
 
     @jax.custom_vjp
-    def project(head, hidden, parts):
+    def project(head, rest, hidden, parts):
         def look(total, hidden, *part):
-            value, found, _ = numbers(logits_of(head, hidden), *part)
+            logits = model.apply({'params': rest | head}, hidden, method='logits')
+            value, found, _ = numbers(logits, *part)
             return total + value, found
 
         skip = lambda total, hidden, targets, counts, weights: (total, jnp.zeros(weights.shape))
         return chunks(look, skip, jnp.zeros(()), hidden, parts)
 
-    def forward(head, hidden, parts):
+    def forward(head, rest, hidden, parts):
         trained = any(x.perturbed for x in jax.tree.leaves(head))  # not under an adapter
-        head, hidden, parts = jax.tree.map(lambda x: x.value, (head, hidden, parts))
+        head, rest, hidden, parts = jax.tree.map(lambda x: x.value, (head, rest, hidden, parts))
 
         def look(carry, hidden, *part):
             total, gradient = carry
-            of_hidden = lambda hidden: logits_of(head, hidden)
-            logits, pull = jax.vjp(*((logits_of, head, hidden) if trained else (of_hidden, hidden)))
+            by = lambda hidden, head=head: model.apply({'params': rest | head}, hidden, method='logits')
+            logits, pull = jax.vjp(by, hidden, *([head] if trained else []))
             value, found, slope = numbers(logits, *part)
-            *new, back = pull(slope)
+            back, *new = pull(slope)
             return (total + value, jax.tree.map(jnp.add, gradient, new)), (found, back)
 
         def skip(carry, hidden, targets, counts, weights):
@@ -122,7 +126,7 @@ def _project(model, head, hidden, parts):
         if not isinstance(change[1], SymbolicZero):
             raise TypeError('of what `weigh` returns, the sum alone can be differentiated')
         gradient, back = jax.tree.map(lambda x: (x * change[0]).astype(x.dtype), kept)
-        return gradient[0] if gradient else None, back, None
+        return gradient[0] if gradient else None, None, back, None
 
     project.defvjp(forward, backward, symbolic_zeros=True)
-    return project(head, hidden, parts)
+    return project(head, rest, hidden, parts)

@@ -1,5 +1,7 @@
 """The log-probabilities that the learner sees, against all logits at once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +24,17 @@ def literal_entropy(model, params, ids):
     return jnp.pad(-(jnp.exp(logprob) * logprob).sum(axis=-1)[:, :-1], ((0, 0), (1, 0)))
 
 
-@pytest.mark.parametrize('share', [1.0, 0.2, 0.0])
-@pytest.mark.parametrize('several', [1, 2])
-def test_the_sum_and_its_gradient_are_those_of_all_logits(share, several):
+@pytest.mark.parametrize('share, several, tied', [
+    (1.0, 1, True), (0.2, 1, True), (0.0, 1, True), (1.0, 2, True), (0.2, 2, False)])
+def test_the_sum_and_its_gradient_are_those_of_all_logits(share, several, tied):
     """With all tokens, with few, so that whole chunks are left out, and with none."""
     rng, length = np.random.default_rng(0), 21
     ids, counts = jnp.asarray(rng.integers(0, V, (2, length))), jnp.asarray(rng.random((2, length)) < share)
     weights = jnp.asarray(rng.normal(size=(several, 2, length)), jnp.float32)
     model, params = make_model(layers=1), make_params(1)
+    if not tied:
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
+        params = params | {'head': {'kernel': jnp.asarray(rng.normal(size=(model.config.width, V)), jnp.float32)}}
 
     def literal(params):
         numbers = jnp.stack([f(model, params, ids) for f in (literal_score, literal_entropy)][:several])

@@ -19,7 +19,6 @@ from typing import Any, Optional
 from einops import rearrange
 import flax.linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
@@ -140,7 +139,7 @@ class Block(nn.Module):
         q = rearrange(q, 'b k (h g) d -> b k h g d', h=c.num_kv_heads)
         if cache is None:
             keys, values = rearrange(k, 'b l h d -> b h d l'), rearrange(v, 'b l h d -> b h l d')
-            y = checkpoint_name(attend_by_blocks(q, keys, values, positions, c.sliding_window), 'attention')
+            y = attend_by_blocks(q, keys, values, positions, c.sliding_window)
         else:
             rows = jnp.arange(x.shape[0])[:, None]
             k, v = k.astype(cache[0].dtype), v.astype(cache[1].dtype)
