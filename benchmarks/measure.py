@@ -35,11 +35,14 @@ class Contender:
       run: does the work to its end; may return numbers to keep with the sample.
       prepare: what has to be done before every run and is not timed.
       warm_up: run once, unmeasured, before the first sample (compilation, first touch of memory).
+      rehearse: run once, unmeasured, before every sample: in a virtual machine, memory that was freed before a pause may
+        have gone back to the host and is slow to come again, while work that goes on and on would have kept it.
     """
 
     run: Callable[[], Optional[Mapping[str, float]]]
     prepare: Callable[[], None] = lambda: None
     warm_up: bool = True
+    rehearse: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +187,9 @@ def _serve(pipe, name: str, options: Mapping[str, Any], once: bool, allowed: flo
             made.run()
         pipe.send('ready')
         while _asked(pipe):
+            if made.rehearse:
+                made.prepare()
+                made.run()
             pipe.send(sample(made, allowed))
     except Unavailable as error:
         pipe.send(error)

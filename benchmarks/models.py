@@ -115,7 +115,7 @@ def decode(model: str, dtype: str, batch: int, prompt: int, new: int, chunk: int
         if bool(session.overflow.any()) or not (np.asarray(session.length) == prompt + new).all():
             raise ValueError(f'rows of {np.asarray(session.length)} tokens instead of {prompt + new}')
 
-    return Contender(run, prepare)
+    return Contender(run, prepare, rehearse=True)
 
 
 def prefill(model: str, dtype: str, batch: int, prompt: int, chunk: int) -> Contender:
@@ -123,7 +123,7 @@ def prefill(model: str, dtype: str, batch: int, prompt: int, chunk: int) -> Cont
     config, params = load(model, dtype, stacked=False)
     ids = prompt_ids(config, batch, prompt + 1)
     read = _read(Transformer(config, jnp.dtype(dtype)), params, ids, prompt + 1, chunk)
-    return Contender(lambda: {"rows": read().length.shape[0]})
+    return Contender(lambda: {"rows": read().length.shape[0]}, rehearse=True)
 
 
 def _read(decoder: Transformer, params, ids: np.ndarray, tokens: int, chunk: int):
@@ -170,7 +170,7 @@ def train(model: str, dtype: str, batch: int, length: int, micro_batch: int, rem
             raise FloatingPointError(f'the loss is {metrics["loss"]}, the gradient norm {metrics["gradient_norm"]}')
         return {'memory': memory, 'state': size, 'peak': _peak()}
 
-    return Contender(run)
+    return Contender(run, rehearse=True)
 
 
 def compiled_memory(compiled) -> Optional[int]:

@@ -62,7 +62,7 @@ def transformers_decode(folder: Optional[str], shape: Mapping[str, Any], dtype: 
         if tuple(out.shape) != (batch, prompt + new) or cache.get_seq_length() != prompt + new - 1:
             raise ValueError(f'shape {tuple(out.shape)}, {cache.get_seq_length()} tokens in the cache')
 
-    return Contender(run, prepare)
+    return Contender(run, prepare, rehearse=True)
 
 
 def transformers_prefill(folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, batch: int,
@@ -76,7 +76,7 @@ def transformers_prefill(folder: Optional[str], shape: Mapping[str, Any], dtype:
             model.model(ids, use_cache=True)
         _synchronise(torch, device)
 
-    return Contender(run)
+    return Contender(run, rehearse=True)
 
 
 def transformers_train(folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, batch: int,
@@ -107,7 +107,7 @@ def transformers_train(folder: Optional[str], shape: Mapping[str, Any], dtype: s
             raise FloatingPointError(f'the loss is {total}')
         return {'peak': measure.peak_memory() if device == 'cpu' else torch.cuda.max_memory_allocated()}
 
-    return Contender(run)
+    return Contender(run, rehearse=True)
 
 
 class LlamaCpp:
@@ -176,14 +176,14 @@ def llama_cpp_decode(gguf: str, batch: int, prompt: int, new: int) -> Contender:
         for position in range(prompt - 1, prompt - 1 + new):
             last = model.feed(last, position, logits=True).argmax(axis=1)[:, None]
 
-    return Contender(run, lambda: model.rewind(prompt - 1))
+    return Contender(run, lambda: model.rewind(prompt - 1), rehearse=True)
 
 
 def llama_cpp_prefill(gguf: str, batch: int, prompt: int) -> Contender:
     """Reads `prompt` tokens in every row; no logits."""
     model = LlamaCpp(gguf, batch, _capacity(prompt))
     ids = prompt_ids(model.vocab_size, batch, prompt)
-    return Contender(lambda: model.feed(ids, 0, logits=False), lambda: model.rewind(0))
+    return Contender(lambda: model.feed(ids, 0, logits=False), lambda: model.rewind(0), rehearse=True)
 
 
 def _capacity(tokens: int) -> int:

@@ -39,7 +39,7 @@ class Settings:
     micro_batch: int = 2
     remat: str = 'dots'
     peer_micro_batch: int = 0
-    episodes: int = 12
+    episodes: int = 16
     turns: int = 12
     opening: int = 300
     message: int = 48

@@ -13,7 +13,7 @@ from benchmarks.measure import BenchmarkError, Child, Contender, Policy, Sample,
 
 # Contenders made in child processes.
 
-def counting(first):
+def counting(first, rehearse=False):
     """Returns first, first + 1, ... The warm-up is not counted."""
     state = {'next': first - 1, 'prepared': 0}
 
@@ -25,7 +25,7 @@ def counting(first):
         state['next'] += 1
         return {'number': state['next'] - 1, 'prepared': state['prepared'], 'pid': os.getpid()}
 
-    return Contender(work, prepare)
+    return Contender(work, prepare, rehearse=rehearse)
 
 
 def not_installed():
@@ -179,6 +179,13 @@ def test_a_child_keeps_its_contender_between_samples():
     assert [s.values['prepared'] for s in samples] == [2, 3]  # once for the warm-up
     assert len({s.values['pid'] for s in samples} | {os.getpid()}) == 2
     assert all(s.seconds >= measure.SHORTEST for s in samples)
+
+
+def test_a_rehearsal_is_not_measured():
+    with Child(f'{__name__}:counting', {'first': 5, 'rehearse': True}) as child:
+        samples = [child.sample() for _ in range(2)]
+    assert [s.values['number'] for s in samples] == [6, 8]
+    assert [s.values['prepared'] for s in samples] == [3, 5]
 
 
 def test_children_report_what_went_wrong():
