@@ -35,8 +35,8 @@ class Contender:
       run: does the work to its end; may return numbers to keep with the sample.
       prepare: what has to be done before every run and is not timed.
       warm_up: run once, unmeasured, before the first sample (compilation, first touch of memory).
-      rehearse: run once, unmeasured, before every sample: in a virtual machine, memory that was freed before a pause may
-        have gone back to the host and is slow to come again, while work that goes on and on would have kept it.
+      rehearse: run once, unmeasured, before every sample: in a virtual machine, memory that was freed before a pause
+        may have gone back to the host and is slow to come again, while work that goes on and on would have kept it.
     """
 
     run: Callable[[], Optional[Mapping[str, float]]]

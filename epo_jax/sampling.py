@@ -14,7 +14,6 @@ Axis letters: B conversations, L capacity in tokens, K new tokens, V vocabulary.
 import dataclasses
 from typing import Optional
 
-from einops import rearrange
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -126,9 +125,7 @@ def extend(model: Transformer, params, session: Session, tokens: Tokens, chunk: 
       in `overflow`.
     """
     session, added = _append(session, tokens)
-    start = session.length - added - 1  # the pending token is the first to be fed
-    stop = jnp.where(added > 0, session.length - 1, start)
-    return session.replace(cache=_feed(model, params, session, start, stop, chunk)[0])
+    return session.replace(cache=_feed(model, params, session, added, session.length - 1, chunk)[0])
 
 
 def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
@@ -144,12 +141,13 @@ def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
         overflow=session.overflow | ~fits), added
 
 
-def _feed(model: Transformer, params, session: Session, start, stop, chunk: int, hidden: Optional[jax.Array] = None):
-    """Runs the ids at positions from start[B] to stop[B] through the model: (cache, hidden [B, W] of the last one).
+def _feed(model: Transformer, params, session: Session, added, stop, chunk: int, hidden: Optional[jax.Array] = None):
+    """Runs what was pending before added[B] ids came, and what follows up to position stop[B], through the model:
+    (cache, hidden [B, W] of the last token run).
 
     `hidden`: for rows without any; where it is None, so is the result.
     """
-    capacity, start = session.ids.shape[1], jnp.maximum(start, 0)
+    capacity, start = session.ids.shape[1], jnp.maximum(session.length - added - 1, 0)
     steps = (jnp.max(stop - start) + chunk - 1) // chunk
 
     def step(i, carry):
@@ -158,10 +156,10 @@ def _feed(model: Transformer, params, session: Session, start, stop, chunk: int,
         positions = first[:, None] + jnp.arange(chunk)
         ids = jnp.take_along_axis(session.ids, positions, axis=1, mode='clip')
         positions = jnp.where(positions < stop[:, None], positions, capacity)
-        hidden, cache = model.apply({'params': params}, ids, positions, cache)
+        new, cache = model.apply({'params': params}, ids, positions, cache)
         if last is not None:
             end = stop - 1 - first
-            found = jnp.take_along_axis(hidden, end[:, None, None], axis=1, mode='clip')[:, 0]
+            found = jnp.take_along_axis(new, end[:, None, None], axis=1, mode='clip')[:, 0]
             last = jnp.where(((end >= 0) & (end < chunk))[:, None], found, last)
         return cache, last
 
@@ -192,8 +190,7 @@ def peek(model: Transformer, params, session: Session, tokens: Tokens,
     """
     longer, added = _append(session, tokens)
     cache, hidden = _feed(
-        model, params, longer, longer.length - added - 1, longer.length, chunk,
-        jnp.zeros((len(added), model.config.width), model.dtype))
+        model, params, longer, added, longer.length, chunk, jnp.zeros((len(added), model.config.width), model.dtype))
     logits = model.apply({'params': params}, hidden, method='logits')
     return session.replace(cache=cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
 

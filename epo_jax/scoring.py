@@ -74,7 +74,6 @@ def _project(model, head, rest, hidden, parts):
 
     `head`: the parameters that project; `rest`: others that the model asks for, without gradient.
     """
-
     def numbers(logits, targets, counts, weights):
         """Their weighted sum, f32[N, C, M], and the sum's gradient by the logits, f32[N, C, V]."""
         weights = jnp.where(counts[..., None], weights, 0)

@@ -28,11 +28,22 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Arra
       [B, K, H, G, D] in q's dtype; scores and softmax are float32.
     """
     groups = q.shape[3]
-    q = rearrange(q, 'b k h g d -> b h (g k) d')
+    q = _beside(q)
     scores = _scores(q, keys, _seen(positions, keys.shape[-1], window), groups)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     out = jnp.einsum('bhql,bhld->bhqd', weights, values)
-    return rearrange(out, 'b h (g k) d -> b k h g d', g=groups)
+    return _apart(out, groups)
+
+
+def _beside(q):
+    """[B, K, H, G, D] -> [B, H, G K, D], the queries of a group side by side: XLA's CPU backend runs products in
+    other orders of the axes several times slower."""
+    return rearrange(q, 'b k h g d -> b h (g k) d')
+
+
+def _apart(x, groups: int):
+    """The inverse of `_beside`."""
+    return rearrange(x, 'b h (g k) d -> b k h g d', g=groups)
 
 
 def _seen(positions, capacity: int, window: Optional[int]):
@@ -43,8 +54,7 @@ def _seen(positions, capacity: int, window: Optional[int]):
 
 
 def _scores(q, keys, seen, groups: int):
-    """f32[B, H, G K, L], far below zero where a query does not see; q [B, H, G K, D], the queries of a group side by
-    side: XLA's CPU backend runs products in other orders of the axes several times slower."""
+    """f32[B, H, G K, L] of q [B, H, G K, D], far below zero where a query does not see."""
     scores = jnp.einsum('bhqd,bhdl->bhql', q, keys).astype(jnp.float32) * q.shape[-1] ** -0.5
     scores = rearrange(scores, 'b h (g k) l -> b h g k l', g=groups)
     return rearrange(jnp.where(seen[:, None, None], scores, -1e30), 'b h g k l -> b h (g k) l')
@@ -69,13 +79,13 @@ def _blocks(queries: int) -> list[slice]:
 def _forward(q, keys, values, positions, window):
     out, logsumexp = [], []
     for block in _blocks(q.shape[1]):
-        own, end = rearrange(q[:, block], 'b k h g d -> b h (g k) d'), block.stop
+        own, end = _beside(q[:, block]), block.stop
         scores = _scores(own, keys[..., :end], _seen(positions[:, block], end, window), q.shape[3])
         peak = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - peak)
         total = weights.sum(axis=-1, keepdims=True)
         part = jnp.einsum('bhql,bhld->bhqd', weights.astype(q.dtype), values[:, :, :end]).astype(jnp.float32)
-        out.append(rearrange((part / total).astype(q.dtype), 'b h (g k) d -> b k h g d', g=q.shape[3]))
+        out.append(_apart((part / total).astype(q.dtype), q.shape[3]))
         logsumexp.append(peak + jnp.log(total))
     out = checkpoint_name(jnp.concatenate(out, axis=1), 'attention')
     return out, (q, keys, values, positions, out, checkpoint_name(logsumexp, 'attention'))
@@ -87,13 +97,12 @@ def _backward(window, kept, change):
     d_q, d_keys, d_values = [], jnp.zeros_like(keys), jnp.zeros_like(values)
     for block, normaliser in zip(_blocks(q.shape[1]), logsumexp):
         end = block.stop
-        own, new, mean = (rearrange(x[:, block], 'b k h g d -> b h (g k) d') for x in (q, change, inner))
+        own, new, mean = (_beside(x[:, block]) for x in (q, change, inner))
         scores = _scores(own, keys[..., :end], _seen(positions[:, block], end, window), q.shape[3])
         weights = jnp.exp(scores - normaliser)
         slope = jnp.einsum('bhqd,bhld->bhql', new, values[:, :, :end]).astype(jnp.float32)
         slope = (weights * (slope - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
-        part = jnp.einsum('bhql,bhdl->bhqd', slope, keys[..., :end])
-        d_q.append(rearrange(part, 'b h (g k) d -> b k h g d', g=q.shape[3]))
+        d_q.append(_apart(jnp.einsum('bhql,bhdl->bhqd', slope, keys[..., :end]), q.shape[3]))
         d_keys = d_keys.at[..., :end].add(jnp.einsum('bhql,bhqd->bhdl', slope, own))
         d_values = d_values.at[:, :, :end].add(jnp.einsum('bhql,bhqd->bhld', weights.astype(q.dtype), new))
     return jnp.concatenate(d_q, axis=1), d_keys, d_values, None
@@ -114,7 +123,7 @@ def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: j
         return attend(q, keys, values, positions, window)
     positions = jnp.where(positions < capacity, positions, 0)
     groups, scale = q.shape[3], q.shape[-1] ** -0.5
-    q, own = rearrange(q, 'b k h g d -> b h (g k) d'), jnp.tile(positions, groups)[:, None, :, None]
+    q, own = _beside(q), jnp.tile(positions, groups)[:, None, :, None]
 
     def look(number, carry):
         peak, total, out = carry
@@ -136,4 +145,4 @@ def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: j
         0, -(-capacity // block),
         lambda number, carry: jax.lax.cond(number <= last, look, lambda _, carry: carry, number, carry),
         (rest - 1e30, rest, jnp.zeros(q.shape, jnp.float32)))
-    return rearrange((out / total).astype(q.dtype), 'b h (g k) d -> b k h g d', g=groups)
+    return _apart((out / total).astype(q.dtype), groups)
