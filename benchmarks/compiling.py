@@ -37,6 +37,7 @@ def shortened(model: str):
     config.rollout.update(episodes=2, batch=2)
     config.learner.update(batch=2, micro_batch=1)
     config.evaluation.episodes = 2
+    config.checkpoint.every = config.iterations  # a checkpoint comes after the metrics that count its program
     if model == 'dummy':  # its tokenizer is of bytes
         config.strategist.capacity = config.actor.capacity = config.judge.capacity = 4096
         config.rollout.view_tokens = 3072

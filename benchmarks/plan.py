@@ -33,7 +33,7 @@ class Settings:
     batches: tuple[int, ...] = (1, 8, 32)
     prefill_batch: int = 8
     chunk: int = 256
-    read: int = 64
+    read: int = 32
     train_batch: int = 4
     train_lengths: tuple[int, ...] = (512, 1024)
     micro_batch: int = 2

@@ -177,22 +177,22 @@ def next_logits(model: Transformer, params, session: Session, live=None) -> tupl
     return session.replace(cache=cache), logits
 
 
-def peek(model: Transformer, params, session: Session, tokens: Tokens,
-         chunk: int = 64) -> tuple[Session, jax.Array]:
-    """What the model would say next if `tokens` came now, without them coming.
+def peek(model: Transformer, params, session: Session, tokens: Tokens, chunk: int = 64,
+         stay=False) -> tuple[Session, jax.Array]:
+    """What the model would say next if `tokens` came now; where stay, bool[], they do come.
 
-    The cache is written beyond the conversation's end and the session keeps its length: whatever is appended
-    next overwrites it, so no copy of the cache is made.
+    If they do not, the cache is written beyond the conversation's end all the same and the session keeps its length:
+    whatever is appended next overwrites it, so no copy of the cache is made.
 
     Returns:
-      (the session as before, f32[B, V] logits). Where the tokens do not fit, or something before them did not,
-      the logits are NaN.
+      (session, f32[B, V] logits). Where the tokens do not fit, or something before them did not, the logits are NaN.
     """
     longer, added = _append(session, tokens)
     cache, hidden = _feed(
         model, params, longer, added, longer.length, chunk, jnp.zeros((len(added), model.config.width), model.dtype))
     logits = model.apply({'params': params}, hidden, method='logits')
-    return session.replace(cache=cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
+    kept = jax.tree.map(lambda new, old: jnp.where(stay, new, old), *(s.replace(cache=()) for s in (longer, session)))
+    return kept.replace(cache=cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
 
 
 def generate(model: Transformer, params, session: Session, keys: jax.Array, live: jax.Array,

@@ -101,6 +101,19 @@ def test_peek_leaves_no_trace():
         assert_same_row(with_peek, without, b)
 
 
+def test_what_stays_of_a_peek_is_as_if_it_had_come():
+    model, params, rng = make_model(), make_params(), np.random.default_rng(4)
+    session, news = begun(model, params), text(rng, 7, 0, 12)
+    for stay in (False, True):
+        after, logits = peek(model, params, session, news, 4, stay)
+        expected = extend(model, params, session, news, 4) if stay else session
+        for b in range(B):
+            assert_same_row(after, expected, b)
+    _, after_extending = next_logits(model, params, expected)
+    np.testing.assert_allclose(logits, after_extending, atol=1e-5)
+    np.testing.assert_allclose(next_logits(model, params, after)[1], after_extending, atol=1e-5)
+
+
 def test_peek_of_what_does_not_fit_is_nan():
     model, params = make_model(), make_params()
     session = begun(model, params, lengths=(5, 1, 9))

@@ -27,12 +27,8 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Arra
     Returns:
       [B, K, H, G, D] in q's dtype; scores and softmax are float32.
     """
-    groups = q.shape[3]
-    q = _beside(q)
-    scores = _scores(q, keys, _seen(positions, keys.shape[-1], window), groups)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    out = jnp.einsum('bhql,bhld->bhqd', weights, values)
-    return _apart(out, groups)
+    _, total, out = _look(_beside(q), keys, values, _seen(positions, jnp.arange(keys.shape[-1]), window))
+    return _apart((out / total).astype(q.dtype), q.shape[3])
 
 
 def _beside(q):
@@ -46,18 +42,31 @@ def _apart(x, groups: int):
     return rearrange(x, 'b h (g k) d -> b k h g d', g=groups)
 
 
-def _seen(positions, capacity: int, window: Optional[int]):
-    """bool[B, K, L] which keys the queries at positions[B, K] see."""
-    at = jnp.arange(capacity)
+def _seen(positions, at, window: Optional[int]):
+    """bool[B, K, L] which of the keys at places at[L] the queries at positions[B, K] see."""
     seen = at <= positions[:, :, None]
     return seen if window is None else seen & (at > positions[:, :, None] - window)
 
 
-def _scores(q, keys, seen, groups: int):
+def _scores(q, keys, seen):
     """f32[B, H, G K, L] of q [B, H, G K, D], far below zero where a query does not see."""
     scores = jnp.einsum('bhqd,bhdl->bhql', q, keys).astype(jnp.float32) * q.shape[-1] ** -0.5
-    scores = rearrange(scores, 'b h (g k) l -> b h g k l', g=groups)
+    scores = rearrange(scores, 'b h (g k) l -> b h g k l', k=seen.shape[1])
     return rearrange(jnp.where(seen[:, None, None], scores, -1e30), 'b h g k l -> b h (g k) l')
+
+
+def _look(q, keys, values, seen):
+    """Attention of q [B, H, G K, D] before its division by the sum of the weights.
+
+    Returns:
+      f32 (highest score and sum of the weights exp(score - highest) [B, H, G K, 1], weighted sum of the values
+      [B, H, G K, D]).
+    """
+    scores = _scores(q, keys, seen)
+    peak = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - peak)
+    out = jnp.einsum('bhql,bhld->bhqd', weights.astype(q.dtype), values).astype(jnp.float32)
+    return peak, weights.sum(axis=-1, keepdims=True), out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -79,12 +88,9 @@ def _blocks(queries: int) -> list[slice]:
 def _forward(q, keys, values, positions, window):
     out, logsumexp = [], []
     for block in _blocks(q.shape[1]):
-        own, end = _beside(q[:, block]), block.stop
-        scores = _scores(own, keys[..., :end], _seen(positions[:, block], end, window), q.shape[3])
-        peak = scores.max(axis=-1, keepdims=True)
-        weights = jnp.exp(scores - peak)
-        total = weights.sum(axis=-1, keepdims=True)
-        part = jnp.einsum('bhql,bhld->bhqd', weights.astype(q.dtype), values[:, :, :end]).astype(jnp.float32)
+        end = block.stop
+        seen = _seen(positions[:, block], jnp.arange(end), window)
+        peak, total, part = _look(_beside(q[:, block]), keys[..., :end], values[:, :, :end], seen)
         out.append(_apart((part / total).astype(q.dtype), q.shape[3]))
         logsumexp.append(peak + jnp.log(total))
     out = checkpoint_name(jnp.concatenate(out, axis=1), 'attention')
@@ -98,7 +104,7 @@ def _backward(window, kept, change):
     for block, normaliser in zip(_blocks(q.shape[1]), logsumexp):
         end = block.stop
         own, new, mean = (_beside(x[:, block]) for x in (q, change, inner))
-        scores = _scores(own, keys[..., :end], _seen(positions[:, block], end, window), q.shape[3])
+        scores = _scores(own, keys[..., :end], _seen(positions[:, block], jnp.arange(end), window))
         weights = jnp.exp(scores - normaliser)
         slope = jnp.einsum('bhqd,bhld->bhql', new, values[:, :, :end]).astype(jnp.float32)
         slope = (weights * (slope - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
@@ -117,28 +123,27 @@ def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: j
 
     The softmax is put together block by block (Milakov and Gimelshein, 2018). A block that a query does not see changes
     no bit of what it gets, so this does not depend on the other rows. Positions outside the cache are padding.
+
+    Blocks are copied before they are looked at. Among many queries that is little; single ones look at everything,
+    which is faster as soon as half of the cache is filled.
     """
     capacity = keys.shape[-1]
-    if capacity <= 2 * block:  # blocks are copied; that is worth it where many are not looked at
+    if capacity <= 2 * block or q.shape[1] == 1:
         return attend(q, keys, values, positions, window)
     positions = jnp.where(positions < capacity, positions, 0)
-    groups, scale = q.shape[3], q.shape[-1] ** -0.5
-    q, own = _beside(q), jnp.tile(positions, groups)[:, None, :, None]
+    groups, q = q.shape[3], _beside(q)
 
     def look(number, carry):
         peak, total, out = carry
         start = jnp.minimum(number * block, capacity - block)  # the last block begins within the one before
         at = start + jnp.arange(block)
-        seen = (at <= own) & (at >= number * block)
-        if window is not None:
-            seen &= at > own - window
-        scores = jnp.einsum('bhqd,bhdl->bhql', q, jax.lax.dynamic_slice_in_dim(keys, start, block, 3))
-        scores = jnp.where(seen, scores.astype(jnp.float32) * scale, -1e30)
-        higher = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
-        weights, shrink = jnp.exp(scores - higher), jnp.exp(peak - higher)
-        part = jnp.einsum('bhql,bhld->bhqd', weights.astype(q.dtype),
-                          jax.lax.dynamic_slice_in_dim(values, start, block, 2))
-        return higher, total * shrink + weights.sum(axis=-1, keepdims=True), out * shrink + part.astype(jnp.float32)
+        seen = _seen(positions, at, window) & (at >= number * block)
+        new_peak, new_total, new_out = _look(
+            q, jax.lax.dynamic_slice_in_dim(keys, start, block, 3),
+            jax.lax.dynamic_slice_in_dim(values, start, block, 2), seen)
+        higher = jnp.maximum(peak, new_peak)
+        old, new = jnp.exp(peak - higher), jnp.exp(new_peak - higher)
+        return higher, total * old + new_total * new, out * old + new_out * new
 
     rest, last = jnp.zeros((*q.shape[:3], 1), jnp.float32), positions.max() // block
     _, total, out = jax.lax.fori_loop(

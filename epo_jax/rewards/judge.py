@@ -19,7 +19,7 @@ from epo_jax import sampling
 from epo_jax.models.transformer import Transformer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokens import Tokens, keep, pack
+from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
 
 RATING = (
     '\n\nHow well has the goal been reached, from 0 (not at all) to 10 (completely)? '
@@ -96,35 +96,34 @@ def follow(judge: Judge, stages: Tokens, ask, rate: bool) -> tuple[jax.Array, ja
       (f32[N, T + 1] probabilities, f32[N] ratings). NaN where nothing was asked (no row has anything to read in
       that stage or later), and where something did not fit the capacity.
     """
-    model, params, count = judge.model, judge.params, stages.length.shape[1]
+    model, params, (last, count) = judge.model, judge.params, stages.length.shape
     answers = judge.answers()
     ids = jnp.array(answers['digits'] + answers['ten'])
     texts = [judge.question(REACHED), judge.question(RATING), judge.question(RATING, '1')]
-    questions = pack(texts[:3 if rate else 1])
-    needed = jnp.max(jnp.where(stages.length.any(axis=1), jnp.arange(len(stages.length)) + 1, 0))
+    width = max(stages.ids.shape[2], *map(len, texts))
+    questions = jax.tree.map(jnp.asarray, pack(texts, width))
+    stages = stages.replace(ids=jnp.pad(stages.ids, ((0, 0), (0, 0), (0, width - stages.ids.shape[2]))))
+    needed = jnp.max(jnp.where(stages.length.any(axis=1), jnp.arange(last) + 1, 0))
     asked = 0 if not rate else (1 if answers['ten'] else 2)
+    steps = 1 + ask  # of a stage: it is read, and the first question is asked
+    told = steps * needed
 
     def step(i, carry):
         session, reached, numbers = carry
-        stage = jax.tree.map(lambda x: x[jnp.minimum(i, len(stages.length) - 1)], stages)
-        session = sampling.extend(model, params, session, keep(stage, i < needed), judge.chunk)
-        last = jnp.maximum(i - needed + 1, 0)  # 0: after a stage; then the number of the rating's question
-        question = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x)[last], (count, *x.shape[1:])), questions)
-
-        def answer(session):
-            session, logits = sampling.peek(model, params, session, question, judge.chunk)
-            return session, jax.nn.log_softmax(logits, axis=-1)
-
-        silence = lambda session: (session, jnp.full((count, model.config.vocab_size), jnp.nan))
-        session, logprob = jax.lax.cond(ask | (last > 0), answer, silence, session)
-        at = jnp.where(last == 0, i, len(reached))
+        stage, question = i // steps, jnp.maximum(i - told + 1, 0)  # 0: after a stage; then those of the rating
+        reading = (i % steps == 0) & (question == 0)
+        tokens = jax.tree.map(lambda text, said: jnp.where(reading, text[jnp.minimum(stage, last - 1)], said[question]),
+                              stages, questions)
+        session, logits = sampling.peek(model, params, session, tokens, judge.chunk, stay=reading)
+        logprob = jax.nn.log_softmax(logits, axis=-1)
+        at = jnp.where(~reading & (question == 0), stage, last)
         reached = reached.at[at].set(probability_of_yes(judge, logprob), mode='drop')
-        return session, reached, numbers.at[jnp.where(last > 0, last - 1, 2)].set(logprob[:, ids], mode='drop')
+        return session, reached, numbers.at[jnp.where(question > 0, question - 1, 2)].set(logprob[:, ids], mode='drop')
 
     carry = (
         sampling.open_session(model, count, judge.capacity),
-        jnp.full((len(stages.length), count), jnp.nan), jnp.full((2, count, len(ids)), jnp.nan))
-    session, reached, numbers = jax.lax.fori_loop(0, needed + asked, step, carry)
+        jnp.full((last, count), jnp.nan), jnp.full((2, count, len(ids)), jnp.nan))
+    session, reached, numbers = jax.lax.fori_loop(0, told + asked, step, carry)
     mass = jnp.exp(numbers[0])
     if not answers['ten']:
         ten = mass[:, 1] * jnp.exp(numbers[1, :, 0])
@@ -148,21 +147,20 @@ def name_turns(judge: Judge, opening: Tokens, had) -> jax.Array:
     model, params, (count, turns) = judge.model, judge.params, had.shape
     labels = [judge.encode(f'{answer}Strategy {t + 1}:') for t in range(turns)
               for answer in ((' No\n', ' Yes\n') if t else ('', ''))]
-    labels = pack(labels)
-    session = sampling.open_session(model, count, judge.capacity)
-    close = pack([judge.chat.close] * count)
-    session = sampling.extend(model, params, session, opening, judge.chunk)
-    session = sampling.extend(model, params, session, jax.tree.map(jnp.asarray, close), judge.chunk)
+    first = concat([opening, repeat(judge.chat.close, count), keep(repeat(labels[0], count), had[:, 0])])
+    labels = jax.tree.map(jnp.asarray, pack(labels, max(first.ids.shape[1], *map(len, labels))))
+    first = first.replace(ids=jnp.pad(first.ids, ((0, 0), (0, labels.ids.shape[1] - first.ids.shape[1]))))
 
     def step(t, carry):
         session, chances = carry
         yes = chances.at[jnp.maximum(t - 1, 0)].get() >= 0.5
-        label = jax.tree.map(lambda x: jnp.asarray(x)[2 * t + yes], labels)
-        session = sampling.extend(model, params, session, keep(label, had[:, t]), judge.chunk)
-        session, logits = sampling.next_logits(model, params, session)
+        label = keep(jax.tree.map(lambda x: x[2 * t + yes], labels), had[:, t])
+        label = jax.tree.map(lambda whole, one: jnp.where(t == 0, whole, one), first, label)
+        session, logits = sampling.peek(model, params, session, label, judge.chunk, stay=True)
         chance = probability_of_yes(judge, jax.nn.log_softmax(logits, axis=-1))
         return session, chances.at[t].set(jnp.where(had[:, t], chance, jnp.nan))
 
+    session = sampling.open_session(model, count, judge.capacity)
     session, chances = jax.lax.fori_loop(0, turns, step, (session, jnp.full((turns, count), jnp.nan)))
     return jnp.where(session.overflow[:, None], jnp.nan, chances.T)
 
