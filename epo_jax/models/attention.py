@@ -27,7 +27,7 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Arra
     Returns:
       [B, K, H, G, D] in q's dtype; scores and softmax are float32.
     """
-    _, total, out = _look(_beside(q), keys, values, _seen(positions, jnp.arange(keys.shape[-1]), window))
+    _, total, out = _look(_beside(q), keys, values, _seen(positions, q.shape[3], jnp.arange(keys.shape[-1]), window))
     return _apart((out / total).astype(q.dtype), q.shape[3])
 
 
@@ -42,28 +42,27 @@ def _apart(x, groups: int):
     return rearrange(x, 'b h (g k) d -> b k h g d', g=groups)
 
 
-def _seen(positions, at, window: Optional[int]):
-    """bool[B, K, L] which of the keys at places at[L] the queries at positions[B, K] see."""
-    seen = at <= positions[:, :, None]
-    return seen if window is None else seen & (at > positions[:, :, None] - window)
+def _seen(positions, groups: int, at, window: Optional[int]):
+    """bool[B, 1, G K, L] which of the keys at places at[L] the queries at positions[B, K] see."""
+    own = jnp.tile(positions, groups)[:, None, :, None]
+    return at <= own if window is None else (at <= own) & (at > own - window)
 
 
 def _scores(q, keys, seen):
     """f32[B, H, G K, L] of q [B, H, G K, D], far below zero where a query does not see."""
     scores = jnp.einsum('bhqd,bhdl->bhql', q, keys).astype(jnp.float32) * q.shape[-1] ** -0.5
-    scores = rearrange(scores, 'b h (g k) l -> b h g k l', k=seen.shape[1])
-    return rearrange(jnp.where(seen[:, None, None], scores, -1e30), 'b h g k l -> b h (g k) l')
+    return jnp.where(seen, scores, -1e30)
 
 
-def _look(q, keys, values, seen):
+def _look(q, keys, values, seen, least=-1e30):
     """Attention of q [B, H, G K, D] before its division by the sum of the weights.
 
     Returns:
-      f32 (highest score and sum of the weights exp(score - highest) [B, H, G K, 1], weighted sum of the values
-      [B, H, G K, D]).
+      f32 (the highest score, `least` if that is higher, and the sum of the weights exp(score - highest), both
+      [B, H, G K, 1]; the weighted sum of the values [B, H, G K, D]).
     """
     scores = _scores(q, keys, seen)
-    peak = scores.max(axis=-1, keepdims=True)
+    peak = jnp.maximum(least, scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - peak)
     out = jnp.einsum('bhql,bhld->bhqd', weights.astype(q.dtype), values).astype(jnp.float32)
     return peak, weights.sum(axis=-1, keepdims=True), out
@@ -89,7 +88,7 @@ def _forward(q, keys, values, positions, window):
     out, logsumexp = [], []
     for block in _blocks(q.shape[1]):
         end = block.stop
-        seen = _seen(positions[:, block], jnp.arange(end), window)
+        seen = _seen(positions[:, block], q.shape[3], jnp.arange(end), window)
         peak, total, part = _look(_beside(q[:, block]), keys[..., :end], values[:, :, :end], seen)
         out.append(_apart((part / total).astype(q.dtype), q.shape[3]))
         logsumexp.append(peak + jnp.log(total))
@@ -104,7 +103,7 @@ def _backward(window, kept, change):
     for block, normaliser in zip(_blocks(q.shape[1]), logsumexp):
         end = block.stop
         own, new, mean = (_beside(x[:, block]) for x in (q, change, inner))
-        scores = _scores(own, keys[..., :end], _seen(positions[:, block], jnp.arange(end), window))
+        scores = _scores(own, keys[..., :end], _seen(positions[:, block], q.shape[3], jnp.arange(end), window))
         weights = jnp.exp(scores - normaliser)
         slope = jnp.einsum('bhqd,bhld->bhql', new, values[:, :, :end]).astype(jnp.float32)
         slope = (weights * (slope - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
@@ -137,13 +136,12 @@ def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: j
         peak, total, out = carry
         start = jnp.minimum(number * block, capacity - block)  # the last block begins within the one before
         at = start + jnp.arange(block)
-        seen = _seen(positions, at, window) & (at >= number * block)
-        new_peak, new_total, new_out = _look(
+        seen = _seen(positions, groups, at, window) & (at >= number * block)
+        higher, more, change = _look(
             q, jax.lax.dynamic_slice_in_dim(keys, start, block, 3),
-            jax.lax.dynamic_slice_in_dim(values, start, block, 2), seen)
-        higher = jnp.maximum(peak, new_peak)
-        old, new = jnp.exp(peak - higher), jnp.exp(new_peak - higher)
-        return higher, total * old + new_total * new, out * old + new_out * new
+            jax.lax.dynamic_slice_in_dim(values, start, block, 2), seen, peak)
+        shrink = jnp.exp(peak - higher)
+        return higher, total * shrink + more, out * shrink + change
 
     rest, last = jnp.zeros((*q.shape[:3], 1), jnp.float32), positions.max() // block
     _, total, out = jax.lax.fori_loop(
