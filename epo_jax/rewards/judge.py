@@ -96,14 +96,14 @@ def follow(judge: Judge, stages: Tokens, ask, rate: bool) -> tuple[jax.Array, ja
       (f32[N, T + 1] probabilities, f32[N] ratings). NaN where nothing was asked (no row has anything to read in
       that stage or later), and where something did not fit the capacity.
     """
-    model, params, (last, count) = judge.model, judge.params, stages.length.shape
+    model, params, (total, count) = judge.model, judge.params, stages.length.shape
     answers = judge.answers()
     ids = jnp.array(answers['digits'] + answers['ten'])
     texts = [judge.question(REACHED), judge.question(RATING), judge.question(RATING, '1')]
     width = max(stages.ids.shape[2], *map(len, texts))
     questions = jax.tree.map(jnp.asarray, pack(texts, width))
     stages = stages.replace(ids=jnp.pad(stages.ids, ((0, 0), (0, 0), (0, width - stages.ids.shape[2]))))
-    needed = jnp.max(jnp.where(stages.length.any(axis=1), jnp.arange(last) + 1, 0))
+    needed = jnp.max(jnp.where(stages.length.any(axis=1), jnp.arange(total) + 1, 0))
     asked = 0 if not rate else (1 if answers['ten'] else 2)
     steps = 1 + ask  # of a stage: it is read, and the first question is asked
     told = steps * needed
@@ -112,17 +112,17 @@ def follow(judge: Judge, stages: Tokens, ask, rate: bool) -> tuple[jax.Array, ja
         session, reached, numbers = carry
         stage, question = i // steps, jnp.maximum(i - told + 1, 0)  # 0: after a stage; then those of the rating
         reading = (i % steps == 0) & (question == 0)
-        tokens = jax.tree.map(lambda text, said: jnp.where(reading, text[jnp.minimum(stage, last - 1)], said[question]),
-                              stages, questions)
+        at = jnp.minimum(stage, total - 1)
+        tokens = jax.tree.map(lambda text, asked: jnp.where(reading, text[at], asked[question]), stages, questions)
         session, logits = sampling.peek(model, params, session, tokens, judge.chunk, stay=reading)
         logprob = jax.nn.log_softmax(logits, axis=-1)
-        at = jnp.where(~reading & (question == 0), stage, last)
+        at = jnp.where(~reading & (question == 0), stage, total)
         reached = reached.at[at].set(probability_of_yes(judge, logprob), mode='drop')
         return session, reached, numbers.at[jnp.where(question > 0, question - 1, 2)].set(logprob[:, ids], mode='drop')
 
     carry = (
         sampling.open_session(model, count, judge.capacity),
-        jnp.full((last, count), jnp.nan), jnp.full((2, count, len(ids)), jnp.nan))
+        jnp.full((total, count), jnp.nan), jnp.full((2, count, len(ids)), jnp.nan))
     session, reached, numbers = jax.lax.fori_loop(0, told + asked, step, carry)
     mass = jnp.exp(numbers[0])
     if not answers['ten']:
@@ -147,9 +147,9 @@ def name_turns(judge: Judge, opening: Tokens, had) -> jax.Array:
     model, params, (count, turns) = judge.model, judge.params, had.shape
     labels = [judge.encode(f'{answer}Strategy {t + 1}:') for t in range(turns)
               for answer in ((' No\n', ' Yes\n') if t else ('', ''))]
-    first = concat([opening, repeat(judge.chat.close, count), keep(repeat(labels[0], count), had[:, 0])])
-    labels = jax.tree.map(jnp.asarray, pack(labels, max(first.ids.shape[1], *map(len, labels))))
-    first = first.replace(ids=jnp.pad(first.ids, ((0, 0), (0, labels.ids.shape[1] - first.ids.shape[1]))))
+    width = opening.ids.shape[1] + len(judge.chat.close) + max(map(len, labels))
+    first = concat([opening, repeat(judge.chat.close, count), keep(repeat(labels[0], count), had[:, 0])], width)
+    labels = jax.tree.map(jnp.asarray, pack(labels, width))
 
     def step(t, carry):
         session, chances = carry
