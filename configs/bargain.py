@@ -29,8 +29,8 @@ def base(environment):
     config.rollout.update(episodes=2048, group=8, batch=1024, view_tokens=6, chunk=8, compiled=True, record_every=100)
     config.reward.update(outcome='environment', process='none')
     config.credit.update(gamma=1.0, baseline='group', normalise='batch')
-    config.learner.update(learning_rate=3e-3, schedule='cosine', entropy=0.01, batch=2048, micro_batch=256,
-                          chunk=4096, length_bucket=32)
+    config.learner.update(learning_rate=2e-3, b2=0.99, schedule='cosine', entropy=0.01, batch=2048,
+                          micro_batch=256, chunk=4096, length_bucket=32)
     config.evaluation.update(episodes=980, conditions=('policy',))
     return config
 
@@ -38,8 +38,8 @@ def base(environment):
 def family():
     """Against the fixed family."""
     config = base('bargain')
-    config.iterations = 600
-    config.checkpoint.every = 200
+    config.iterations = 900
+    config.checkpoint.every = 300
     return config
 
 

@@ -104,26 +104,27 @@ def follow(judge: Judge, stages: Tokens, ask, rate: bool) -> tuple[jax.Array, ja
     questions = jax.tree.map(jnp.asarray, pack(texts, width))
     stages = stages.replace(ids=jnp.pad(stages.ids, ((0, 0), (0, 0), (0, width - stages.ids.shape[2]))))
     needed = jnp.max(jnp.where(stages.length.any(axis=1), jnp.arange(total) + 1, 0))
-    asked = 0 if not rate else (1 if answers['ten'] else 2)
+    ratings = 0 if not rate else (1 if answers['ten'] else 2)  # questions of the rating
     steps = 1 + ask  # of a stage: it is read, and the first question is asked
     told = steps * needed
 
     def step(i, carry):
         session, reached, numbers = carry
-        stage, question = i // steps, jnp.maximum(i - told + 1, 0)  # 0: after a stage; then those of the rating
+        stage = jnp.minimum(i // steps, total - 1)
+        question = jnp.maximum(i - told + 1, 0)  # 0: after a stage; then those of the rating
         reading = (i % steps == 0) & (question == 0)
-        at = jnp.minimum(stage, total - 1)
-        tokens = jax.tree.map(lambda text, asked: jnp.where(reading, text[at], asked[question]), stages, questions)
+        tokens = jax.tree.map(
+            lambda read, asked: jnp.where(reading, read[stage], asked[question]), stages, questions)
         session, logits = sampling.peek(model, params, session, tokens, judge.chunk, stay=reading)
         logprob = jax.nn.log_softmax(logits, axis=-1)
-        at = jnp.where(~reading & (question == 0), stage, total)
-        reached = reached.at[at].set(probability_of_yes(judge, logprob), mode='drop')
+        answered = jnp.where(~reading & (question == 0), stage, total)
+        reached = reached.at[answered].set(probability_of_yes(judge, logprob), mode='drop')
         return session, reached, numbers.at[jnp.where(question > 0, question - 1, 2)].set(logprob[:, ids], mode='drop')
 
     carry = (
         sampling.open_session(model, count, judge.capacity),
         jnp.full((total, count), jnp.nan), jnp.full((2, count, len(ids)), jnp.nan))
-    session, reached, numbers = jax.lax.fori_loop(0, told + asked, step, carry)
+    session, reached, numbers = jax.lax.fori_loop(0, told + ratings, step, carry)
     mass = jnp.exp(numbers[0])
     if not answers['ten']:
         ten = mass[:, 1] * jnp.exp(numbers[1, :, 0])

@@ -4,7 +4,8 @@ The sides act in turn, seat 0 first. An action is an offer, accepting the partne
 offer stands until its side makes another. A strategist's intent 'ask:7' becomes the offer that, among those worth
 at least 7 out of 10 to the side, looks best for the partner, by what the partner kept for itself in its offers.
 A deal is worth to a side its share of its own 10 points, times the points of both sides out of the most that any
-split of these items has for both together. No deal is worth 0.
+split of these items has for both together. No deal is worth 0. A message that is no possible action does nothing,
+and costs its side a tenth of what the deal is worth to it: else any word would do for 'wait'.
 
 All splits of all sets of items are tabled, so that an action is a few operations on [B, P].
 
@@ -29,6 +30,8 @@ from epo_jax.envs.bargain.scenarios import (
 from epo_jax.text.tokens import Tokens, repeat
 
 WEIGHTS = 60 // BOARDS    # 60 is a multiple of every count
+
+INVALID_COST = 0.1
 
 ACCEPT, WAIT, WALK = (INTENTS.index(word) for word in ('accept', 'wait', 'walk'))
 
@@ -142,13 +145,12 @@ def rewards(state: State):
     own = jnp.stack([points(state, seat, state.deal) for seat in (0, 1)], axis=1)
     joint = own.sum(axis=1, keepdims=True)
     value = (own * joint).astype(jnp.float32) / (TOTAL * jnp.maximum(most(state), 1))[:, None]
-    return jnp.where((state.deal >= 0)[:, None], value, 0)
+    return jnp.where((state.deal >= 0)[:, None], value * (1 - INVALID_COST) ** state.invalid, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bargain:
-    """An Environment in array code; its messages are intents (see `language`), everything after the first word is
-    ignored, and what is no possible action is counted and does nothing.
+    """An Environment in array code; its messages are intents (see `language`): the first word counts.
 
     Attributes:
       opponent: 'family': seat 1 is played by the scenario's opponent, within the step of seat 0, the only seat at the

@@ -1,35 +1,35 @@
-"""What could be reached at best: every sequence of intents against an opponent, and the splits of two free sides.
+"""What could be reached at best: with everything known beforehand, with what a side is told, and by theory.
 
-The first is an upper bound for every policy: it knows the opponent and what the items are worth to it.
-
-Axis letters: B slots, E episodes, N sequences of intents, P splits.
+Axis letters: B slots, E episodes, N sequences of intents, R rounds, P splits.
 """
 
+import collections
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from epo_jax.envs.bargain.language import INTENT_IDS, INTENTS
-from epo_jax.envs.bargain.scenarios import BOARDS, REAL, SPLITS, Queue, Scenario
+from epo_jax.envs.bargain.scenarios import BOARDS, NOTHING, REAL, SPLITS, P, Queue, Scenario
 from epo_jax.text.tokens import Tokens
 
 TRIED = tuple(i for i, word in zip(INTENT_IDS, INTENTS) if word != 'walk')    # walking away is worth 0 at any time
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def sequence_rewards(env: Any, queue: Queue) -> jax.Array:
-    """f32[E, N] seat 0's reward for every sequence of intents, those after the end ignored.
+def sequences(env: Any, queue: Queue) -> tuple[jax.Array, jax.Array]:
+    """Every sequence of intents against an opponent; those after the end are ignored.
 
     Args:
       env: a `game.Bargain` against the family.
       queue: E scenarios.
 
     Returns:
-      N = len(TRIED) ** rounds; column n plays the digits of n to the base len(TRIED), the first intent first.
+      (f32[E, N] seat 0's reward, i32[E, N, R] the opponent's answers as in `game.State.actions`).
+      N = len(TRIED) ** R; column n plays the digits of n to the base len(TRIED), the first intent first.
     """
     def of(episode):
         state, _ = env.deal(env.start(1), queue, episode[None], jnp.ones(1, bool))
@@ -39,20 +39,50 @@ def sequence_rewards(env: Any, queue: Queue) -> jax.Array:
             ids = jnp.tile(jnp.array(TRIED), len(live) // len(TRIED))[:, None]
             state, seen = env.step(state, 0, Tokens(ids, jnp.ones_like(ids[:, 0])), live)
             reward, live = reward + seen.reward[:, 0], live & ~seen.done
-        return reward
+        return reward, state.actions[:, 1::2]
 
     return jax.lax.map(of, jnp.arange(len(queue.board)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def best_rewards(env: Any, queue: Queue) -> jax.Array:
-    """f32[E] the most that seat 0 can get; exact, by trying everything (some 10 ms an episode of four rounds)."""
-    one = lambda i: sequence_rewards(env, jax.tree.map(lambda x: x[i][None], queue)).max()
+    """f32[E] the most that seat 0 can get who knows everything; exact, by trying everything (some 10 ms an episode of
+    four rounds)."""
+    one = lambda i: sequences(env, jax.tree.map(lambda x: x[i][None], queue))[0].max()
     return jax.lax.map(one, jnp.arange(len(queue.board)))
 
 
+def adaptive_rewards(env: Any, scenarios: Sequence[Scenario]) -> np.ndarray:
+    """f32[E] what the best of all policies gets that sees only what seat 0 is told.
+
+    It knows that the world consists of these scenarios, each equally likely. Exact, by going backwards through
+    everything that can have been said and seen (expectimax over information sets).
+    """
+    queue = env.encode(scenarios)
+    alike = collections.defaultdict(list)    # what cannot be told apart at the opening
+    for e, scenario in enumerate(scenarios):
+        alike[scenario.counts, scenario.values[0]].append(e)
+    found = np.zeros(len(scenarios), np.float32)
+    for episodes in alike.values():
+        tried = [sequences(env, jax.tree.map(lambda x: x[e:e + 1], queue)) for e in episodes]
+        value, answers = (np.concatenate(parts) for parts in zip(*tried))    # [E, N], [E, N, R]
+        for t in reversed(range(env.rounds)):
+            # What it knows when it speaks in round t: what it said before (the column), and every answer.
+            known = np.broadcast_to(np.arange(len(TRIED) ** t, dtype=np.int64), (len(episodes), len(TRIED) ** t))
+            for answer in answers[:, ::len(TRIED) ** (env.rounds - t), :t].transpose(2, 0, 1):
+                known = known * (P - NOTHING) + answer - NOTHING
+            _, known = np.unique(known, return_inverse=True)
+            known, value = known.ravel(), value.reshape(-1, len(TRIED))
+            total = np.zeros((known.max() + 1, len(TRIED)))
+            np.add.at(total, known, value)
+            best = total.argmax(axis=1)[known]
+            value = np.take_along_axis(value, best[:, None], axis=1)
+        found[episodes] = value[:, 0]
+    return found
+
+
 def words(env: Any, column: int) -> list[str]:
-    """The intents of a column of `sequence_rewards`."""
+    """The intents of a column of `sequences`."""
     names = [INTENTS[INTENT_IDS.index(i)] for i in TRIED]
     return [names[column // len(names) ** (env.rounds - 1 - t) % len(names)] for t in range(env.rounds)]
 

@@ -14,11 +14,11 @@ class Table:
         self.opponent = next((o for o in opponents.FAMILY if o.name == scenario.opponent), None)
         self.against_family = against_family
         self.offers = ([], [])
-        self.taken, self.deal, self.over, self.invalid, self.insults = 0, None, False, 0, 0
+        self.taken, self.deal, self.over, self.invalid, self.insults = 0, None, False, [0, 0], 0
 
     def copy(self):
         other = object.__new__(Table)
-        other.__dict__.update(self.__dict__, offers=tuple(list(made) for made in self.offers))
+        other.__dict__.update(self.__dict__, offers=tuple(list(made) for made in self.offers), invalid=list(self.invalid))
         return other
 
     def points(self, side, offer):
@@ -47,7 +47,7 @@ class Table:
         elif word == 'walk':
             self.over = True
         elif word != 'wait':
-            self.invalid += 1
+            self.invalid[side] += 1
         self._count()
         if self.against_family and not self.over:
             self._answer(made)
@@ -75,4 +75,5 @@ class Table:
             return 0.0, 0.0
         points = [self.points(side, self.deal) for side in (0, 1)]
         most = max(sum(self.points(side, offer) for side in (0, 1)) for offer in self.splits())
-        return tuple(float(Fraction(own, 10) * Fraction(sum(points), most)) for own in points)
+        return tuple(float(Fraction(own, 10) * Fraction(sum(points), most) * Fraction(9, 10) ** invalid)
+                     for own, invalid in zip(points, self.invalid))

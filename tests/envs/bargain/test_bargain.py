@@ -65,7 +65,8 @@ def test_random_talk_goes_as_the_rules_say(env):
     assert not live.any()
     assert {table.deal is None for table in tables} == {True, False}
     np.testing.assert_allclose(total, [table.rewards()[:env.num_seats] for table in tables], rtol=1e-6)
-    assert np.asarray(state.invalid).sum(axis=1).tolist() == [table.invalid for table in tables]
+    assert np.asarray(state.invalid).tolist() == [table.invalid for table in tables]
+    assert env.rounds == 1 or any(table.deal is not None and sum(table.invalid) for table in tables)
 
 
 def test_every_scenario_follows_the_rules_and_no_valuation_is_in_both_splits():
@@ -113,7 +114,7 @@ def test_only_rows_that_are_named_are_dealt_and_stepped():
 
 
 @pytest.mark.parametrize('message', [[], [9999], [-1], [0]])
-def test_what_is_no_intent_does_nothing_and_is_counted(message):
+def test_what_is_no_intent_does_nothing_but_is_counted(message):
     state, _ = start(FAMILY, pick('family', 2))
     silent, _ = FAMILY.step(state, 0, say(['wait'] * 2), jnp.ones(2, bool))
     state, seen = FAMILY.step(state, 0, pack([message] * 2, 1), jnp.ones(2, bool))
@@ -160,8 +161,8 @@ def test_accounts_tell_what_happened():
     assert account.lines == [
         (0, 'Ada offers Ben 3 balls and keeps 2 books and 1 hat (10 points).'), (1, 'Ben says nothing.'),
         (0, 'Ada offers Ben 2 books and 3 balls and keeps 1 hat (6 points).'), (1, 'Ben accepts (10 points).')]
-    # 6 of 10 points, and 16 points together are the most there are.
-    np.testing.assert_allclose(account.scores, [6.0, 10.0], rtol=1e-6)
+    # 6 of 10 points, and 16 points together are the most there are; Ben once said nothing that could be done.
+    np.testing.assert_allclose(account.scores, [6.0, 9.0], rtol=1e-6)
     assert account.facts['points'] == [6, 10] and account.facts['ended'] == 'deal'
     assert account.events == ['bargain/deal', 'action/invalid']
     assert account.facts['scenario'] == '2-1-3/2-6-0/5-0-0/seat'

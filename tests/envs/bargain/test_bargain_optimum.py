@@ -1,11 +1,12 @@
 """The optimum against searches of another kind, and what makes the game a problem of adapting to the opponent."""
 
+import collections
 
 import numpy as np
 import pytest
 
 from bargain_reference import Table
-from epo_jax.envs.bargain import language, opponents, optimum
+from epo_jax.envs.bargain import language, opponents, optimum, regret
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import every_scenario
 
@@ -33,7 +34,7 @@ def test_the_best_reward_is_that_of_a_search_in_the_plain_rules():
 
 def test_columns_are_the_sequences_they_are_named_after():
     scenarios = every_scenario('family')[:12]
-    rewards = np.asarray(optimum.sequence_rewards(ENV, ENV.encode(scenarios)))
+    rewards = np.asarray(optimum.sequences(ENV, ENV.encode(scenarios))[0])
     np.testing.assert_allclose(rewards.max(axis=1), optimum.best_rewards(ENV, ENV.encode(scenarios)))
     for column in np.random.default_rng(0).choice(rewards.shape[1], 20):
         for scenario, reward in zip(scenarios, rewards[:, column]):
@@ -42,6 +43,44 @@ def test_columns_are_the_sequences_they_are_named_after():
                 if not table.over:
                     table.say(0, word)
             np.testing.assert_allclose(reward, table.rewards()[0], rtol=1e-6)
+
+
+def expected(tables):
+    """The most in sum that a player gets who knows only that it sits at one of these, by depth-first search."""
+    def after(word):
+        total, seen = 0, collections.defaultdict(list)
+        for table in tables:
+            then = said(table, word)
+            made = then.offers[1][len(table.offers[1]):]
+            if then.over:
+                total += then.rewards()[0]
+            else:
+                seen[made[0] if made else None].append(then)
+        return total + sum(map(expected, seen.values()))
+
+    return max(map(after, language.INTENTS))
+
+
+def test_the_best_policy_is_that_of_a_search_over_what_can_be_seen():
+    env = Bargain('family', 2)
+    openings = collections.defaultdict(list)
+    for scenario in every_scenario('family'):
+        openings[scenario.counts, scenario.values[0]].append(scenario)
+    groups = [group[:14] for group in list(openings.values())[:2]]
+    mixed = [scenario for pair in zip(*groups) for scenario in pair]
+    found = optimum.adaptive_rewards(env, mixed)
+    for number, group in enumerate(groups):
+        np.testing.assert_allclose(
+            found[number::2].sum(), expected([Table(scenario, env.rounds, True) for scenario in group]), rtol=1e-6)
+    known = np.asarray(optimum.best_rewards(env, env.encode(mixed)))
+    records = [dict(condition=name, scenario=mixed[e].id, seats=[dict(outcome=outcome)]) for name, e, outcome in (
+        ('policy', 3, 0.5), ('policy', 4, 0.25), ('none', 3, 0.125), ('none', 4, None))]
+    assert regret.compare(records, env, mixed) == [
+        regret.Row('policy', 2, 0.375, found[3:5].mean(), known[3:5].mean()),
+        regret.Row('none', 1, 0.125, found[3], known[3])]
+    fixed = np.asarray(optimum.sequences(env, env.encode(mixed))[0])
+    assert (found <= known).all() and found.sum() < known.sum()
+    assert found.sum() > sum(fixed[number::2].sum(axis=0).max() for number in (0, 1))
 
 
 def test_nash_and_pareto_are_found_among_all_splits():
@@ -73,7 +112,7 @@ def test_who_does_not_adapt_gets_less():
     """A schedule fixed in advance, the best of all 10,000 in hindsight, falls short of a simple rule."""
     env, scenarios = Bargain(), [s for s in every_scenario('family') if s.split == 'held_out']
     scenarios = scenarios[:200 * len(opponents.NAMES)]
-    rewards = np.asarray(optimum.sequence_rewards(env, env.encode(scenarios)))
+    rewards = np.asarray(optimum.sequences(env, env.encode(scenarios))[0])
     best = rewards.max(axis=1).mean()
     adapted = []
     for scenario in scenarios:
