@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         watch = Stopwatch()
         with watch('load'):
             roles = build_roles(config, mesh, domain)
-        progress.line(f'strategist: {roles.strategist.config.num_params / 1e6:.1f}M parameters on {mesh.size} '
+        progress.line(f'strategist: {roles.strategist.config.num_params:,} parameters on {mesh.size} '
                       f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
         this = Run(config, domain, roles, make_learner(config, roles), progress, watch,
                    param_shardings(roles.strategist.sampler(), mesh))
