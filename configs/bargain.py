@@ -29,7 +29,7 @@ def base(environment):
     config.rollout.update(episodes=2048, group=8, batch=1024, view_tokens=6, chunk=8, compiled=True, record_every=100)
     config.reward.update(outcome='environment', process='none')
     config.credit.update(gamma=1.0, baseline='group', normalise='batch')
-    config.learner.update(learning_rate=2e-3, b2=0.99, schedule='cosine', entropy=0.01, batch=2048,
+    config.learner.update(learning_rate=2e-3, b2=0.99, schedule='cosine', entropy=0.03, batch=2048,
                           micro_batch=256, chunk=4096, length_bucket=32)
     config.evaluation.update(episodes=980, conditions=('policy',))
     return config
