@@ -3,7 +3,7 @@
     python -m epo_jax.envs.bargain.regret --workdir=runs/bargain
 
 The best is taken twice: of a policy that sees what seat 0 sees, and of one that knows the opponent and its values.
-Both are exact; some ten minutes on two cores.
+Both are exact; some five minutes on a CPU.
 """
 
 import argparse
