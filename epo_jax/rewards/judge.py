@@ -119,7 +119,8 @@ def follow(judge: Judge, stages: Tokens, ask, rate: bool) -> tuple[jax.Array, ja
         logprob = jax.nn.log_softmax(logits, axis=-1)
         answered = jnp.where(~reading & (question == 0), stage, total)
         reached = reached.at[answered].set(probability_of_yes(judge, logprob), mode='drop')
-        return session, reached, numbers.at[jnp.where(question > 0, question - 1, 2)].set(logprob[:, ids], mode='drop')
+        numbers = numbers.at[jnp.where(question > 0, question - 1, 2)].set(logprob[:, ids], mode='drop')
+        return session, reached, numbers
 
     carry = (
         sampling.open_session(model, count, judge.capacity),

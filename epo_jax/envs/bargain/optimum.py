@@ -61,7 +61,7 @@ def adaptive_rewards(env: Any, scenarios: Sequence[Scenario]) -> np.ndarray:
     queue = env.encode(scenarios)
     alike = collections.defaultdict(list)    # what cannot be told apart at the opening
     for e, scenario in enumerate(scenarios):
-        alike[scenario.counts, scenario.values[0]].append(e)
+        alike[scenario.opening].append(e)
     found = np.zeros(len(scenarios), np.float32)
     for episodes in alike.values():
         tried = [sequences(env, jax.tree.map(lambda x: x[e:e + 1], queue)) for e in episodes]

@@ -3,12 +3,11 @@
     python -m epo_jax.envs.bargain.regret --workdir=runs/bargain
 
 The best is taken twice: of a policy that sees what seat 0 sees, and of one that knows the opponent and its values.
-Both are exact; some five minutes on a CPU.
+Both are exact; three to five minutes on a CPU.
 """
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 import sys
 from typing import Any, Mapping, Sequence
@@ -18,6 +17,8 @@ import numpy as np
 from epo_jax.envs.bargain import optimum
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import Scenario, every_scenario
+from epo_jax.export import read_run
+from epo_jax.files import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,15 @@ def compare(records: Sequence[Mapping[str, Any]], env: Bargain, world: Sequence[
       records: its episodes, as in evaluation.jsonl.
       world: all the scenarios there are, which the best policies know.
     """
+    records = [record for record in records if record['seats'][0]['outcome'] is not None]
+    played = {record['scenario'] for record in records}
+    openings = {scenario.opening for scenario in world if scenario.id in played}
+    world = [scenario for scenario in world if scenario.opening in openings]  # the others are never thought of
     place = {scenario.id: e for e, scenario in enumerate(world)}
     found = [(record['condition'], place[record['scenario']], record['seats'][0]['outcome']) for record in records]
-    found = [row for row in found if row[2] is not None]
-    played = sorted({e for _, e, _ in found})
+    at = sorted(map(place.get, played))
     known = np.zeros(len(world))
-    known[played] = optimum.best_rewards(env, env.encode([world[e] for e in played]))
+    known[at] = optimum.best_rewards(env, env.encode([world[e] for e in at]))
     adaptive = optimum.adaptive_rewards(env, world)
     rows = []
     for condition in dict.fromkeys(name for name, _, _ in found):
@@ -65,13 +69,13 @@ def main():
     parser.add_argument('--workdir', required=True, help='of a run against the family, with its evaluation')
     workdir = Path(parser.parse_args().workdir)
     try:
-        environment = json.loads((workdir / 'config.json').read_text())['environment']
-        records = [json.loads(line) for line in (workdir / 'episodes' / 'evaluation.jsonl').read_text().splitlines()]
+        records = read_jsonl(workdir / 'episodes' / 'evaluation.jsonl')
+        environment = read_run(workdir).environment
     except (OSError, ValueError) as error:
         sys.exit(f'error: {workdir}: no evaluation of a run is here ({error})')
-    if environment['name'] != 'bargain':
-        sys.exit(f'error: {workdir}: {environment["name"]} was played, not bargain')
-    for row in compare(records, Bargain('family', environment['rounds']), every_scenario('family')):
+    if environment.name != 'bargain':
+        sys.exit(f'error: {workdir}: {environment.name} was played, not bargain')
+    for row in compare(records, Bargain('family', environment.rounds), every_scenario('family')):
         print(f'{row.condition}: {row.reward:.3f} on {row.games} games. That is {row.reward / row.adaptive:.1%} of '
               f'{row.adaptive:.3f}, the best for who sees what seat 0 sees, and {row.reward / row.known:.1%} of '
               f'{row.known:.3f}, the best for who knows the opponent and its values.')

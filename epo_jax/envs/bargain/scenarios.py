@@ -50,6 +50,11 @@ class Scenario:
         return self.opponent or 'seat'
 
     @property
+    def opening(self) -> tuple:
+        """What seat 0 is told: the items, and their values to itself."""
+        return self.counts, self.values[0]
+
+    @property
     def id(self) -> str:
         """The numbers in a row."""
         return '/'.join([*('-'.join(map(str, numbers)) for numbers in (self.counts, *self.values)), self.category])

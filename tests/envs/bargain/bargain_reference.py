@@ -18,7 +18,8 @@ class Table:
 
     def copy(self):
         other = object.__new__(Table)
-        other.__dict__.update(self.__dict__, offers=tuple(list(made) for made in self.offers), invalid=list(self.invalid))
+        other.__dict__.update(
+            self.__dict__, offers=tuple(list(made) for made in self.offers), invalid=list(self.invalid))
         return other
 
     def points(self, side, offer):
