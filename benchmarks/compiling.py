@@ -52,6 +52,7 @@ def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
       of programs compiled after the first iteration (evaluation not counted), seconds of tracing and of lowering.
     """
     import jax
+
     from epo_jax import experiment, files, telemetry
 
     before = dict.fromkeys(BEFORE_XLA.values(), 0.0)

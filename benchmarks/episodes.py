@@ -84,6 +84,7 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
     import jax
     import jax.numpy as jnp
     import numpy as np
+
     from benchmarks import models
     from epo_jax.agents.base import Player, Seat
     from epo_jax.agents.local import LocalAgent

@@ -10,7 +10,6 @@ from typing import Any, Mapping, Optional
 
 from flax import struct
 import jax
-from jax.experimental.shard_alike import shard_alike
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,7 +17,7 @@ import optax
 from epo_jax import scoring
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
-from epo_jax.parallel import constrain
+from epo_jax.parallel import constrain, param_shardings
 from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy
 
 
@@ -106,9 +105,11 @@ class Learner:
         """A fresh state around what is trained, stacked parameters or an adapter, which becomes float32; the
         optimiser's moments are split as they are."""
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        optimizer = optax.tree.map_params(
-            self.optimizer(), lambda moment, param: shard_alike(param, moment)[1],
-            self.optimizer().init(params), params)
+        optimizer = self.optimizer().init(params)
+        if self.model.mesh is not None:
+            optimizer = optax.tree.map_params(
+                self.optimizer(), jax.lax.with_sharding_constraint, optimizer,
+                param_shardings(self.model, self.model.mesh, self.lora))
         if self.offload:
             optimizer = optax.tree.map_params(
                 self.optimizer(), lambda moment: jax.device_put(moment, jax.memory.Space.Host), optimizer)

@@ -12,8 +12,8 @@ import os
 from typing import Any, Optional, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 import optax
@@ -23,7 +23,7 @@ from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.domains import load_domain
 from epo_jax.errors import InputError
 from epo_jax.learner import Batch, Learner, TrainState, from_config
-from epo_jax.models.config import ModelConfig, SHAPES
+from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.transformer import Transformer
 from epo_jax.parallel import check_rows, make_mesh, named_sharding, param_shardings
 from epo_jax.rewards.judge import Judge, follow

@@ -8,14 +8,28 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from little_model import (
+    CLOSING,
+    CONFIG,
+    STOP,
+    TOLERANCE,
+    B,
+    L,
+    V,
+    begun,
+    extend,
+    full_logits,
+    generate,
+    make_keys,
+    make_model,
+    make_params,
+    score,
+)
 import numpy as np
 import pytest
 
 from epo_jax import sampling
 from epo_jax.text.tokens import Tokens, pack
-from little_model import (
-    B, CLOSING, CONFIG, L, STOP, TOLERANCE, V, begun, extend, full_logits, generate, make_keys, make_model,
-    make_params, score)
 
 WIDTH, COUNT = 4, 7
 # One begins another, two end alike, one stands twice, one is as long as there is room.

@@ -1,6 +1,6 @@
 import json
 
-from ml_collections import config_dict, ConfigDict
+from ml_collections import ConfigDict, config_dict
 import pytest
 
 from epo_jax import config as config_lib

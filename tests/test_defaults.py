@@ -4,12 +4,12 @@ import dataclasses
 import importlib.util
 import pathlib
 
+import counting
 from ml_collections import ConfigDict
 import pytest
 
 from epo_jax.config import ConfigError
 from epo_jax.defaults import MAY_DIFFER, default_config, validate
-import counting
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from little_model import CONFIG, ENDLESS, STOP, B, V, begun, draw, generate, make_keys, make_model, make_params
 import numpy as np
 import pytest
 
 from epo_jax import sampling
 from epo_jax.sampling import SamplingConfig
-from little_model import B, CONFIG, ENDLESS, STOP, V, begun, draw, generate, make_keys, make_model, make_params
 
 
 def literal_distribution(logits, config, barred=None):

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sotopia_dialogues import FOLDER, dialogues, raw_row
+from test_experiment import small_config
 
 from epo_jax import experiment, export, label, offline, prepare
 from epo_jax.models import weights
 from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
-from sotopia_dialogues import FOLDER, dialogues, raw_row
-from test_experiment import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -4,6 +4,21 @@ import functools
 
 import numpy as np
 import pytest
+from tables import (
+    BOTH,
+    CASES,
+    WIDTH,
+    Case,
+    episode_numbers,
+    host,
+    host_seats,
+    local_seats,
+    make_table,
+    never,
+    perform,
+    plan,
+    talk,
+)
 
 from epo_jax.agents.base import Seat
 from epo_jax.envs.host import HostEnvironment
@@ -14,8 +29,6 @@ from epo_jax.rewards.process import Verdict
 from epo_jax.rewards.reading import readings
 from epo_jax.rollout import ENVIRONMENT, NEWS, Table, rollout, who
 from epo_jax.trajectory import trajectory
-from tables import (
-    BOTH, CASES, WIDTH, Case, episode_numbers, host, host_seats, local_seats, make_table, never, perform, plan, talk)
 
 
 @functools.cache

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
+from fake_endpoint import BAD_ANSWERS, TROUBLES, pick, serve, strategies_in
 import pytest
 
 from epo_jax import label
 from epo_jax.data.rows import BadRows, read_rows
-from fake_endpoint import BAD_ANSWERS, TROUBLES, pick, serve, strategies_in
 
 ROOT = pathlib.Path(__file__).parent.parent
 

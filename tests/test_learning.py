@@ -3,8 +3,7 @@
 import jax
 import numpy as np
 
-from epo_jax import learner as learning
-from epo_jax import testing
+from epo_jax import learner as learning, testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import TextStep, View

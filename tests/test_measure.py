@@ -10,7 +10,6 @@ import pytest
 from benchmarks import measure
 from benchmarks.measure import BenchmarkError, Child, Contender, Policy, Sample, Unavailable
 
-
 # Contenders made in child processes.
 
 def counting(first, rehearse=False):

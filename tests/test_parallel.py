@@ -24,7 +24,16 @@ from epo_jax.models.config import SHAPES
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.parallel import (
-    AXES, MeshError, check_rows, constrain, make_mesh, mesh_axes, named_sharding, param_shardings, row_sharding)
+    AXES,
+    MeshError,
+    check_rows,
+    constrain,
+    make_mesh,
+    mesh_axes,
+    named_sharding,
+    param_shardings,
+    row_sharding,
+)
 from epo_jax.telemetry import CompileCounter
 from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments

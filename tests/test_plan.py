@@ -11,7 +11,7 @@ import pytest
 
 from epo_jax import plan, programs
 from epo_jax.defaults import default_config
-from epo_jax.models.config import ModelConfig, SHAPES
+from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.weights import hf_config
 from epo_jax.testing import dummy_config
 

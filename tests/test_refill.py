@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 
+from counting import Counting, Scenario
 import jax
 import numpy as np
 import pytest
+from tables import BOTH, Case, episode_numbers, host, host_seats, local, local_seats, make_table, perform, talk
 
 from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
@@ -13,8 +15,6 @@ from epo_jax.agents.scripted import Echo
 from epo_jax.models.transformer import Transformer
 from epo_jax.rollout import ENVIRONMENT, NEWS, Table, open_table, play, refill, rollout, turn, who
 from epo_jax.trajectory import trajectory
-from counting import Counting, Scenario
-from tables import BOTH, Case, episode_numbers, host, host_seats, local, local_seats, make_table, perform, talk
 
 CASES = tuple(Case(f'case{n}', turns) for n, turns in enumerate((6, 1, 3, 2, 5, 4, 1, 1, 6, 2, 3, 6, 1, 4, 5, 2)))
 

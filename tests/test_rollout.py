@@ -5,15 +5,29 @@ import functools
 import jax
 import numpy as np
 import pytest
+from tables import (
+    BOTH,
+    CASES,
+    TURNS,
+    Script,
+    episode_numbers,
+    host,
+    host_seats,
+    local,
+    local_seats,
+    make_table,
+    other_tokenizer,
+    perform,
+    plan,
+    talk,
+    tokenizer,
+)
 
 from epo_jax.agents.base import Seat
 from epo_jax.rewards.reading import readings
 from epo_jax.rollout import episode_keys, rollout
 from epo_jax.text.tokenizer import decode, encode
 from epo_jax.trajectory import trajectory
-from tables import (
-    BOTH, CASES, TURNS, Script, episode_numbers, host, host_seats, local, local_seats, make_table, other_tokenizer,
-    perform, plan, talk, tokenizer)
 
 
 @functools.cache

@@ -4,15 +4,36 @@ import re
 
 import jax
 import jax.numpy as jnp
+from little_model import (
+    CLOSING,
+    CONFIG,
+    ENDLESS,
+    STOP,
+    TOLERANCE,
+    B,
+    K,
+    L,
+    V,
+    assert_same_row,
+    begun,
+    draw,
+    extend,
+    full_logits,
+    generate,
+    make_keys,
+    make_model,
+    make_params,
+    next_logits,
+    peek,
+    score,
+    text,
+)
 import numpy as np
 import pytest
 
 from epo_jax import sampling
 from epo_jax.telemetry import CompileCounter
 from epo_jax.text.tokens import pack
-from little_model import (
-    B, CLOSING, CONFIG, ENDLESS, K, L, STOP, TOLERANCE, V, assert_same_row, begun, draw, extend, full_logits,
-    generate, make_keys, make_model, make_params, next_logits, peek, score, text)
 
 
 def play(model, params):

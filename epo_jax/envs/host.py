@@ -14,7 +14,7 @@ from epo_jax.agents.base import Seat
 from epo_jax.envs.base import Account, Observation, TextEnvironment, View
 from epo_jax.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
-from epo_jax.text.tokens import TooLongError, Tokens, pack
+from epo_jax.text.tokens import Tokens, TooLongError, pack
 
 CUE_TOKENS = 32  # room for the beginning of a reply
 

@@ -9,9 +9,9 @@ self-play pool is the adapter alone.
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import flax.linen as nn
 
 from epo_jax.models.transformer import Transformer
 

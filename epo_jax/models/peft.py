@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from epo_jax.models.config import ModelConfig
-from epo_jax.models.lora import LoRA, TARGETS
+from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import LAYER_MODULES, WeightsError
 

@@ -4,12 +4,12 @@ import email.utils
 import threading
 import time
 
+from fake_endpoint import serve
 import pytest
 
 from epo_jax.agents import remote
 from epo_jax.agents.host import HostAgent
 from epo_jax.agents.remote import BudgetSpent, Client, Endpoint, NoAccess, RequestRefused, Unavailable
-from fake_endpoint import serve
 
 HELLO = [{'role': 'user', 'content': 'hello'}]
 
@@ -140,6 +140,7 @@ def test_budget_holds_with_many_requests_at_once():
 def test_host_agent_plays_with_an_endpoint(smollm2_tokenizer):
     import jax
     import numpy as np
+
     from epo_jax.text import tokenizer as text
     from epo_jax.text.tokens import repeat
 

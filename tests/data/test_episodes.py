@@ -5,8 +5,10 @@ import json
 import pathlib
 import sys
 
+from fake_endpoint import serve, strategies_in
 import numpy as np
 import pytest
+from test_experiment import small_config
 
 from epo_jax import experiment, label, offline, prepare
 from epo_jax.config import to_json
@@ -17,8 +19,6 @@ from epo_jax.defaults import default_config
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import encode
-from fake_endpoint import serve, strategies_in
-from test_experiment import small_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = byte_tokenizer()

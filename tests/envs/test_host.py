@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from tables import CASES, WIDTH, Case, Script, host_seats, tokenizer
 
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.text.tokenizer import decode, encode
 from epo_jax.text.tokens import TooLongError, pack
-from tables import CASES, WIDTH, Case, Script, host_seats, tokenizer
 
 
 def environment(env=Script(), **changes):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from families import CONFIGS, LLAMA, assert_equal, random_params
 import gguf
 import jax
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from epo_jax.models import weights
 from epo_jax.models.transformer import rope_frequencies, unstack
 from epo_jax.models.weights import WeightsError
-from families import CONFIGS, LLAMA, assert_equal, random_params
 
 
 def gguf_tensors(config, params, permuted):

@@ -9,7 +9,7 @@ import pytest
 
 from epo_jax import scoring
 from epo_jax.learner import Batch, Learner
-from epo_jax.models.lora import LoRA, TARGETS
+from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.testing import dummy_config, dummy_params
 

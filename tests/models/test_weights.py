@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+from families import CONFIGS, LLAMA, assert_equal, random_params
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,6 @@ from epo_jax.models import weights
 from epo_jax.models.transformer import Transformer, unstack
 from epo_jax.models.weights import WeightsError
 from epo_jax.parallel import make_mesh, param_shardings
-from families import CONFIGS, LLAMA, assert_equal, random_params
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epo_jax.text.tokens import TooLongError, Tokens, concat, keep, pack, repeat
+from epo_jax.text.tokens import Tokens, TooLongError, concat, keep, pack, repeat
 
 KINDS = ('numpy', 'jax', 'mixed')
 

@@ -4,10 +4,10 @@ from typing import Sequence
 
 import numpy as np
 
-from epo_jax.envs.base import Account
 from epo_jax.envs.bargain import optimum
 from epo_jax.envs.bargain.language import ITEMS, TOTAL
 from epo_jax.envs.bargain.scenarios import ACCEPTED, BOARDS, NOTHING, PASSED, SPLITS, WALKED, Scenario
+from epo_jax.envs.base import Account
 
 NAMES = ('Ada', 'Ben')
 

@@ -21,12 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epo_jax.envs.base import Account, Observation, View
 from epo_jax.envs.bargain import language, opponents
 from epo_jax.envs.bargain.accounts import account
 from epo_jax.envs.bargain.language import ASKS, INTENTS, TOTAL
 from epo_jax.envs.bargain.scenarios import (
-    ACCEPTED, BOARDS, NOTHING, PASSED, REAL, SPLITS, WALKED, Queue, Scenario, encode)
+    ACCEPTED,
+    BOARDS,
+    NOTHING,
+    PASSED,
+    REAL,
+    SPLITS,
+    WALKED,
+    Queue,
+    Scenario,
+    encode,
+)
+from epo_jax.envs.base import Account, Observation, View
 from epo_jax.text.tokens import Tokens, repeat
 
 WEIGHTS = 60 // BOARDS    # 60 is a multiple of every count

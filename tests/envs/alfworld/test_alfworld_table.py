@@ -7,8 +7,8 @@ from alfworld_games import small_rows
 import pytest
 
 from configs.alfworld import get_config
-from epo_jax.defaults import validate
 from epo_jax.config import ConfigError
+from epo_jax.defaults import validate
 from epo_jax.envs.alfworld import engine, prompts, text
 from epo_jax.envs.alfworld.dialogue import read_reply
 from epo_jax.envs.alfworld.domain import DOMAIN

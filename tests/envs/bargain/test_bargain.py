@@ -1,11 +1,11 @@
 """The bargaining game against its rules told a second time, and as an environment in traced loops."""
 
+from bargain_reference import Table
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bargain_reference import Table
 from epo_jax.envs.bargain import language, opponents
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import BOARDS, Scenario, encode, every_scenario

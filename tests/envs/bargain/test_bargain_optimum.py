@@ -2,10 +2,10 @@
 
 import collections
 
+from bargain_reference import Table
 import numpy as np
 import pytest
 
-from bargain_reference import Table
 from epo_jax.envs.bargain import language, opponents, optimum, regret
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import every_scenario

@@ -12,8 +12,8 @@ import threading
 import pytest
 from werkzeug.serving import make_server
 
-from epo_jax.envs.webshop.experts import buyer
 from epo_jax.envs.webshop.engine import Visit
+from epo_jax.envs.webshop.experts import buyer
 from epo_jax.envs.webshop.play import explain, make_app
 from epo_jax.envs.webshop.replay import replay
 from epo_jax.envs.webshop.variants import find_variant

@@ -152,6 +152,7 @@ def test_every_option_that_changes_results_changes_their_name(monkeypatch):
 def test_presets_are_valid(preset):
     import importlib.util
     import pathlib
+
     from epo_jax.defaults import validate
     path = pathlib.Path(__file__).parents[3] / 'configs' / 'webshop.py'
     spec = importlib.util.spec_from_file_location('webshop_config', path)
