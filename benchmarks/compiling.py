@@ -53,7 +53,8 @@ def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
     """
     import jax
 
-    from epo_jax import experiment, files, telemetry
+    from epo_jax import experiment
+    from epo_jax.runtime import files, telemetry
 
     before = dict.fromkeys(BEFORE_XLA.values(), 0.0)
 

@@ -79,7 +79,7 @@ def commit() -> str:
 
 def write(out: pathlib.Path, result: Mapping[str, Any]) -> None:
     """The JSON file and the markdown table beside it."""
-    from epo_jax.files import write_atomically
+    from epo_jax.runtime.files import write_atomically
     write_atomically(out, json.dumps(result, indent=2, allow_nan=False) + '\n')
     write_atomically(out.with_suffix('.md'), table.markdown(result))
 

@@ -9,8 +9,8 @@ from typing import Any, Iterator, Mapping, Union
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
-from epo_jax.errors import InputError
-from epo_jax.files import write_atomically
+from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.files import write_atomically
 
 CONFIG_FILE = 'config.json'
 _UNSET = object()  # stands for the value of a required placeholder that nobody has filled in

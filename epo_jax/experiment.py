@@ -16,18 +16,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from epo_jax import evaluate, hosts, iteration as iterating, learner as learning, records, selfplay
-from epo_jax.checkpoint import Checkpoints, Preemption
+from epo_jax import evaluate, iteration as iterating, learner as learning, records, selfplay
 from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.domains import load_domain
-from epo_jax.errors import InputError
-from epo_jax.files import write_atomically, write_jsonl
 from epo_jax.iteration import Run
 from epo_jax.models.transformer import stack
-from epo_jax.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.roles import Roles, adapter, build_roles
-from epo_jax.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
+from epo_jax.runtime import hosts
+from epo_jax.runtime.checkpoint import Checkpoints, Preemption
+from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.files import write_atomically, write_jsonl
+from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
+from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
 MOST_CATEGORIES = 12  # of which a table is still read
 

@@ -18,7 +18,7 @@ import shutil
 import sys
 from typing import Any, Optional, Sequence
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -113,7 +113,7 @@ def run_language(config):
     """The strategist's model of a run, stacked, without parameters."""
     from epo_jax.envs.domains import load_domain
     from epo_jax.language import activation_dtype, load_language
-    from epo_jax.parallel import make_mesh
+    from epo_jax.runtime.parallel import make_mesh
     domain = load_domain(config.environment.name) if 'environment' in config else None
     return load_language(config.model.path, config.model.chat_template, activation_dtype(config.model.dtype),
                          make_mesh((1, -1, 1)), domain, stacked=True)
@@ -122,7 +122,7 @@ def run_language(config):
 def trained(workdir: str, config, language, step: Optional[int] = None):
     """(step, the parameters or the adapter) of a checkpoint; None: the last one. Raises as `export`."""
     from epo_jax import experiment, learner as learning, offline
-    from epo_jax.checkpoint import Checkpoints
+    from epo_jax.runtime.checkpoint import Checkpoints
     learner = learning.from_config(config.learner, language.learner(config.model.remat), 1, run_adapter(config))
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest() if step is None else step
@@ -167,7 +167,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument('--merged', action='store_true', help='the whole model where an adapter was trained')
     args = parser.parse_args(argv)
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-    from epo_jax.checkpoint import CheckpointError
+    from epo_jax.runtime.checkpoint import CheckpointError
     try:
         done = export(args.workdir, args.out, args.dtype, args.step, args.merged)
     except (ExportError, CheckpointError, ValueError, OSError) as error:

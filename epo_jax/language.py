@@ -17,7 +17,7 @@ from epo_jax.models import weights
 from epo_jax.models.config import ModelConfig
 from epo_jax.models.gguf import GGUFFile, config_of
 from epo_jax.models.transformer import Transformer
-from epo_jax.parallel import param_shardings
+from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
 from epo_jax.text.tokenizer import load_tokenizer
 

@@ -17,8 +17,8 @@ import optax
 from epo_jax import scoring
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
-from epo_jax.parallel import constrain, param_shardings
 from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy
+from epo_jax.runtime.parallel import constrain, param_shardings
 
 
 @struct.dataclass

@@ -5,7 +5,7 @@
     python -m epo_jax.main --config=configs/offline.py --config.data=prepared.json --workdir=runs/offline
 
 A run that was interrupted goes on when started again with the same workdir. On several hosts the same command runs
-on each of them, with --hosts (see epo_jax/hosts.py) and a workdir that all of them see.
+on each of them, with --hosts (see epo_jax/runtime/hosts.py) and a workdir that all of them see.
 """
 
 import os
@@ -27,9 +27,10 @@ def main(argv):
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # that it has no PyTorch here is as it should be
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # libraries report every file they write
-    from epo_jax import experiment, hosts, offline, telemetry  # after the flags: --help must not wait for JAX
-    from epo_jax.checkpoint import CheckpointError
-    from epo_jax.errors import InputError
+    from epo_jax import experiment, offline, telemetry  # after the flags: --help must not wait for JAX
+    from epo_jax.runtime import hosts
+    from epo_jax.runtime.checkpoint import CheckpointError
+    from epo_jax.runtime.errors import InputError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     telemetry.enable_compilation_cache(cache / 'epo_jax')

@@ -14,15 +14,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from epo_jax import learner as learning
-from epo_jax.checkpoint import Checkpoints, Preemption
 from epo_jax.config import ConfigError, open_workdir, validate_keys
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.transformer import REMAT
-from epo_jax.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.rl.losses import official_scale
-from epo_jax.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
+from epo_jax.runtime.checkpoint import Checkpoints, Preemption
+from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
+from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
 # A resumed run may change these.
 MAY_DIFFER = ('checkpoint', 'mesh')

@@ -31,9 +31,9 @@ from epo_jax import cost
 from epo_jax.config import ConfigError
 from epo_jax.defaults import validate
 from epo_jax.envs.domains import load_domain
-from epo_jax.files import write_atomically
-from epo_jax.parallel import MeshError
 from epo_jax.programs import PROGRAMS, PlanError, Setting, setting, size
+from epo_jax.runtime.files import write_atomically
+from epo_jax.runtime.parallel import MeshError
 
 GIB = 2**30
 

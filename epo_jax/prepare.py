@@ -29,7 +29,7 @@ from typing import Any, Mapping, Optional, Sequence
 from epo_jax.data import sharegpt
 from epo_jax.data.histogram import histogram_svg
 from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer
-from epo_jax.files import write_atomically
+from epo_jax.runtime.files import write_atomically
 
 MODES = ('official', 'corrected')
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Environment, View
-from epo_jax.hosts import everywhere
+from epo_jax.runtime.hosts import everywhere
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
 

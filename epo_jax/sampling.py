@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from epo_jax.models.transformer import KVCache, Transformer
-from epo_jax.parallel import constrain
+from epo_jax.runtime.parallel import constrain
 from epo_jax.text.tokens import Tokens
 
 

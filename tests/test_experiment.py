@@ -12,7 +12,7 @@ import pytest
 
 from epo_jax import defaults, experiment
 from epo_jax.config import ConfigError
-from epo_jax.files import read_jsonl
+from epo_jax.runtime.files import read_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [

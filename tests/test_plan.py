@@ -53,7 +53,7 @@ SCRIPT = """
 import sys
 from epo_jax import plan
 from epo_jax.defaults import default_config
-from epo_jax.parallel import MeshError
+from epo_jax.runtime.parallel import MeshError
 plan.prepare()
 config = default_config('sotopia')
 config.mesh = (1, -1, 1)

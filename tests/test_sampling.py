@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 
 from epo_jax import sampling
-from epo_jax.telemetry import CompileCounter
+from epo_jax.runtime.telemetry import CompileCounter
 from epo_jax.text.tokens import pack
 
 

@@ -7,8 +7,8 @@ from flax import struct
 import jax
 import numpy as np
 
-from epo_jax import hosts
-from epo_jax.hostcalls import Failure, call_all
+from epo_jax.runtime import hosts
+from epo_jax.runtime.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, concat, pack
 
@@ -34,7 +34,7 @@ class Memory:
 @dataclasses.dataclass(frozen=True)
 class HostAgent:
     """Replies with `reply(history, seed)`, called for all rows at the same time; with several processes each calls
-    for its own slots (see `epo_jax.hosts`), within limits of its own.
+    for its own slots (see `epo_jax.runtime.hosts`), within limits of its own.
 
     Attributes:
       reply: the function; whatever it raises ends its own episode only.

@@ -8,10 +8,10 @@ import numpy as np
 
 from epo_jax.data import sharegpt
 from epo_jax.language import activation_dtype, load_language
-from epo_jax.parallel import make_mesh
 from epo_jax.rewards.judge import Judge
 from epo_jax.rewards.process import assess
 from epo_jax.rewards.reading import Reading
+from epo_jax.runtime.parallel import make_mesh
 
 TURNS = 8  # programs are compiled for multiples of so many turns
 

@@ -15,7 +15,7 @@ import re
 import sys
 from typing import Any, Iterator, Optional, TextIO, Union
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 CHUNK = 1 << 20
 LONGEST_ROW = 1 << 28

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 DOMAINS = ('sotopia', 'webshop', 'alfworld')
 

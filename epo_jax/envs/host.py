@@ -1,6 +1,6 @@
 """Text episodes on the host, seen from the rollout as tokens.
 
-With several processes, each holds the episodes of its own slots (see `epo_jax.hosts`), and only their texts travel.
+With several processes, each holds the episodes of its own slots (see `epo_jax.runtime.hosts`), and only their texts travel.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ from typing import Any, Optional, Sequence
 from flax import struct
 import numpy as np
 
-from epo_jax import hosts
 from epo_jax.agents.base import Seat
 from epo_jax.envs.base import Account, Observation, TextEnvironment, View
-from epo_jax.hostcalls import Failure, call_all
+from epo_jax.runtime import hosts
+from epo_jax.runtime.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, TooLongError, pack
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Mapping, Optional
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 
 class UnsupportedModelError(InputError):

@@ -7,9 +7,9 @@ from typing import Any, Optional
 import gguf
 import numpy as np
 
-from epo_jax.errors import InputError
 from epo_jax.models.config import ModelConfig, RopeScaling
 from epo_jax.models.transformer import rope_frequencies
+from epo_jax.runtime.errors import InputError
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')

@@ -25,7 +25,7 @@ import numpy as np
 
 from epo_jax.models.attention import attend_by_blocks, attend_so_far
 from epo_jax.models.config import ModelConfig
-from epo_jax.parallel import constrain
+from epo_jax.runtime.parallel import constrain
 
 # One (keys, values) pair a layer: keys [B, H, D, L], values [B, H, L, D]. Keys lie transposed so that a
 # one-token query reads them row by row. In the stacked layout one such pair with a leading layer axis.

@@ -19,10 +19,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from epo_jax.errors import InputError
 from epo_jax.models.config import ModelConfig, UnsupportedModelError
 from epo_jax.models.gguf import GGUFError, GGUFFile, config_of
 from epo_jax.models.transformer import Transformer
+from epo_jax.runtime.errors import InputError
 
 Path = tuple[str, ...]
 

@@ -8,9 +8,9 @@ from typing import Sequence
 
 import numpy as np
 
-from epo_jax.hosts import everywhere
 from epo_jax.rewards.judge import Judge, follow, name_turns, pad, stacked
 from epo_jax.rewards.reading import Reading
+from epo_jax.runtime.hosts import everywhere
 
 CRITICAL = (
     '\n\nThe final score for the goal was {score:.1f} of 10. Before each turn, a strategy was chosen:{strategies}\n'

@@ -13,7 +13,7 @@ from typing import Callable, Optional, Sequence
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 from epo_jax.text.tokenizer import encode, special_ids
 
 TEMPLATES = {

@@ -8,8 +8,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from epo_jax.errors import InputError
 from epo_jax.models.gguf import GGUFError, GGUFFile
+from epo_jax.runtime.errors import InputError
 
 # How text is cut before byte pairs are merged. Qwen cuts every digit off, Llama 3 groups of up to three.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"

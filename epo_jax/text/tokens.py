@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 
 @struct.dataclass

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from epo_jax.models import weights
 from epo_jax.models.transformer import Transformer, unstack
 from epo_jax.models.weights import WeightsError
-from epo_jax.parallel import make_mesh, param_shardings
+from epo_jax.runtime.parallel import make_mesh, param_shardings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ Letters in names and loops: o object, r receptacle, l location.
 import dataclasses
 from typing import Iterator, Mapping, NamedTuple
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 NOTHING = -1  # held, when the hands are empty
 

@@ -19,7 +19,7 @@ from epo_jax.envs.alfworld.engine import NOTHING, Action, Game, GameError, State
 from epo_jax.envs.alfworld.problem import build_game
 from epo_jax.envs.alfworld.replay import replay
 from epo_jax.envs.alfworld.text import Version
-from epo_jax.files import write_jsonl
+from epo_jax.runtime.files import write_jsonl
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import zlib
 from epo_jax.envs.alfworld import source
 from epo_jax.envs.alfworld.engine import KINDS, Game, GameError
 from epo_jax.envs.alfworld.problem import build_game
-from epo_jax.files import write_atomically
+from epo_jax.runtime.files import write_atomically
 
 _FORMAT = b'epo_jax alfworld index 1\n'
 _DICTIONARY = 32  # records that make the dictionary

@@ -19,7 +19,7 @@ from epo_jax.envs.alfworld import engine, source, text
 from epo_jax.envs.alfworld.engine import Game, GameError, State
 from epo_jax.envs.alfworld.problem import build_game
 from epo_jax.envs.alfworld.text import Version
-from epo_jax.files import read_jsonl, write_jsonl
+from epo_jax.runtime.files import read_jsonl, write_jsonl
 
 
 def step(game: Game, version: Version, state: State, command: str) -> tuple[State, str]:

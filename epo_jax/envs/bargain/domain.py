@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from epo_jax.envs.bargain import language, scenarios
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.base import Domain
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 
 def domain(opponent: str, seats: int) -> Domain:

@@ -18,7 +18,7 @@ from epo_jax.envs.bargain import optimum
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import Scenario, every_scenario
 from epo_jax.export import read_run
-from epo_jax.files import read_jsonl
+from epo_jax.runtime.files import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)

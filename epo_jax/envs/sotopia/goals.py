@@ -10,7 +10,7 @@ import re
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.envs.sotopia.actions import Action
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 _AMOUNT = re.compile(r'\$\s?(\d[\d,]*(?:\.\d+)?)|(\d[\d,]*(?:\.\d+)?)\s?(?:dollars|bucks|usd)\b', re.IGNORECASE)
 _ACCEPTS = re.compile(

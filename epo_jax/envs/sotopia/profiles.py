@@ -13,7 +13,7 @@ import re
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.envs.sotopia.goals import RuleError, check_rule
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 STRANGER, BY_NAME, ACQUAINTANCE, FRIEND, ROMANTIC, FAMILY = range(6)
 

@@ -23,7 +23,7 @@ import uuid
 import numpy as np
 
 from epo_jax.envs.webshop import search
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 FORM = 1  # of the cache; another number makes it anew
 _EAGER = 20_000  # catalogues of so many products are kept parsed

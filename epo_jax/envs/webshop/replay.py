@@ -17,7 +17,7 @@ from typing import Any, Mapping, Sequence
 
 from epo_jax.envs.webshop.engine import Shop, Visit
 from epo_jax.envs.webshop.variants import add_shop_arguments, find_variant, load_shop
-from epo_jax.files import read_jsonl, write_jsonl
+from epo_jax.runtime.files import read_jsonl, write_jsonl
 
 
 def replay(shop: Shop, goal: int, actions: Sequence[str], max_steps: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import random
 import sys
 from typing import Iterator
 
-from epo_jax.files import write_atomically, write_jsonl
+from epo_jax.runtime.files import write_atomically, write_jsonl
 
 PER_KIND = 13     # products of every kind
 INSTRUCTED = 6    # of which so many have an instruction

@@ -12,7 +12,7 @@ import pytest
 from epo_jax.envs.alfworld import engine, expert, index, problem, source, text
 from epo_jax.envs.alfworld.engine import GameError
 from epo_jax.envs.alfworld.replay import read_commands, replay, replay_all, step
-from epo_jax.files import write_jsonl
+from epo_jax.runtime.files import write_jsonl
 
 V4 = text.VERSIONS['0.4']
 ROW = small_rows()[0]

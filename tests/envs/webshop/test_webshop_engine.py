@@ -13,7 +13,7 @@ from epo_jax.envs.webshop.engine import Shop, Visit
 from epo_jax.envs.webshop.experts import buyer, weak_buyer
 from epo_jax.envs.webshop.pages import text
 from epo_jax.envs.webshop.replay import replay
-from epo_jax.files import read_jsonl
+from epo_jax.runtime.files import read_jsonl
 
 FOLDER = pathlib.Path(__file__).parent
 SMALL, OFFICIAL = (read_jsonl(FOLDER / f'transcripts_{name}.jsonl') for name in ('small', '1k'))

@@ -17,7 +17,7 @@ from epo_jax.envs.webshop.experts import buyer
 from epo_jax.envs.webshop.play import explain, make_app
 from epo_jax.envs.webshop.replay import replay
 from epo_jax.envs.webshop.variants import find_variant
-from epo_jax.files import read_jsonl
+from epo_jax.runtime.files import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[3]
 VARIANT = find_variant('webshop-small-synth-15')

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 
 class HostsError(InputError):

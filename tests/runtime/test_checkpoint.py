@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from epo_jax import checkpoint
-from epo_jax.checkpoint import CheckpointError, Checkpoints
+from epo_jax.runtime import checkpoint
+from epo_jax.runtime.checkpoint import CheckpointError, Checkpoints
 
 
 @flax.struct.dataclass
@@ -141,7 +141,7 @@ def test_sigkill_in_the_middle_of_a_save(tmp_path):
     done = run('''
         import os, signal, sys
         import jax
-        from epo_jax.checkpoint import Checkpoints
+        from epo_jax.runtime.checkpoint import Checkpoints
         checkpoints = Checkpoints(sys.argv[1], keep=1)
         def state(seed):
             return {'x': jax.random.normal(jax.random.key(seed), (16, 1024, 1024))}
@@ -230,7 +230,7 @@ def test_restoring_straight_into_shards(tmp_path):
         import json, sys
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
-        from epo_jax import checkpoint
+        from epo_jax.runtime import checkpoint
         assert jax.device_count() == 8
         mesh = jax.make_mesh((4, 2), ('fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
         def struct(shape, dtype, *spec):

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from epo_jax import hosts
-from epo_jax.files import read_jsonl
+from epo_jax.runtime import hosts
+from epo_jax.runtime.files import read_jsonl
 
-REPO = pathlib.Path(__file__).parents[1]
+REPO = pathlib.Path(__file__).parents[2]
 SOTOPIA = (
     '--config=configs/sotopia.py:tiny', '--config.rollout.compiled=True', '--config.mesh=1,2,1',
     '--config.iterations=2', '--config.evaluation.episodes=0', '--config.environment.max_turns=2',

@@ -23,7 +23,7 @@ from epo_jax.learner import Batch, Learner
 from epo_jax.models.config import SHAPES
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
-from epo_jax.parallel import (
+from epo_jax.runtime.parallel import (
     AXES,
     MeshError,
     check_rows,
@@ -34,7 +34,7 @@ from epo_jax.parallel import (
     param_shardings,
     row_sharding,
 )
-from epo_jax.telemetry import CompileCounter
+from epo_jax.runtime.telemetry import CompileCounter
 from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import pack

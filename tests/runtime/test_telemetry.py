@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from epo_jax import files, telemetry
+from epo_jax.runtime import files, telemetry
 
 
 def fill(workdir, first, last, resume_step=None):
@@ -140,7 +140,7 @@ def test_resumed_metrics_equal_uninterrupted_ones(tmp_path, torn):
 
 
 def test_metrics_survive_sigkill(tmp_path):
-    code = ('import os, signal, sys\nfrom epo_jax.telemetry import MetricsWriter\n'
+    code = ('import os, signal, sys\nfrom epo_jax.runtime.telemetry import MetricsWriter\n'
             'metrics = MetricsWriter(sys.argv[1])\nmetrics.write(1, {"x": 1.5})\n'
             'os.kill(os.getpid(), signal.SIGKILL)\n')
     subprocess.run([sys.executable, '-c', code, str(tmp_path)], env={**os.environ, 'JAX_PLATFORMS': 'cpu'})

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from epo_jax.files import cut_jsonl
+from epo_jax.runtime.files import cut_jsonl
 
 Scalar = Union[bool, int, float, np.generic, np.ndarray, jax.Array]
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from epo_jax.hostcalls import Failure, call_all
+from epo_jax.runtime.hostcalls import Failure, call_all
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def raising(error):
@@ -92,7 +92,7 @@ def test_a_late_result_changes_nothing():
 
 
 def test_an_abandoned_call_does_not_keep_the_process_alive():
-    code = ('import threading; from epo_jax.hostcalls import call_all; '
+    code = ('import threading; from epo_jax.runtime.hostcalls import call_all; '
             'print(call_all([threading.Event().wait, lambda: 1], 0.1)[1], flush=True)')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '1\n', '')

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from epo_jax.errors import InputError
+from epo_jax.runtime.errors import InputError
 
 AXES = ('data', 'fsdp', 'tensor')
 

@@ -1,0 +1,1 @@
+"""What a run stands on: devices, hosts, files, checkpoints, and what it prints."""
