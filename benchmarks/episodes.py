@@ -89,9 +89,9 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
     from epo_jax.agents.base import Player, Seat
     from epo_jax.agents.local import LocalAgent
     from epo_jax.envs.host import HostEnvironment
+    from epo_jax.models.sampling import SamplingConfig
     from epo_jax.models.transformer import Transformer
     from epo_jax.rollout import Table, episode_keys, rollout
-    from epo_jax.sampling import SamplingConfig
     from epo_jax.text.chat import chat_segments
 
     config, params = models.load(model, dtype, stacked=False)

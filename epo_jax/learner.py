@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from epo_jax import scoring
+from epo_jax.models import scoring
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy

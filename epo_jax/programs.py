@@ -18,10 +18,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 import optax
 
-from epo_jax import sampling, testing
+from epo_jax import testing
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.domains import load_domain
 from epo_jax.learner import Batch, Learner, TrainState, from_config
+from epo_jax.models import sampling
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.transformer import Transformer
 from epo_jax.rewards.judge import Judge, follow

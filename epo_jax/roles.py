@@ -14,10 +14,10 @@ from epo_jax.agents.scripted import Echo
 from epo_jax.envs.base import Domain
 from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.lora import LoRA
+from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import unstack
 from epo_jax.rewards.judge import Judge
 from epo_jax.runtime.errors import InputError
-from epo_jax.sampling import SamplingConfig
 from epo_jax.text import tokenizer as text
 
 

@@ -1,4 +1,4 @@
-"""A little model with opinions, and the functions of `epo_jax.sampling` and `epo_jax.scoring` compiled once for all tests."""
+"""A little model with opinions, and the functions of `epo_jax.models.sampling` and `epo_jax.models.scoring` compiled once for all tests."""
 
 import dataclasses
 import functools
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epo_jax import sampling, scoring
+from epo_jax.models import sampling, scoring
+from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import Transformer
-from epo_jax.sampling import SamplingConfig
 from epo_jax.testing import dummy_config
 from epo_jax.text.tokens import pack
 

@@ -20,9 +20,9 @@ from epo_jax.agents.host import HostAgent
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import TextStep, View
 from epo_jax.envs.host import HostEnvironment
+from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import Transformer
 from epo_jax.rollout import Archive, Table, TableState, Turn, episode_keys, open_table, refill, turn, words
-from epo_jax.sampling import SamplingConfig
 from epo_jax.text.chat import chat_segments
 
 TURNS = 6  # of both seats together

@@ -143,7 +143,7 @@ def test_weighted_turns_become_likelier(tmp_path):
     batch = collate(examples, 1, 64, 256)
 
     def chance(params):
-        from epo_jax.scoring import score
+        from epo_jax.models.scoring import score
         return np.where(batch.turn == 0, np.asarray(score(model, params, jnp.asarray(batch.ids))), 0).sum(axis=1)
 
     before, after = chance(dummy_params(dummy_config(), stacked=True)), chance(state.params)

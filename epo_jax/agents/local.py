@@ -7,7 +7,7 @@ from typing import Optional, Sequence
 import jax
 import jax.numpy as jnp
 
-from epo_jax import sampling
+from epo_jax.models import sampling
 from epo_jax.models.transformer import Transformer
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import Tokens, concat, keep, repeat

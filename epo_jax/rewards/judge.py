@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epo_jax import sampling
+from epo_jax.models import sampling
 from epo_jax.models.transformer import Transformer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.chat import ChatSegments

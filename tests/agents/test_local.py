@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epo_jax import sampling
 from epo_jax.agents.local import LocalAgent
+from epo_jax.models import sampling
 from epo_jax.models.transformer import Transformer
 from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments

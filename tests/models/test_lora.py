@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epo_jax import scoring
 from epo_jax.learner import Batch, Learner
+from epo_jax.models import scoring
 from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.testing import dummy_config, dummy_params

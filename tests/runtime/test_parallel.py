@@ -17,9 +17,9 @@ from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 import pytest
 
-from epo_jax import sampling, scoring
 from epo_jax.agents.local import LocalAgent
 from epo_jax.learner import Batch, Learner
+from epo_jax.models import sampling, scoring
 from epo_jax.models.config import SHAPES
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
@@ -168,7 +168,7 @@ def main(file):
 def results():
     """What `main` finds with eight CPU devices; programs are compiled quickly rather than well."""
     environment = {
-        **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(pathlib.Path(sampling.__file__).parents[1]),
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(pathlib.Path(sampling.__file__).parents[2]),
         'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'}
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / 'results'
@@ -263,7 +263,7 @@ def test_a_run_refuses_rows_that_its_mesh_does_not_split(tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={tmp_path / "run"}',
          '--config.learner.micro_batch=1'], env=environment, capture_output=True, text=True,
-        cwd=pathlib.Path(sampling.__file__).parents[1])
+        cwd=pathlib.Path(sampling.__file__).parents[2])
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert 'error: learner.micro_batch=1 rows do not split over the 2 devices of mesh (2, 1, 1)' in done.stderr
     assert not (tmp_path / 'run' / 'episodes').exists()

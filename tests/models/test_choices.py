@@ -28,7 +28,7 @@ from little_model import (
 import numpy as np
 import pytest
 
-from epo_jax import sampling
+from epo_jax.models import sampling
 from epo_jax.text.tokens import Tokens, pack
 
 WIDTH, COUNT = 4, 7

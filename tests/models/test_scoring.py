@@ -8,7 +8,7 @@ from little_model import V, full_logits, make_model, make_params, score
 import numpy as np
 import pytest
 
-from epo_jax import scoring
+from epo_jax.models import scoring
 from epo_jax.models.transformer import Transformer
 from epo_jax.testing import dummy_config
 

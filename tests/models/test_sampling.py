@@ -31,7 +31,7 @@ from little_model import (
 import numpy as np
 import pytest
 
-from epo_jax import sampling
+from epo_jax.models import sampling
 from epo_jax.runtime.telemetry import CompileCounter
 from epo_jax.text.tokens import pack
 

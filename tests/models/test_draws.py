@@ -8,8 +8,8 @@ from little_model import CONFIG, ENDLESS, STOP, B, V, begun, draw, generate, mak
 import numpy as np
 import pytest
 
-from epo_jax import sampling
-from epo_jax.sampling import SamplingConfig
+from epo_jax.models import sampling
+from epo_jax.models.sampling import SamplingConfig
 
 
 def literal_distribution(logits, config, barred=None):
