@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epo_jax.learner import Batch, Learner, TrainState
 from epo_jax.rewards.judge import Judge, follow, name_turns
 from epo_jax.rewards.process import CRITICAL
 from epo_jax.rl.credit import Rules, assign
+from epo_jax.rl.learner import Batch, Learner, TrainState
+from epo_jax.rl.trajectory import Trajectory, trajectory
 from epo_jax.roles import for_sampling
 from epo_jax.rollout import Archive, Table, play, turns_of
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
-from epo_jax.trajectory import Trajectory, trajectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from epo_jax.config import ConfigError, validate_keys
 from epo_jax.envs.domains import load_domain
 from epo_jax.models.lora import TARGETS
-from epo_jax.selfplay import KINDS as SEATS
+from epo_jax.rl.selfplay import KINDS as SEATS
 
 
 def default_config(environment: str = 'sotopia') -> ConfigDict:

@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from epo_jax import evaluate, iteration as iterating, learner as learning, records, selfplay
+from epo_jax import evaluate, iteration as iterating, records
 from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.domains import load_domain
 from epo_jax.iteration import Run
 from epo_jax.models.transformer import stack
+from epo_jax.rl import learner as learning, selfplay
 from epo_jax.roles import Roles, adapter, build_roles
 from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption

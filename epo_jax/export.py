@@ -121,7 +121,8 @@ def run_language(config):
 
 def trained(workdir: str, config, language, step: Optional[int] = None):
     """(step, the parameters or the adapter) of a checkpoint; None: the last one. Raises as `export`."""
-    from epo_jax import experiment, learner as learning, offline
+    from epo_jax import experiment, offline
+    from epo_jax.rl import learner as learning
     from epo_jax.runtime.checkpoint import Checkpoints
     learner = learning.from_config(config.learner, language.learner(config.model.remat), 1, run_adapter(config))
     with Checkpoints(workdir) as checkpoints:

@@ -14,20 +14,20 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from epo_jax import compiled, learner as learning, records, selfplay
+from epo_jax import compiled, records
 from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Account, Domain, Environment
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.rewards.outcome import load_outcome, scored
 from epo_jax.rewards.process import Verdict, assess
 from epo_jax.rewards.reading import Reading, readings
-from epo_jax.rl import credit
+from epo_jax.rl import credit, learner as learning, selfplay
+from epo_jax.rl.trajectory import Trajectory, trajectory
 from epo_jax.roles import Roles, for_sampling
 from epo_jax.rollout import Archive, Table, episode_keys, rollout, turns_of
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.hosts import everywhere
 from epo_jax.runtime.telemetry import Progress, Stopwatch
-from epo_jax.trajectory import Trajectory, trajectory
 
 
 @dataclasses.dataclass

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from epo_jax import learner as learning
 from epo_jax.config import ConfigError, open_workdir, validate_keys
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.transformer import REMAT
+from epo_jax.rl import learner as learning
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
 from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings

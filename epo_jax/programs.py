@@ -21,11 +21,11 @@ import optax
 from epo_jax import testing
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.domains import load_domain
-from epo_jax.learner import Batch, Learner, TrainState, from_config
 from epo_jax.models import sampling
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.transformer import Transformer
 from epo_jax.rewards.judge import Judge, follow
+from epo_jax.rl.learner import Batch, Learner, TrainState, from_config
 from epo_jax.roles import adapter
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.parallel import check_rows, make_mesh, named_sharding, param_shardings

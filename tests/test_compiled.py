@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from epo_jax import compiled, experiment, iteration
-from epo_jax.learner import Batch, batches
+from epo_jax.rl.learner import Batch, batches
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.scripted import Echo
 from epo_jax.models.transformer import Transformer
+from epo_jax.rl.trajectory import trajectory
 from epo_jax.rollout import ENVIRONMENT, NEWS, Table, open_table, play, refill, rollout, turn, who
-from epo_jax.trajectory import trajectory
 
 CASES = tuple(Case(f'case{n}', turns) for n, turns in enumerate((6, 1, 3, 2, 5, 4, 1, 1, 6, 2, 3, 6, 1, 4, 5, 2)))
 

@@ -25,9 +25,9 @@ from tables import (
 
 from epo_jax.agents.base import Seat
 from epo_jax.rewards.reading import readings
+from epo_jax.rl.trajectory import trajectory
 from epo_jax.rollout import episode_keys, rollout
 from epo_jax.text.tokenizer import decode, encode
-from epo_jax.trajectory import trajectory
 
 
 @functools.cache

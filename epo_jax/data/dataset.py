@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from epo_jax.data import sharegpt
 from epo_jax.data.rows import BadRows, RowError, parse_row, read_rows
-from epo_jax.learner import Batch
+from epo_jax.rl.learner import Batch
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokenizer import TokenizerError, encode
 

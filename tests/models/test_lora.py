@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epo_jax.learner import Batch, Learner
 from epo_jax.models import scoring
 from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
+from epo_jax.rl.learner import Batch, Learner
 from epo_jax.testing import dummy_config, dummy_params
 
 CONFIG = dummy_config(61)

@@ -27,8 +27,8 @@ from epo_jax.envs.sotopia.profiles import load_scenarios
 from epo_jax.records import episode_records, failure, failure_reason
 from epo_jax.rewards.process import Verdict
 from epo_jax.rewards.reading import readings
+from epo_jax.rl.trajectory import trajectory
 from epo_jax.rollout import ENVIRONMENT, NEWS, Table, rollout, who
-from epo_jax.trajectory import trajectory
 
 
 @functools.cache

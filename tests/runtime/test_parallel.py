@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from epo_jax.agents.local import LocalAgent
-from epo_jax.learner import Batch, Learner
 from epo_jax.models import sampling, scoring
 from epo_jax.models.config import SHAPES
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
+from epo_jax.rl.learner import Batch, Learner
 from epo_jax.runtime.parallel import (
     AXES,
     MeshError,

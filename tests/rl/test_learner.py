@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from epo_jax.learner import Batch, Learner, batches
 from epo_jax.models.config import SHAPES
 from epo_jax.models.transformer import Transformer
+from epo_jax.rl.learner import Batch, Learner, batches
 from epo_jax.testing import dummy_config
 
 N, L, T, V = 4, 27, 3, 61

@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 
-from epo_jax import learner as learning, testing
+from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import TextStep, View
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import Transformer, unstack
-from epo_jax.rl import credit
+from epo_jax.rl import credit, learner as learning
+from epo_jax.rl.trajectory import trajectory
 from epo_jax.rollout import Table, episode_keys, rollout
 from epo_jax.text.chat import chat_segments
-from epo_jax.trajectory import trajectory
 
 EPISODES, TOKENS = 48, 6
 

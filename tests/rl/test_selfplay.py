@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from epo_jax.selfplay import KINDS, draw_snapshot, matches, remember
+from epo_jax.rl.selfplay import KINDS, draw_snapshot, matches, remember
 
 
 @pytest.mark.parametrize('episodes', [1, 2, 3, 7, 16])
