@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from epo_jax import cost
+from epo_jax.plan import cost
 
 TEXT = '''HloModule jit_step
 

@@ -213,6 +213,14 @@ def _sampling(this: Setting, role: ConfigDict) -> sampling.SamplingConfig:
         role.no_repeat)
 
 
+def prepare() -> None:
+    """Has the TPU compiler compile only: no TPU is looked for, and several plans may run at once."""
+    jax.config.update('jax_platforms', 'cpu')
+    os.environ.update({
+        'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '3',
+        'TPU_MIN_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost', **os.environ})
+
+
 def setting(config: ConfigDict, topology: str) -> Setting:
     """A configuration on the mesh of a topology, '<kind>:<shape>'.
 

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from epo_jax import plan, programs
 from epo_jax.defaults import default_config
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.weights import hf_config
+from epo_jax.plan import programs
 from epo_jax.testing import dummy_config
 
-REPO = pathlib.Path(__file__).parents[1]
+REPO = pathlib.Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
 
 
@@ -37,7 +37,7 @@ def test_a_small_plan(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(file.read_text())
     assert found['fits'] and found['chips'] == 4 and found['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1}
-    assert set(found['programs']) == {*plan.PROGRAMS, 'actor_turn'}
+    assert set(found['programs']) == {*programs.PROGRAMS, 'actor_turn'}
     for name, program in found['programs'].items():
         assert 0 < program['memory_gib'] < 1 and program['flops'] > 0 and program['estimated_seconds'] > 0, name
         assert 0 < program['share_of_peak'] < 1 and program['collectives'], name
@@ -51,10 +51,10 @@ def test_a_small_plan(tmp_path):
 
 SCRIPT = """
 import sys
-from epo_jax import plan
+from epo_jax.plan import programs, search
 from epo_jax.defaults import default_config
 from epo_jax.runtime.parallel import MeshError
-plan.prepare()
+programs.prepare()
 config = default_config('sotopia')
 config.mesh = (1, -1, 1)
 """
@@ -80,7 +80,7 @@ def test_a_search_goes_through_all_meshes_and_plans_with_the_best(tmp_path):
         f'mesh {mesh}, micro-batch 8' for mesh in ((1, 4, 1), (4, 1, 1))]
     assert all('fits, ' in row and 'train step' in row and 'decode step' in row for row in rows)
     found = json.loads(file.read_text())
-    assert found['fits'] and found['micro_batch'] == 8 and set(found['programs']) == {*plan.PROGRAMS, 'actor_turn'}
+    assert found['fits'] and found['micro_batch'] == 8 and set(found['programs']) == {*programs.PROGRAMS, 'actor_turn'}
     assert tuple(found['mesh'].values()) in ((1, 4, 1), (4, 1, 1))
 
 
@@ -91,11 +91,11 @@ def test_what_the_compiler_gives_up_does_not_fit():
 config.model.path = 'dummy'
 config.rollout.batch = 4
 config.learner.update(batch=16384, micro_batch=16384, chunk=2**26)
-large = plan.setting(config, 'v5e:2x2')
-plan.candidates = lambda *rest: [[large]]
+large = programs.setting(config, 'v5e:2x2')
+search.candidates = lambda *rest: [[large]]
 try:
-    plan.search(config, 'v5e:2x2')
-except plan.PlanError as error:
+    search.search(config, 'v5e:2x2')
+except programs.PlanError as error:
     print(error)
 """)
     assert row.startswith('mesh (1, -1, 1), micro-batch 16384: train_step does not fit a chip: RESOURCE_EXHAUSTED')
@@ -107,7 +107,7 @@ def test_candidates_divide_and_have_room():
     found = [eval(line) for line in script("""
 config.model.path = 'Meta-Llama-3-8B'
 config.rollout.batch = config.learner.batch = 16
-for settings in plan.candidates(config, 'v5p:2x2x2', 8):
+for settings in search.candidates(config, 'v5p:2x2x2', 8):
     print([(one.config.mesh, one.config.learner.micro_batch) for one in settings])
 """)]
     meshes = [settings[0][0] for settings in found]
@@ -122,12 +122,12 @@ def test_rows_that_do_not_split_and_offloaded_moments():
     said, here, there = script("""
 config.model.path = 'Meta-Llama-3-8B'
 try:
-    plan.setting(config, 'v5p:2x2x2')
+    programs.setting(config, 'v5p:2x2x2')
 except MeshError as error:
     print(error)
 config.learner.micro_batch = 8
 for config.learner.offload in (False, True):
-    print(plan.size(plan.setting(config, 'v5p:2x2x2').state()))
+    print(programs.size(programs.setting(config, 'v5p:2x2x2').state()))
 """)
     assert said.startswith('learner.micro_batch=1 rows do not split over the 8 devices')
     assert int(here) == pytest.approx(3 * int(there), rel=1e-3)  # parameters and two moments
@@ -147,13 +147,13 @@ def test_shapes_come_from_names_and_folders(tmp_path):
     little = ModelConfig(64, 32, 2, 4, 2, 8, 64)
     (tmp_path / 'config.json').write_text(json.dumps(hf_config(little)))
     assert programs.shape_of(str(tmp_path)) == little
-    with pytest.raises(plan.PlanError, match='config.json'):
+    with pytest.raises(programs.PlanError, match='config.json'):
         programs.shape_of('somebody/unknown')
 
 
 def test_unknown_chips_are_refused():
-    with pytest.raises(plan.PlanError, match='v4, v5e, v5p, v6e'):
-        plan.setting(default_config('sotopia'), 'v99:2x2')
+    with pytest.raises(programs.PlanError, match='v4, v5e, v5p, v6e'):
+        programs.setting(default_config('sotopia'), 'v99:2x2')
 
 
 @needs_compiler
@@ -162,7 +162,7 @@ def test_topologies_of_all_kinds(topology, chips):
     size, state = map(int, script(f"""
 config.model.path = 'Meta-Llama-3-8B'
 config.rollout.batch = config.learner.micro_batch = 16
-this = plan.setting(config, '{topology}')
-print(this.mesh.size, plan.size(this.state()))
+this = programs.setting(config, '{topology}')
+print(this.mesh.size, programs.size(this.state()))
 """)[0].split())
     assert size == chips and state * chips == pytest.approx(12 * SHAPES['Meta-Llama-3-8B'].num_params, rel=0.01)

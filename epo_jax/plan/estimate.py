@@ -1,39 +1,20 @@
-"""Plans a run on a pod from a laptop: compiles its programs for a TPU topology that is not there.
-
-    python -m epo_jax.plan --config=configs/sotopia.py:llama3_8b --topology=v5p:2x2x2
-    python -m epo_jax.plan --config=... --topology=v5e:4x4 --search --json=plan.json
-
-The TPU compiler comes with `pip install libtpu`; no TPU is needed, and no weights are loaded or made: programs are
-compiled on the shapes and shardings that the configuration gives them. Times are XLA's estimates (see cost.py) and
-bounds for what a message costs: all of them are taken at their longest.
-
-`--search` compares meshes, each with the largest micro-batch that fits, and plans with the best.
-"""
+"""Memory and time of a run's programs on a mesh, as the TPU compiler estimates them."""
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
 import glob
-import importlib.util
-import json
-import math
 import os
-import sys
 import tempfile
 from typing import Any, Mapping, Sequence
 
-from absl import app, flags
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from epo_jax import cost
-from epo_jax.config import ConfigError
-from epo_jax.defaults import validate
 from epo_jax.envs.domains import load_domain
-from epo_jax.programs import PROGRAMS, PlanError, Setting, setting, size
-from epo_jax.runtime.files import write_atomically
-from epo_jax.runtime.parallel import MeshError
+from epo_jax.plan import cost
+from epo_jax.plan.programs import PROGRAMS, PlanError, Setting, size
 
 GIB = 2**30
 
@@ -218,114 +199,3 @@ def report(this: Setting, programs: Mapping[str, Program]) -> str:
     verdict = 'fits' if fits(this, programs) else 'DOES NOT FIT'
     return '\n'.join(lines + [f'{verdict}: {largest} needs {programs[largest].memory_gib:.1f} of '
                               f'{this.chip.memory} GiB a chip'])
-
-
-def meshes(chips: int) -> list[tuple[int, int, int]]:
-    """The meshes that a search compares: up to eight chips share a layer, and the others split rows along one axis,
-    with the parameters (`fsdp`) or with copies of them (`data`). What mixes those two lies between them."""
-    rest = [(chips // tensor, tensor) for tensor in (1, 2, 4, 8) if chips % tensor == 0]
-    return list(dict.fromkeys(
-        mesh for count, tensor in rest for mesh in ((1, count, tensor), (count, 1, tensor))))
-
-
-def candidates(config: ConfigDict, topology: str, chips: int) -> list[list[Setting]]:
-    """By mesh, the settings to try, largest micro-batch first.
-
-    Left out are meshes that do not divide what they have to, and micro-batches for which a chip lacks room for what a
-    gradient step cannot do without: parameters, optimiser, a gradient, and what every layer hands to the next in all
-    rows.
-    """
-    def changed(mesh, micro_batch):
-        trial = config.copy_and_resolve_references()
-        trial.mesh, trial.learner.micro_batch = mesh, micro_batch
-        return trial
-
-    found = []
-    for mesh in meshes(chips):
-        parts = mesh[0] * mesh[1]
-        try:
-            this = setting(changed(mesh, parts), topology)
-        except MeshError:
-            continue
-        held = size((this.state(), this.base(), this.trained('float32')))
-        row = this.shape.num_layers * config.strategist.capacity * this.shape.width * 2  # bytes, bfloat16
-        rows = (2**n for n in reversed(range(config.learner.batch.bit_length())))
-        found.append([dataclasses.replace(this, config=changed(mesh, parts * n)) for n in rows
-                      if config.learner.batch % (parts * n) == 0 and held + n * row <= this.chip.memory * GIB])
-    return [settings for settings in found if settings]
-
-
-def search(config: ConfigDict, topology: str) -> list[tuple[float, Setting]]:
-    """Compiles the gradient step and the decoding step for every mesh, and says what it finds as it goes on.
-
-    Returns:
-      (estimated seconds of an iteration's gradient steps and sampled tokens, setting), best first.
-
-    Raises:
-      PlanError: nothing fits.
-    """
-    chips, found = math.prod(int(n) for n in topology.partition(':')[2].split('x')), []
-    for settings in candidates(config, topology, chips):
-        for this in settings:
-            said = f'mesh {this.config.mesh}, micro-batch {this.config.learner.micro_batch}'
-            try:
-                programs = plan(this, ('train_step',))
-                if fits(this, programs):
-                    programs |= plan(this, ('decode_step',))
-            except DoesNotFit as error:
-                print(f'{said}: {error}', flush=True)
-                continue
-            memory = max(program.memory_gib for program in programs.values())
-            if not fits(this, programs):
-                print(f'{said}: DOES NOT FIT, {memory:.1f} GiB', flush=True)
-                continue
-            c, (train, decode) = this.config, programs.values()
-            tokens = rounds(c) * c.environment.max_turns * (c.strategist.max_tokens + c.actor.max_tokens)
-            seconds = gradient_steps(c) * train.seconds + tokens * decode.seconds
-            print(f'{said}: fits, {memory:.1f} GiB, train step {train.seconds:.3g} s, decode step '
-                  f'{1e3 * decode.seconds:.3g} ms, {seconds:.0f} s an iteration', flush=True)
-            found.append((seconds, this))
-            break  # a smaller micro-batch gathers the parameters more often
-    if not found:
-        raise PlanError(f'no mesh of {chips} chips holds parameters, optimiser and one row of a micro-batch: '
-                        'take a larger slice, or lora.rank, learner.offload, model.remat=full')
-    return sorted(found, key=lambda one: one[0])
-
-
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'Kind and shape of the slice, such as v5p:2x2x2.')
-_SEARCH = flags.DEFINE_bool('search', False, 'Compare meshes and micro-batches, and plan with the best.')
-_JSON = flags.DEFINE_string('json', None, 'Where to write the plan.')
-
-
-def prepare() -> None:
-    """Has the TPU compiler compile only: no TPU is looked for, and several plans may run at once."""
-    jax.config.update('jax_platforms', 'cpu')
-    os.environ.update({
-        'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '3',
-        'TPU_MIN_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost', **os.environ})
-
-
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-    if importlib.util.find_spec('libtpu') is None:
-        sys.exit('error: planning needs the TPU compiler: pip install libtpu')
-    prepare()
-    try:
-        config = _CONFIG.value
-        validate(config)
-        if _SEARCH.value:
-            config = search(config, _TOPOLOGY.value)[0][1].config
-        this = setting(config, _TOPOLOGY.value)
-        programs = plan(this)
-    except (ConfigError, MeshError, PlanError) as error:
-        sys.exit(f'error: {error}')
-    print(report(this, programs))
-    if _JSON.value:
-        write_atomically(_JSON.value, json.dumps(to_json(this, programs), indent=2))
-
-
-if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'topology'])
-    app.run(main)
