@@ -21,7 +21,7 @@ import time
 from absl import app, flags
 
 from epo_jax.envs.alfworld import engine, index, source, text
-from epo_jax.envs.alfworld.replay import step
+from epo_jax.envs.alfworld.replay import run_command
 
 REPEATS = 5
 ORIGINAL_GAMES, ORIGINAL_STEPS = 2, 20  # of one sample: it is slow
@@ -63,7 +63,7 @@ def steps_per_second(games, steps: int, seed: int) -> float:
         state = game.initial
         admissible = text.admissible(game, version, state)
         for _ in range(steps):
-            state, _ = step(game, version, state, rng.choice(admissible))
+            state, _ = run_command(game, version, state, rng.choice(admissible))
             admissible = text.admissible(game, version, state)
             engine.won(game, state)
     return len(games) * steps / (time.process_time() - start)

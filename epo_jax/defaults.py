@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from epo_jax.config import ConfigError, validate_keys
-from epo_jax.envs.domains import load_domain
+from epo_jax.envs.base import load_domain
 from epo_jax.models.lora import TARGETS
 from epo_jax.rl.selfplay import KINDS as SEATS
 
@@ -12,7 +12,7 @@ def default_config(environment: str = 'sotopia') -> ConfigDict:
     """The configuration that an experiment's own starts from.
 
     Args:
-      environment: its name, or a module of one's own (see envs/domains.py).
+      environment: its name, or a module of one's own (see envs/base.py).
     """
     domain = load_domain(environment)
     speaker = dict(

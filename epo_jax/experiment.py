@@ -19,7 +19,7 @@ import numpy as np
 from epo_jax import evaluate, iteration as iterating, records
 from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
-from epo_jax.envs.domains import load_domain
+from epo_jax.envs.base import load_domain
 from epo_jax.iteration import Run
 from epo_jax.models.transformer import stack
 from epo_jax.rl import learner as learning, selfplay

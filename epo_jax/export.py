@@ -111,7 +111,7 @@ def run_adapter(config):
 
 def run_language(config):
     """The strategist's model of a run, stacked, without parameters."""
-    from epo_jax.envs.domains import load_domain
+    from epo_jax.envs.base import load_domain
     from epo_jax.language import activation_dtype, load_language
     from epo_jax.runtime.parallel import make_mesh
     domain = load_domain(config.environment.name) if 'environment' in config else None

@@ -12,7 +12,7 @@ from typing import Any, Mapping, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from epo_jax.envs.domains import load_domain
+from epo_jax.envs.base import load_domain
 from epo_jax.plan import cost
 from epo_jax.plan.programs import PROGRAMS, PlanError, Setting, size
 

@@ -20,7 +20,7 @@ import optax
 
 from epo_jax import testing
 from epo_jax.agents.local import LocalAgent
-from epo_jax.envs.domains import load_domain
+from epo_jax.envs.base import load_domain
 from epo_jax.models import sampling
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.transformer import Transformer

@@ -7,7 +7,7 @@ from typing import Any, Mapping, Sequence
 from epo_jax.envs.alfworld import engine, prompts, text
 from epo_jax.envs.alfworld.engine import Game, State
 from epo_jax.envs.alfworld.index import Scenario
-from epo_jax.envs.alfworld.replay import step as play
+from epo_jax.envs.alfworld.replay import run_command
 from epo_jax.envs.alfworld.text import Version
 from epo_jax.envs.base import TextStep, View
 
@@ -90,7 +90,7 @@ class Alfworld:
         if event == 'action/unparsable':
             after, observation, did = state.state, prompts.NO_ACTION, False
         else:
-            after, observation = play(state.game, self.version, state.state, command)
+            after, observation = run_command(state.game, self.version, state.state, command)
             did = observation != text.NOTHING_HAPPENS
             events += ('action/done',) if did else ('action/invalid',)
         observation = prompts.said(observation.rstrip(), self.version)

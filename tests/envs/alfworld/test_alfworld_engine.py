@@ -7,8 +7,8 @@ import pytest
 
 from epo_jax.envs.alfworld import engine, text
 from epo_jax.envs.alfworld.engine import Action, State
-from epo_jax.envs.alfworld.expert import walkthrough
-from epo_jax.envs.alfworld.replay import replay, step
+from epo_jax.envs.alfworld.replay import replay, run_command
+from epo_jax.tools.alfworld_expert import walkthrough
 
 V4, V3 = text.VERSIONS['0.4'], text.VERSIONS['0.3']
 GAMES = [game(row) for row in small_rows()]
@@ -18,7 +18,7 @@ def play(played, *commands, version=V4):
     """(state, last observation) after some commands, all of which do something."""
     state = played.initial
     for command in commands:
-        state, said = step(played, version, state, command)
+        state, said = run_command(played, version, state, command)
         assert said != text.NOTHING_HAPPENS, command
     return state, said
 
@@ -58,8 +58,8 @@ def test_admissible_commands_are_exactly_those_that_do_something(played):
     for _ in range(25):
         admissible = text.admissible(played, V4, state)
         assert admissible == sorted(set(admissible))
-        assert {c for c in every if step(played, V4, state, c)[1] != text.NOTHING_HAPPENS} == set(admissible)
-        state, _ = step(played, V4, state, rng.choice(admissible))
+        assert {c for c in every if run_command(played, V4, state, c)[1] != text.NOTHING_HAPPENS} == set(admissible)
+        state, _ = run_command(played, V4, state, rng.choice(admissible))
 
 
 @pytest.mark.parametrize('command', [
@@ -68,7 +68,7 @@ def test_admissible_commands_are_exactly_those_that_do_something(played):
     'slice mug 1 with desk 1'])
 def test_commands_are_exact(command):
     played = small('pick_and_place_simple-Mug')
-    assert step(played, V4, played.initial, command) == (played.initial, 'Nothing happens.')
+    assert run_command(played, V4, played.initial, command) == (played.initial, 'Nothing happens.')
 
 
 def test_what_is_said_on_the_way():
@@ -131,7 +131,7 @@ def test_progress_is_the_share_of_conditions_that_hold(kind, shares):
     played = small(kind)
     state, found = played.initial, [engine.progress(played, played.initial)]
     for command in played.walkthrough:
-        state, _ = step(played, V4, state, command)
+        state, _ = run_command(played, V4, state, command)
         found.append(engine.progress(played, state))
     assert found == pytest.approx(shares)
     assert [share == 1 for share in shares][-1] == engine.won(played, state)

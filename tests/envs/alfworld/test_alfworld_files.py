@@ -9,10 +9,12 @@ import sys
 from alfworld_games import FOLDER, GOLDEN, game, rows, small_rows
 import pytest
 
-from epo_jax.envs.alfworld import engine, expert, index, problem, source, text
+from epo_jax.envs.alfworld import engine, index, problem, source, text
 from epo_jax.envs.alfworld.engine import GameError
-from epo_jax.envs.alfworld.replay import read_commands, replay, replay_all, step
+from epo_jax.envs.alfworld.replay import replay, run_command
 from epo_jax.runtime.files import write_jsonl
+from epo_jax.tools import alfworld_expert as expert
+from epo_jax.tools.alfworld_replay import read_commands, replay_all
 
 V4 = text.VERSIONS['0.4']
 ROW = small_rows()[0]
@@ -184,7 +186,7 @@ def test_the_command_writes_a_row_a_game(tmp_path):
     folder, out = write_rows(tmp_path), tmp_path / 'out.jsonl'
     write_jsonl(tmp_path / 'commands.jsonl', [{'id': ROW['id'], 'commands': ['look', 'fly', 'inventory']}])
     run = lambda *more: subprocess.run(
-        [sys.executable, '-m', 'epo_jax.envs.alfworld.replay', f'--games={folder / "train.jsonl"}', f'--out={out}',
+        [sys.executable, '-m', 'epo_jax.tools.alfworld_replay', f'--games={folder / "train.jsonl"}', f'--out={out}',
          *more], capture_output=True, text=True)
     assert run().returncode == 0
     played = rows(out)
@@ -250,7 +252,7 @@ def test_one_command_at_a_time_wins_too():
     played = game(ROW)
     state = played.initial
     for _ in range(len(ROW['walkthrough'])):
-        state, _ = step(played, V4, state, expert.next_command(played, V4, state))
+        state, _ = run_command(played, V4, state, expert.next_command(played, V4, state))
     assert engine.won(played, state) and expert.next_command(played, V4, state) == 'look'
 
 

@@ -6,7 +6,7 @@ from alfworld_games import GOLDEN, game, rows
 import pytest
 
 from epo_jax.envs.alfworld import engine, text
-from epo_jax.envs.alfworld.replay import replay, step
+from epo_jax.envs.alfworld.replay import replay, run_command
 
 RECORDED = rows(GOLDEN)
 
@@ -19,7 +19,7 @@ def test_everything_that_is_said_equals_the_original(row):
     assert ours['admissible'] == row['admissible']
     state, won = played.initial, [engine.won(played, played.initial)]
     for command in row['commands']:
-        state, _ = step(played, version, state, command)
+        state, _ = run_command(played, version, state, command)
         won.append(engine.won(played, state))
     assert won == row['won'] and ours['won'] == row['won'][-1]
 

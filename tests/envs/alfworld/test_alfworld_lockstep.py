@@ -12,8 +12,9 @@ import random
 from alfworld_games import FOLDER, game, rows
 import pytest
 
-from epo_jax.envs.alfworld import engine, expert, text
-from epo_jax.envs.alfworld.replay import step
+from epo_jax.envs.alfworld import engine, text
+from epo_jax.envs.alfworld.replay import run_command
+from epo_jax.tools import alfworld_expert as expert
 
 pytestmark = pytest.mark.slow
 PART = 20  # games a test
@@ -55,7 +56,7 @@ def play(row, version, domain, grammar):
                 verbs[command.split()[0]].append(command)
             command = rng.choice(verbs[rng.choice(sorted(verbs))])
         original.step(command)
-        state, said = step(ours, version, state, command.strip())
+        state, said = run_command(ours, version, state, command.strip())
         history.append(command)
 
 

@@ -6,7 +6,7 @@ from epo_jax.config import ConfigError
 from epo_jax.defaults import default_config, validate
 from epo_jax.envs.bargain import language
 from epo_jax.envs.bargain.game import Bargain
-from epo_jax.envs.domains import load_domain
+from epo_jax.envs.base import load_domain
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import pack

@@ -6,9 +6,10 @@ from bargain_reference import Table
 import numpy as np
 import pytest
 
-from epo_jax.envs.bargain import language, opponents, optimum, regret
+from epo_jax.envs.bargain import language, opponents, optimum
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import every_scenario
+from epo_jax.tools import bargain_regret as regret
 
 ENV = Bargain('family', 3)
 

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from epo_jax.envs.webshop import small as generator
 from epo_jax.envs.webshop.catalogue import CatalogueError, Product, load_catalogue
 from epo_jax.envs.webshop.goals import load_goals
 from epo_jax.envs.webshop.variants import VARIANTS, load_shop
+from epo_jax.tools import webshop_catalogue as generator
 
 ROW = {'asin': 'B01', 'category': 'beauty', 'query': ' Soap ', 'product_category': 'A › B', 'name': 'Red Soap',
        'full_description': 'Clean.', 'small_description': ['Good', 'Better'], 'pricing': '$1,005.50$7',
@@ -191,5 +191,5 @@ def test_the_packaged_catalogue(small, tmp_path):
     assert all(product.attributes and product.options for product in products) and len(small.goals) > 500
     generator.main(str(tmp_path))
     for name in ('products.jsonl', 'items_ins_v2.json'):
-        packaged = generator.Path(generator.__file__).parent / 'data' / name
+        packaged = generator.Path(generator.__file__).parents[1] / 'envs' / 'webshop' / 'data' / name
         assert (tmp_path / name).read_text() == packaged.read_text()

@@ -12,8 +12,8 @@ import pytest
 from epo_jax.envs.webshop.engine import Shop, Visit
 from epo_jax.envs.webshop.experts import buyer, weak_buyer
 from epo_jax.envs.webshop.pages import text
-from epo_jax.envs.webshop.replay import replay
 from epo_jax.runtime.files import read_jsonl
+from epo_jax.tools.webshop_replay import replay
 
 FOLDER = pathlib.Path(__file__).parent
 SMALL, OFFICIAL = (read_jsonl(FOLDER / f'transcripts_{name}.jsonl') for name in ('small', '1k'))

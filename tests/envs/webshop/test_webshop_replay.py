@@ -14,10 +14,10 @@ from werkzeug.serving import make_server
 
 from epo_jax.envs.webshop.engine import Visit
 from epo_jax.envs.webshop.experts import buyer
-from epo_jax.envs.webshop.play import explain, make_app
-from epo_jax.envs.webshop.replay import replay
 from epo_jax.envs.webshop.variants import find_variant
 from epo_jax.runtime.files import read_jsonl
+from epo_jax.tools.webshop_play import explain, make_app
+from epo_jax.tools.webshop_replay import replay
 
 ROOT = pathlib.Path(__file__).parents[3]
 VARIANT = find_variant('webshop-small-synth-15')
@@ -34,7 +34,7 @@ def bought(shop, goal):
 
 def command(cache, *flags):
     return subprocess.run(
-        [sys.executable, '-m', 'epo_jax.envs.webshop.replay', *flags], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, '-m', 'epo_jax.tools.webshop_replay', *flags], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {'XDG_CACHE_HOME': str(cache)})
 
 

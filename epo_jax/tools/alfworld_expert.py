@@ -1,6 +1,6 @@
 """Experts: the walkthrough that comes with a game, and a search that solves a game from any of its states.
 
-    python -m epo_jax.envs.alfworld.expert --games=../shared/data/alfworld/train.jsonl.xz --out=demonstrations.jsonl
+    python -m epo_jax.tools.alfworld_expert --games=../shared/data/alfworld/train.jsonl.xz --out=demonstrations.jsonl
 
 writes what a search expert does in every game, one row a game, as the replay command does.
 

@@ -1,6 +1,6 @@
 """How far an evaluation against the family is from the best there is.
 
-    python -m epo_jax.envs.bargain.regret --workdir=runs/bargain
+    python -m epo_jax.tools.bargain_regret --workdir=runs/bargain
 
 The best is taken twice: of a policy that sees what seat 0 sees, and of one that knows the opponent and its values.
 Both are exact; three to five minutes on a CPU.
@@ -64,7 +64,7 @@ def compare(records: Sequence[Mapping[str, Any]], env: Bargain, world: Sequence[
 
 def main():
     parser = argparse.ArgumentParser(
-        prog='python -m epo_jax.envs.bargain.regret', description=__doc__,
+        prog='python -m epo_jax.tools.bargain_regret', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', required=True, help='of a run against the family, with its evaluation')
     workdir = Path(parser.parse_args().workdir)

@@ -14,7 +14,7 @@ from epo_jax.envs.sotopia import prompts
 from epo_jax.envs.sotopia.actions import Action
 from epo_jax.envs.sotopia.profiles import FAMILY, STRANGER, Character, ProfileError, load_scenarios, strip_tags
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SHIPPED = pathlib.Path(epo_jax.envs.sotopia.__file__).parent / 'data'
 REAL = ROOT.parent / 'shared' / 'data' / 'sotopia'
 

@@ -1,6 +1,6 @@
 """A person can shop, too: the same engine as small HTML pages, for looking at what a model saw.
 
-    python -m epo_jax.envs.webshop.play --data=DIR --variant=webshop-1k-synth-15 --port=8000
+    python -m epo_jax.tools.webshop_play --data=DIR --variant=webshop-1k-synth-15 --port=8000
 
 Then open http://127.0.0.1:8000/. The server listens on this machine only.
 """
@@ -100,7 +100,7 @@ def _shown(shop: Shop, variant: Variant, play: Play, over: bool) -> dict[str, An
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m epo_jax.envs.webshop.play', description=__doc__,
+    parser = argparse.ArgumentParser(prog='python -m epo_jax.tools.webshop_play', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shop_arguments(parser)
     parser.add_argument('--port', type=int, default=8000, help='where the pages are served, on 127.0.0.1')

@@ -1,6 +1,6 @@
 """Plays recorded actions, so that anyone can check this engine against another one.
 
-    python -m epo_jax.envs.webshop.replay --data=DIR --variant=webshop-1k-synth-15 --actions=ACTIONS.jsonl \\
+    python -m epo_jax.tools.webshop_replay --data=DIR --variant=webshop-1k-synth-15 --actions=ACTIONS.jsonl \\
         --out=OUT.jsonl
 
 Rows of ACTIONS: {"goal": index, "actions": ["search[...]", "click[...]", ...]}. Rows of OUT, in the same order:
@@ -61,7 +61,7 @@ def read_actions(path: str) -> list[Mapping[str, Any]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m epo_jax.envs.webshop.replay', description=__doc__,
+    parser = argparse.ArgumentParser(prog='python -m epo_jax.tools.webshop_replay', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shop_arguments(parser)
     parser.add_argument('--actions', required=True, help='file of goals and actions')

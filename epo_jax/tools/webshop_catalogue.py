@@ -1,6 +1,6 @@
 """Writes the small catalogue that comes with the package: invented products, in the form of the official files.
 
-    python -m epo_jax.envs.webshop.small FOLDER
+    python -m epo_jax.tools.webshop_catalogue FOLDER
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Commands around the environments: replaying, playing by hand, experts, optima."""
