@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from epo_jax.config import ConfigError, validate_keys
 from epo_jax.envs.base import load_domain
 from epo_jax.models.lora import TARGETS
+from epo_jax.rl.learner import learner_defaults
 from epo_jax.rl.selfplay import KINDS as SEATS
 
 
@@ -63,13 +64,9 @@ def default_config(environment: str = 'sotopia') -> ConfigDict:
             weight=1.0),          # of the process reward in the sum
         credit=dict(gamma=0.99, baseline='batch', normalise='batch'),
         learner=dict(
-            learning_rate=1e-6, schedule='cosine', warmup_ratio=0.03, clip=1.0, weight_decay=0.0, b1=0.9, b2=0.999,
-            entropy=0.0,          # weight of the strategies' entropy; falls as the learning rate does
+            learner_defaults(),   # optimizer and memory: the attributes of epo_jax.rl.learner.Learner
             batch=32,             # conversations a gradient step
             epochs=1,             # passes over an iteration's conversations
-            micro_batch=1,        # conversations run through the model at once
-            chunk=256,            # tokens whose vocabulary is projected at once
-            offload=False,        # the optimiser's moments lie in the host's memory; slower, and room on the device
             length_bucket=256),   # batches are cut to a multiple of this many tokens
         evaluation=dict(
             episodes=16,          # held-out scenarios; 0: no evaluation

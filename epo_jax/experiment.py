@@ -9,7 +9,6 @@ import math
 import pathlib
 from typing import Any, Sequence
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -23,6 +22,7 @@ from epo_jax.envs.base import load_domain
 from epo_jax.iteration import Run
 from epo_jax.models.transformer import stack
 from epo_jax.rl import learner as learning, selfplay
+from epo_jax.rl.selfplay import RunState, pool_size, uses_pool
 from epo_jax.roles import Roles, adapter, build_roles
 from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
@@ -32,14 +32,6 @@ from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
 MOST_CATEGORIES = 12  # of which a table is still read
-
-
-@struct.dataclass
-class RunState:
-    """What a run carries from one iteration to the next, and what a checkpoint holds."""
-
-    train: learning.TrainState
-    snapshots: tuple[Any, ...]
 
 
 def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
@@ -232,13 +224,3 @@ def draw(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed:
 def copy(params):
     """Parameters in buffers of their own, which outlive the donation of the originals."""
     return jax.tree.map(jnp.copy, params)
-
-
-def uses_pool(config: ConfigDict) -> bool:
-    """Whether any seat plays a snapshot."""
-    return bool({'snapshot', 'pool'} & set(config.seats))
-
-
-def pool_size(config: ConfigDict, iterations: int) -> int:
-    """Snapshots held after so many iterations."""
-    return min(-(-iterations // config.pool_every), config.pool_size) if uses_pool(config) else 0

@@ -121,18 +121,17 @@ def run_language(config):
 
 def trained(workdir: str, config, language, step: Optional[int] = None):
     """(step, the parameters or the adapter) of a checkpoint; None: the last one. Raises as `export`."""
-    from epo_jax import experiment, offline
-    from epo_jax.rl import learner as learning
+    from epo_jax.rl import learner as learning, selfplay
     from epo_jax.runtime.checkpoint import Checkpoints
     learner = learning.from_config(config.learner, language.learner(config.model.remat), 1, run_adapter(config))
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise ExportError(f'{workdir} holds no checkpoint yet')
-        state = offline.abstract_state(learner, language.mesh)
+        state = learner.abstract_state()
         if 'data' in config:
             return step, checkpoints.restore(step, state)[0].params
-        state = experiment.RunState(state, (state.params,) * experiment.pool_size(config, step))
+        state = selfplay.RunState(state, (state.params,) * selfplay.pool_size(config, step))
         return step, checkpoints.restore(step, state)[0].train.params
 
 

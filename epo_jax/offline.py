@@ -3,14 +3,11 @@
     data -> order of the rows -> tokens, weights -> gradient steps -> checkpoints
 """
 
-import functools
 import math
 import pathlib
 from typing import Any, Iterator, Optional
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from epo_jax.config import ConfigError, open_workdir, validate_keys
@@ -21,7 +18,7 @@ from epo_jax.models.transformer import REMAT
 from epo_jax.rl import learner as learning
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
-from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
+from epo_jax.runtime.parallel import check_rows, make_mesh
 from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
 # A resumed run may change these.
@@ -42,10 +39,9 @@ def default_config() -> ConfigDict:
             dtype='auto',         # of activations: float32, bfloat16 or auto (bfloat16 except on CPU)
             remat='full'),        # what the backward pass keeps: none, dots or full rematerialisation
         learner=dict(
-            learning_rate=1e-6, schedule='cosine', warmup_ratio=0.03, clip=1.0, weight_decay=0.0, b1=0.9, b2=0.999,
+            learning.learner_defaults(exclude=('entropy', 'chunk', 'offload')),
             batch=32,             # conversations a gradient step
             epochs=3,             # passes over the file
-            micro_batch=1,        # conversations run through the model at once
             length_bucket=256,    # batches are padded to a multiple of this many tokens
             window=16,            # so many shuffled batches are sorted by length together; 0: plain shuffle
             summation='mean'),    # over a batch: mean, or official (grows with micro_batch, see epo_jax/rl/losses.py)
@@ -115,7 +111,7 @@ def run(config: ConfigDict, workdir: str) -> Optional[learning.TrainState]:
         learner = make_learner(config, language, total)
         start, extra = checkpoints.latest() or 0, {'shortened': 0, 'dropped_turns': 0}
         if start:
-            state, extra = checkpoints.restore(start, abstract_state(learner, mesh))
+            state, extra = checkpoints.restore(start, learner.abstract_state())
             progress.line(f'resumed after step {start} of {total}')
         else:
             with watch('load'):
@@ -194,11 +190,3 @@ def describe(learned: dict[str, Any], examples: list[Optional[Example]], batch: 
 def make_learner(config: ConfigDict, language: Language, steps: int) -> learning.Learner:
     """The learner of an offline run of so many steps."""
     return learning.from_config(config.learner, language.learner(config.model.remat), steps)
-
-
-def abstract_state(learner: learning.Learner, mesh: Mesh) -> learning.TrainState:
-    """Shapes and shardings of the state, for restoring a checkpoint into."""
-    init = learner.model.init_params if learner.lora is None else functools.partial(learner.lora.init, learner.model)
-    params = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding),
-                          jax.eval_shape(init, jax.random.key(0)), param_shardings(learner.model, mesh, learner.lora))
-    return jax.jit(learner.init).lower(params).compile().out_info

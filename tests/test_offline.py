@@ -90,7 +90,7 @@ def test_loss_is_the_released_one_with_its_summation(micro_batch, used):
 
     model = Transformer(dummy_config(), stacked=True)
     params = jax.tree.map(lambda x: 3 * x, dummy_params(dummy_config(), stacked=True))
-    learner = Learner(model, 0.0, 10, micro_batch=micro_batch)
+    learner = Learner(model, 10, 0.0, micro_batch=micro_batch)
     positions = np.broadcast_to(np.arange(batch.ids.shape[1]), batch.ids.shape)
     hidden, _ = jax.jit(model.apply)({'params': params}, batch.ids, positions)
     logits = model.apply({'params': params}, hidden, method='logits')

@@ -6,7 +6,7 @@ Axis letters: N conversations of one step, M micro-batches, L token positions, T
 import dataclasses
 import functools
 import math
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from flax import struct
 import jax
@@ -64,8 +64,8 @@ class Learner:
     """
 
     model: Transformer
-    learning_rate: float
     total_steps: int
+    learning_rate: float = 1e-6
     schedule: str = 'cosine'
     warmup_ratio: float = 0.03
     clip: float = 1.0
@@ -114,6 +114,14 @@ class Learner:
             optimizer = optax.tree.map_params(
                 self.optimizer(), lambda moment: jax.device_put(moment, jax.memory.Space.Host), optimizer)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
+
+    def abstract_state(self) -> TrainState:
+        """Return the shapes and shardings of the training state, into which a checkpoint can be restored."""
+        init = self.model.init_params if self.lora is None else functools.partial(self.lora.init, self.model)
+        params = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding),
+                              jax.eval_shape(init, jax.random.key(0)),
+                              param_shardings(self.model, self.model.mesh, self.lora))
+        return jax.jit(self.init).lower(params).compile().out_info
 
     def _update(self, state: TrainState, gradient, change: jax.Array) -> TrainState:
         """The state after a step; the same one unless `change`."""
@@ -207,6 +215,16 @@ class Learner:
             'drift': drift / tokens,
             'conversations': count,
         }
+
+
+def learner_defaults(exclude: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the defaults of the configuration group `learner`: the fields of `Learner` that a user may set.
+
+    Args:
+      exclude: Names of fields to leave out.
+    """
+    return {field.name: field.default for field in dataclasses.fields(Learner)
+            if field.name not in ('model', 'total_steps', 'lora', *exclude)}
 
 
 def from_config(c: Mapping[str, Any], model: Transformer, total_steps: int, lora: Optional[LoRA] = None) -> Learner:

@@ -111,7 +111,7 @@ def test_the_learner_trains_the_adapter_alone():
     batch = Batch(ids(4), turn, np.zeros((4, 12), np.float32), np.ones((4, 1), np.float32), np.ones((4, 1), bool))
     found = []
     for micro_batch in (4, 2):
-        learner = Learner(MODEL, 1e-2, 10, micro_batch=micro_batch, warmup_ratio=0.0, lora=lora, chunk=4)
+        learner = Learner(MODEL, 10, 1e-2, micro_batch=micro_batch, warmup_ratio=0.0, lora=lora, chunk=4)
         state = learner.init(lora.init(MODEL, jax.random.key(2)))
         before = jax.tree.map(np.asarray, state.params)
         state, metrics = learner.step(state, batch, BASE)
