@@ -49,18 +49,19 @@ def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] =
     import jax
     import jax.numpy as jnp
 
+    from epo_jax import runs
     from epo_jax.models import peft
 
-    config, target = read_run(workdir), Path(out)
+    config, target = runs.read_config(workdir), Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ExportError(f'{target} already exists')
-    lora = run_adapter(config)
+    lora = runs.lora_of(config)
     if merged and lora is None:
         raise ExportError(f'{workdir} trained the whole model; there is no adapter to merge')
     if lora is not None and not merged and dtype != 'float32':
         raise ExportError(f'an adapter is written in float32; {dtype} goes with a merged model')
-    language = run_language(config)
-    step, params = trained(workdir, config, language, step)
+    language = runs.load_run_language(config)
+    step, params = runs.restore_params(workdir, config, language, step)
     if merged:
         params = lora.merge(language.with_params(jnp.float32, config.seed).params, params)
     params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
@@ -72,7 +73,7 @@ def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] =
         else:
             base = Path(config.model.path)
             peft.save(unfinished, lora, params, str(base.absolute()) if base.is_dir() else '')
-        language.tokenizer.chat_template = template_text(config, language.tokenizer)
+        language.tokenizer.chat_template = runs.chat_template_text(config, language.tokenizer)
         language.tokenizer.save_pretrained(unfinished)
         _make_portable(unfinished / 'tokenizer_config.json', language.config.max_positions)
         os.replace(unfinished, target)
@@ -89,60 +90,6 @@ def _save_model(folder: Path, language, params) -> None:
                   'pad_token_id': tokenizer.pad_token_id}
     (folder / 'generation_config.json').write_text(json.dumps(
         {name: value for name, value in generation.items() if value is not None}, indent=2) + '\n')
-
-
-def read_run(workdir: str):
-    """The configuration of a run. Raises ExportError: there is none."""
-    from ml_collections import ConfigDict
-
-    from epo_jax.config import CONFIG_FILE, ConfigError, from_json
-    path = Path(workdir) / CONFIG_FILE
-    try:
-        return ConfigDict(from_json(path.read_text(encoding='utf-8')))
-    except (OSError, ConfigError) as error:
-        raise ExportError(f'{path} cannot be read ({error}): is it the workdir of a run?') from error
-
-
-def run_adapter(config):
-    """The LoRA that a run trained; None: the whole model."""
-    from epo_jax.roles import adapter
-    return adapter(config) if 'lora' in config else None
-
-
-def run_language(config):
-    """The strategist's model of a run, stacked, without parameters."""
-    from epo_jax.envs.base import load_domain
-    from epo_jax.language import activation_dtype, load_language
-    from epo_jax.runtime.parallel import make_mesh
-    domain = load_domain(config.environment.name) if 'environment' in config else None
-    return load_language(config.model.path, config.model.chat_template, activation_dtype(config.model.dtype),
-                         make_mesh((1, -1, 1)), domain, stacked=True)
-
-
-def trained(workdir: str, config, language, step: Optional[int] = None):
-    """(step, the parameters or the adapter) of a checkpoint; None: the last one. Raises as `export`."""
-    from epo_jax.rl import learner as learning, selfplay
-    from epo_jax.runtime.checkpoint import Checkpoints
-    learner = learning.from_config(config.learner, language.learner(config.model.remat), 1, run_adapter(config))
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise ExportError(f'{workdir} holds no checkpoint yet')
-        state = learner.abstract_state()
-        if 'data' in config:
-            return step, checkpoints.restore(step, state)[0].params
-        state = selfplay.RunState(state, (state.params,) * selfplay.pool_size(config, step))
-        return step, checkpoints.restore(step, state)[0].train.params
-
-
-def template_text(config, tokenizer) -> Optional[str]:
-    """The chat template that the run used; None: its language has none."""
-    from epo_jax.text.chat import TEMPLATES
-    name = config.model.chat_template
-    if not name:
-        own = tokenizer.chat_template
-        return own['default'] if isinstance(own, dict) else own
-    return TEMPLATES[name] if name in TEMPLATES else Path(name).read_text(encoding='utf-8')
 
 
 def _make_portable(path: Path, longest: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sotopia_dialogues import FOLDER, dialogues, raw_row
 from test_experiment import small_config
 
-from epo_jax import experiment, export, label, offline, prepare
+from epo_jax import experiment, export, label, offline, prepare, runs
 from epo_jax.models import weights
 from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 
@@ -27,9 +27,9 @@ def command(*parts):
 
 def our_logits(workdir, ids):
     """Logits [N, L, V] of the last checkpoint."""
-    config = export.read_run(workdir)
-    language, lora = export.run_language(config), export.run_adapter(config)
-    _, params = export.trained(workdir, config, language)
+    config = runs.read_config(workdir)
+    language, lora = runs.load_run_language(config), runs.lora_of(config)
+    _, params = runs.restore_params(workdir, config, language)
     if lora is not None:
         params = lora.join(language.with_params(jnp.float32, config.seed).params, params)
     model, positions = language.learner('none'), jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -43,7 +43,7 @@ def assert_loads(folder, workdir, conversations, tolerance, base=None):
     import transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(base or folder, dtype=torch.float32).eval()
-    language = export.run_language(export.read_run(workdir))
+    language = runs.load_run_language(runs.read_config(workdir))
     chat = language.chat
     if base:
         model = pytest.importorskip('peft').PeftModel.from_pretrained(model, folder)
@@ -87,7 +87,7 @@ def test_label_prepare_train_export_load(tmp_path):
 
     with pytest.raises(export.ExportError, match='already exists'):
         export.export(str(work), str(out))
-    with pytest.raises(export.ExportError, match='workdir of a run'):
+    with pytest.raises(runs.RunError, match='workdir of a run'):
         export.export(str(tmp_path), str(tmp_path / 'other'))
     assert sorted(p.name for p in out.iterdir()) == [
         'chat_template.jinja', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json',

@@ -96,16 +96,16 @@ def convert_run(workdir: str, out: str, domain: Optional[str] = None) -> dict[st
       DataError: there are no episodes, or none with an outcome, or their scale is not known.
       RowError: naming the file and row of a record that cannot be converted.
     """
-    from epo_jax.export import read_run, run_language
+    from epo_jax.runs import load_run_language, read_config
 
     files = sorted(Path(workdir).glob('episodes/iteration_*.jsonl'))
     if not files:
         raise DataError(f'{workdir} holds no episodes')
-    config, counts = read_run(workdir), collections.Counter()
+    config, counts = read_config(workdir), collections.Counter()
     domain = domain or config.environment.name
     if domain not in DOMAINS:
         raise DataError(f'{workdir} is a run of {domain!r}; say whose scale its scores get: {", ".join(DOMAINS)}')
-    language = run_language(config)
+    language = load_run_language(config)
     with row_writer(out) as write:
         for file in files:
             for span, record in read_rows(file, BadRows(False)):

@@ -17,7 +17,7 @@ import numpy as np
 from epo_jax.envs.bargain import optimum
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.scenarios import Scenario, every_scenario
-from epo_jax.export import read_run
+from epo_jax.runs import read_config
 from epo_jax.runtime.files import read_jsonl
 
 
@@ -70,7 +70,7 @@ def main():
     workdir = Path(parser.parse_args().workdir)
     try:
         records = read_jsonl(workdir / 'episodes' / 'evaluation.jsonl')
-        environment = read_run(workdir).environment
+        environment = read_config(workdir).environment
     except (OSError, ValueError) as error:
         sys.exit(f'error: {workdir}: no evaluation of a run is here ({error})')
     if environment.name != 'bargain':
