@@ -1,28 +1,29 @@
-"""EPO on WebShop: a shopper follows an instruction; a strategist thinks before every action.
+"""EPO on WebShop: an actor shops by an instruction, and a strategist writes a thought before every action.
 
     python -m epo_jax.main --config=configs/webshop.py:quickstart --workdir=runs/webshop
 
 Presets, after the colon:
-  quickstart  SmolLM2-135M in every role, on a CPU, in minutes; the packaged catalogue
-  tiny        a dummy model, in seconds; for trying the machinery
-  llama3_8b   the paper's setting; `--config.model.path=` names the weights, `--config.scenarios=` the full catalogue
+  quickstart  SmolLM2-135M in every role on the packaged catalog; takes minutes on a CPU
+  tiny        a dummy model; checks within seconds that everything runs
+  llama3_8b   the paper's setting; pass the weights by `--config.model.path=` and the folder of the full catalog by
+              `--config.scenarios=`
 """
 
 from epo_jax.defaults import default_config
 
 
 def get_config(preset='quickstart'):
-    """The configuration of one of the presets."""
+    """Return the configuration of a preset."""
     config = default_config('webshop')
     presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b}
     if preset not in presets:
-        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
+        raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     presets[preset](config)
     return config
 
 
 def quickstart(config):
-    """Short visits of a small model, which can only click what is there."""
+    """Short visits of a small model, which can only click what the page offers."""
     config.iterations = 2
     config.mesh = (1, 1, 1)
     config.model.remat = 'dots'
@@ -37,7 +38,7 @@ def quickstart(config):
 
 
 def tiny(config):
-    """A dummy model of bytes."""
+    """A dummy model with a byte tokenizer."""
     config.iterations = 2
     config.model.path = 'dummy'
     config.environment.update(variant='webshop-small-synth-6', short=True, begun=True)
@@ -50,7 +51,7 @@ def tiny(config):
 
 
 def llama3_8b(config):
-    """Liu et al. 2025: 10 steps, critical turns, official credit, full fine-tuning, batch 32."""
+    """Liu et al. (2025): 10 steps, critical turns, official credit, full fine-tuning, batch size 32."""
     config.model.path = 'meta-llama/Meta-Llama-3-8B-Instruct'
     config.environment.update(variant='webshop-full-human-200', tagger='spacy')
     config.strategist.update(capacity=8192, max_tokens=128)

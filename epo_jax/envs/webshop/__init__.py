@@ -1,1 +1,1 @@
-"""WebShop: a shop of real products, and instructions for what to buy there."""
+"""WebShop (Yao et al., 2022): a text-based shop with real products and shopping instructions."""

@@ -1,64 +1,64 @@
-"""WebShop as an experiment meets it."""
+"""The WebShop domain: options, scenarios, and the names under which results are reported."""
 
 from ml_collections import ConfigDict
 
 from epo_jax.envs.base import Domain
-from epo_jax.envs.webshop import experts
 from epo_jax.envs.webshop.nouns import TAGGERS
+from epo_jax.envs.webshop.scripted import SCRIPTS
 from epo_jax.envs.webshop.shopping import Scenario, WebShop
 from epo_jax.envs.webshop.variants import SEED, VARIANTS, find_variant, load_shop
-
-SCRIPTS = {'': None, 'buyer': experts.buyer, 'weak_buyer': experts.weak_buyer}
 
 
 def check(options: ConfigDict) -> list[str]:
     """See Domain.check."""
-    wrong = []
+    errors = []
     for name, known in (('variant', VARIANTS), ('tagger', TAGGERS), ('script', SCRIPTS)):
         if options[name] not in known:
-            wrong.append(f'environment.{name} must be one of {", ".join(map(repr, known))}; it is {options[name]!r}')
+            errors.append(f'environment.{name} must be one of {", ".join(map(repr, known))}; it is {options[name]!r}')
     if options.constrained and not options.begun:
-        wrong.append("environment.constrained needs environment.begun: the choices follow on 'Action:'")
-    return wrong
+        errors.append("environment.constrained needs environment.begun=True, because the choices follow 'Action:'")
+    return errors
 
 
 def scenarios(path: str, options: ConfigDict) -> list[Scenario]:
-    """See Domain.scenarios: one for every goal of the variant's splits."""
+    """Return one scenario for every goal in the variant's splits; see Domain.scenarios."""
     variant = find_variant(options.variant)
     shop = load_shop(variant.name, path, options.tagger, options.seed)
     splits = dict(zip(('train', 'held_out'), variant.splits(len(shop.goals))))
-    both = set(splits['train']) & set(splits['held_out'])
+    in_both = set(splits['train']) & set(splits['held_out'])
     category = lambda goal: shop.goals[goal].category
-    return [Scenario(f'{variant.name}/{goal}', split, category(goal), rewarded(options), shop, goal, goal in both)
+    return [Scenario(f'{variant.name}/{goal}', split, category(goal), _reward_variant(options), shop, goal,
+                     goal in in_both)
             for split, goals in splits.items() for goal in goals]
-
-
-def rewarded(options: ConfigDict) -> str:
-    """The variant with what changes its rewards."""
-    changed = [options.tagger] * (options.tagger != 'words') + [f'seed{options.seed}'] * (options.seed != SEED)
-    return '+'.join([options.variant, *changed])
 
 
 def variant(options: ConfigDict) -> str:
     """See Domain.variant."""
-    return environment(options).variant(rewarded(options))
+    return text_environment(options).variant(_reward_variant(options))
 
 
-def environment(options: ConfigDict) -> WebShop:
-    """See Domain.environment."""
+def text_environment(options: ConfigDict) -> WebShop:
+    """See Domain.text_environment."""
     return WebShop(find_variant(options.variant).max_steps, options.short, options.begun, options.constrained,
                    SCRIPTS[options.script])
+
+
+def _reward_variant(options: ConfigDict) -> str:
+    """Return the variant's name with a suffix for every option that changes its rewards."""
+    suffixes = [options.tagger] * (options.tagger != 'words') + [f'seed{options.seed}'] * (options.seed != SEED)
+    return '+'.join([options.variant, *suffixes])
 
 
 DOMAIN = Domain(
     seats=1,
     options=dict(
         variant='webshop-small-synth-15',  # see variants.py; all but webshop-small-* need data (config.scenarios)
-        # Results with one of the following changed bear another name, such as webshop-1k-human+spacy+short.
-        tagger='words',       # who finds nouns for the reward: words, or spacy (the official way)
+        # Every option below that is not at its default adds a suffix to the name of the results, such as
+        # webshop-1k-human+spacy+short.
+        tagger='words',       # how the reward finds nouns: 'words', or 'spacy' as in the original
         seed=SEED,            # of prices and price limits
         short=False,          # short prompts and pages, for small models
-        begun=False,          # replies are begun for the models: 'Thought:', 'Action:'
-        constrained=False,    # the actor can only click what is there
-        script=''),           # buyer or weak_buyer: a scripted customer acts in place of the actor
-    check=check, scenarios=scenarios, environment=environment, variant=variant)
+        begun=False,          # begin the replies of both models, with 'Thought:' and 'Action:'
+        constrained=False,    # restrict the actor's clicks to what the page offers; needs begun
+        script=''),           # 'buyer' or 'weak_buyer': a scripted customer acts in place of the actor
+    check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)

@@ -1,6 +1,6 @@
-"""The shop: what an action on a page leads to. It behaves as the official text environment does, in every case.
+"""The shop engine: the effect of every action on every page, as in WebShop's official text environment.
 
-A visit is a value; the shop never changes.
+A visit is an immutable value, and a shop never changes.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from typing import Any, Mapping, Optional, Sequence
 import numpy as np
 
 from epo_jax.envs.webshop import pages
-from epo_jax.envs.webshop.catalogue import Catalogue, Product
+from epo_jax.envs.webshop.catalog import Catalog, Product
 from epo_jax.envs.webshop.goals import Goal
 from epo_jax.envs.webshop.nouns import Tagger
 from epo_jax.envs.webshop.reward import reward
 
-HITS = 50
+HITS = 50  # largest number of results of a search
 INDEX, RESULTS, ITEM, DONE = 'index', 'results', 'item', 'done'
 _SUB_PAGES = {name.lower(): name for name in pages.SUB_PAGES}
 _ACTION = re.compile(r'(.+)\[(.+)\]')
@@ -23,22 +23,22 @@ _ACTION = re.compile(r'(.+)\[(.+)\]')
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """One customer's visit at one moment.
+    """The state of one customer's visit.
 
     Attributes:
       goal: what the customer wants.
       page: 'index', 'results', 'item', a sub-page ('description', ...) or 'done'.
-      keywords: of the last search; hits: positions of the products it found, best first.
-      number: of the page of results, from 1.
-      item: position of the product looked at, None before.
-      options: name -> value chosen for it.
-      reward, parts: of the purchase, once there was one.
-      invalid: actions that did nothing.
+      hits: positions in the catalog of the products that the last search found, best first.
+      number: number of the results page, from 1.
+      item: position in the catalog of the product that was opened last; None if there is none.
+      options: option name -> selected value.
+      reward: reward of the purchase, in [0, 1]; 0 before it.
+      parts: components of the reward (see reward.py); empty before the purchase.
+      invalid: number of actions that had no effect.
     """
 
     goal: Goal
     page: str = INDEX
-    keywords: str = ''
     hits: tuple[int, ...] = ()
     number: int = 1
     item: Optional[int] = None
@@ -49,16 +49,17 @@ class Visit:
 
     @property
     def done(self) -> bool:
+        """Whether a product was bought."""
         return self.page == DONE
 
 
 @dataclasses.dataclass(frozen=True)
 class Available:
-    """What can be done on a page.
+    """The actions that a page offers.
 
     Attributes:
-      search: there is a search bar. (A search is possible on other pages, too.)
-      clicks: what can be clicked, in lower case, in the order of the page; 'search' is shown, and does nothing.
+      search: whether the page has a search bar. (Searching is possible on other pages, too.)
+      clicks: the clickable values, in lower case and page order. 'search' is listed but has no effect.
     """
 
     search: bool
@@ -67,63 +68,65 @@ class Available:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shop:
-    """A catalogue, its prices and its customers' goals.
+    """A catalog, its prices and its customers' goals.
 
     Attributes:
-      catalogue: the products.
-      prices: f64[N] what each costs.
-      goals: in the official order.
-      tagger: finds the nouns in names, for the reward.
-      show_attributes: products have a page of their attributes.
+      catalog: the products.
+      prices: f64[N], price of each product in dollars.
+      goals: the goals in the official order.
+      tagger: finds the nouns in product names, for the reward.
+      show_attributes: whether products have a page that lists their attributes.
     """
 
-    catalogue: Catalogue
+    catalog: Catalog
     prices: np.ndarray
     goals: Sequence[Goal]
     tagger: Tagger
     show_attributes: bool = False
 
     def product(self, visit: Visit) -> Product:
-        """The product that the visit looks at."""
-        return self.catalogue.products[visit.item]
+        """Return the product that the visit has opened."""
+        return self.catalog.products[visit.item]
 
     def observe(self, visit: Visit) -> str:
-        """The page as text."""
+        """Return the current page as text."""
         return pages.text(self.pieces(visit))
 
     def pieces(self, visit: Visit) -> list[str]:
-        """What the page shows, piece by piece."""
-        wish = visit.goal.instruction
+        """Return the visible pieces of the current page, in order."""
+        instruction = visit.goal.instruction
         if visit.page == INDEX:
-            return pages.index_page(wish)
+            return pages.index_page(instruction)
         if visit.page == RESULTS:
-            return pages.results_page(wish, visit.number, len(visit.hits), self._listed(visit))
+            return pages.results_page(instruction, visit.number, len(visit.hits), self._listed_products(visit))
         if visit.page == ITEM:
-            return pages.item_page(wish, self.product(visit), self.show_attributes)
+            return pages.item_page(instruction, self.product(visit), self.show_attributes)
         if visit.page == DONE:
             return pages.done_page(self.product(visit).asin, visit.options, visit.reward)
-        return pages.sub_page(wish, self.product(visit), _SUB_PAGES[visit.page])
+        return pages.sub_page(instruction, self.product(visit), _SUB_PAGES[visit.page])
 
     def available(self, visit: Visit) -> Available:
-        """What can be done now."""
+        """Return the actions that the current page offers."""
         return Available(visit.page == INDEX, tuple(self._clicks(visit)))
 
     def step(self, visit: Visit, action: str) -> Visit:
-        """The visit after `search[keywords]` or `click[value]`; upper and lower case are the same.
+        """Return the visit after an action.
 
-        What is neither, or cannot be clicked on this page, changes nothing and is counted.
+        Args:
+          visit: the visit before the action.
+          action: `search[keywords]` or `click[value]`; case does not matter. Any other action, and a click on
+            something that the page does not offer, only increments `Visit.invalid`.
 
         Raises:
-          ValueError: the visit is over.
+          ValueError: the visit has ended with a purchase.
         """
         if visit.done:
-            raise ValueError('the visit is over: something was bought')
+            raise ValueError('the visit is over, because a product was bought; start a new Visit')
         match = _ACTION.match(action)
         kind, value = (match[1], match[2].lower()) if match else ('', '')
         if kind == 'search':
-            hits = tuple(self.catalogue.index.search(value, HITS))
-            return dataclasses.replace(
-                visit, page=RESULTS, keywords=value, hits=hits, number=1, item=None, options={})
+            hits = tuple(self.catalog.index.search(value, HITS))
+            return dataclasses.replace(visit, page=RESULTS, hits=hits, number=1, item=None, options={})
         if kind == 'click' and value != 'search':
             clicks = self._clicks(visit)
             if value in clicks:
@@ -131,7 +134,7 @@ class Shop:
         return dataclasses.replace(visit, invalid=visit.invalid + 1)
 
     def _click(self, visit: Visit, value: str, option: Optional[str]) -> Visit:
-        """What a click leads to; buttons come before an option of the same name."""
+        """Return the visit after a valid click; a button takes precedence over an option value of the same name."""
         replace = lambda **changes: dataclasses.replace(visit, **changes)
         if value == pages.BUY.lower():
             product = self.product(visit)
@@ -146,11 +149,11 @@ class Shop:
         if value in _SUB_PAGES:
             return replace(page=value)
         if visit.page == RESULTS:
-            return replace(page=ITEM, item=self.catalogue.number(value.upper()))
+            return replace(page=ITEM, item=self.catalog.number(value.upper()))
         return replace(page=ITEM, options={**visit.options, option: value})
 
     def _clicks(self, visit: Visit) -> dict[str, Optional[str]]:
-        """What can be clicked -> the option that it is a value of (the last of several), None for the others."""
+        """Return clickable value -> name of its option (the last one if several have this value); None for buttons."""
         if visit.page == DONE:
             return {}
         if visit.page == INDEX:
@@ -159,7 +162,7 @@ class Shop:
         if visit.page != RESULTS or visit.number > 1:
             buttons.append(pages.PREVIOUS)
         if visit.page == RESULTS:
-            buttons += [pages.NEXT, *(product.asin for product in self._listed(visit))]
+            buttons += [pages.NEXT, *(product.asin for product in self._listed_products(visit))]
         elif visit.page == ITEM:
             buttons += [*pages.sub_pages(self.show_attributes), pages.BUY]
         clicks: dict[str, Optional[str]] = dict.fromkeys(button.lower() for button in buttons)
@@ -167,7 +170,7 @@ class Shop:
             clicks |= {value: name for name, values in self.product(visit).options.items() for value in values}
         return clicks
 
-    def _listed(self, visit: Visit) -> list[Product]:
-        """The products on the page of results."""
+    def _listed_products(self, visit: Visit) -> list[Product]:
+        """Return the products on the current results page."""
         start = (visit.number - 1) * pages.PER_PAGE
-        return [self.catalogue.products[hit] for hit in visit.hits[start:start + pages.PER_PAGE]]
+        return [self.catalog.products[hit] for hit in visit.hits[start:start + pages.PER_PAGE]]

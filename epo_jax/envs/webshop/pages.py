@@ -1,13 +1,13 @@
-"""The pages of the shop in the official text form: what is visible, in order, joined by ' [SEP] '.
+"""The pages of the shop in the official text form: visible pieces of text in order, joined by ' [SEP] '.
 
-A page is a list of visible pieces. White space around a piece is dropped, as are pieces without any text; a piece
-of blanks stays as an empty one, as a browser's text node would (one with a line break does not).
+Whitespace around a piece and empty pieces are dropped. A piece of whitespace without a line break stays as an empty
+piece, as it does when the official engine extracts the text nodes of its HTML pages.
 """
 
 import json
 from typing import Mapping, Sequence
 
-from epo_jax.envs.webshop.catalogue import Product
+from epo_jax.envs.webshop.catalog import Product
 
 SEPARATOR = ' [SEP] '
 PER_PAGE = 10
@@ -17,31 +17,38 @@ SUB_PAGES = ('Description', 'Features', 'Reviews', 'Attributes')
 
 
 def text(pieces: Sequence[str]) -> str:
-    """The page as one text."""
+    """Join the pieces of a page into one text."""
     return SEPARATOR.join(piece.strip() for piece in pieces if piece.strip(' \t\n\r\f\v') or _is_blank(piece))
 
 
 def index_page(instruction: str) -> list[str]:
-    """Where a visit begins."""
+    """Return the pieces of the page where a visit begins."""
     return ['WebShop', 'Instruction:', instruction, 'Search']
 
 
 def results_page(instruction: str, page: int, total: int, products: Sequence[Product]) -> list[str]:
-    """Products found: the `page`-th of several pages, counted from 1; there is always a next one."""
+    """Return the pieces of a page of search results.
+
+    Args:
+      instruction: the goal's instruction.
+      page: number of the page, from 1. The page always offers the next one.
+      total: number of results on all pages.
+      products: the products on this page.
+    """
     listed = [piece for product in products for piece in (product.asin, product.title, product.price_text)]
     return [*_head(instruction), f'Page {page} (Total results: {total})', *([PREVIOUS] if page > 1 else []), NEXT,
             *listed]
 
 
 def item_page(instruction: str, product: Product, show_attributes: bool) -> list[str]:
-    """A product, with the values of its options to choose from."""
+    """Return the pieces of a product's page, which offers the values of its options."""
     options = [piece for name, values in product.options.items() for piece in (name, *values)]
     return [*_head(instruction), PREVIOUS, *options, product.title, f'Price: {product.price_text}',
             f'Rating: {product.rating}', *sub_pages(show_attributes), BUY]
 
 
 def sub_page(instruction: str, product: Product, name: str) -> list[str]:
-    """One of SUB_PAGES of a product."""
+    """Return the pieces of a product's sub-page; `name` is one of SUB_PAGES."""
     if name == 'Description':
         body = [product.description]
     elif name == 'Features':
@@ -56,7 +63,10 @@ def sub_page(instruction: str, product: Product, name: str) -> list[str]:
 
 
 def done_page(asin: str, options: Mapping[str, str], reward: float) -> list[str]:
-    """After a purchase. The official page has fields that its text environment leaves empty."""
+    """Return the pieces of the page after a purchase.
+
+    It includes the fields that the official page has but its text environment leaves empty.
+    """
     chosen = json.dumps(dict(sorted(options.items())))
     for mark in '<>&\'':
         chosen = chosen.replace(mark, f'\\u{ord(mark):04x}')
@@ -69,7 +79,7 @@ def done_page(asin: str, options: Mapping[str, str], reward: float) -> list[str]
 
 
 def sub_pages(show_attributes: bool) -> tuple[str, ...]:
-    """The names of a product's pages; the official engine hides the attributes unless told otherwise."""
+    """Return the names of a product's sub-pages; the official engine hides the attributes by default."""
     return SUB_PAGES if show_attributes else SUB_PAGES[:-1]
 
 

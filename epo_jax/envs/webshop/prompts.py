@@ -1,6 +1,6 @@
-"""Every text that a model reads on a visit to the shop. The same texts serve training, evaluation and serving.
+"""Every text that a model reads in WebShop; training, evaluation and serving use the same texts.
 
-They give the information that EPO gives on WebShop, in the same places, in our own words.
+They give the same information as EPO's WebShop prompts, in the same places, in our own words.
 """
 
 from typing import Sequence
@@ -11,7 +11,7 @@ THOUGHT, ACTION, OBSERVATION = 'Thought:', 'Action:', 'Observation:'
 
 UNREADABLE = 'This is no action. Write search[keywords] or click[value].'
 
-_WORDS = 8         # of one piece of a short page
+_MAX_WORDS = 8     # of a piece on a short page
 _RULES = (
     'The shop is read as text: pages are made of pieces, parted by [SEP]. There are two actions. search[keywords] '
     'finds products; it starts from the page with Search. click[value] clicks on something that the page shows: a '
@@ -20,7 +20,7 @@ _RULES = (
     f'and options that are asked for, and cost less than the limit. Options are chosen one click each, before {BUY}. '
     'What a page does not offer cannot be clicked: then nothing happens, and the turn is lost.')
 
-# One worked example: (thought, action, page that follows).
+# A worked example: (thought, action, resulting page).
 _TASK = 'i need a dishwasher safe coffee mug in dark green, 12 ounce, and price lower than 20.00 dollars'
 _SHORT_TASK = 'dishwasher safe coffee mug with color: dark green, and price lower than 20.00 dollars'
 _EXAMPLE = (
@@ -40,7 +40,7 @@ _EXAMPLE = (
 
 
 def strategist_opening(instruction: str, page: str, short: bool) -> str:
-    """The strategist's first message."""
+    """Return the strategist's first message."""
     if short:
         return '\n'.join((
             'You plan for a shopper in a web shop, who searches, opens a product, chooses its options and buys it.',
@@ -51,12 +51,12 @@ def strategist_opening(instruction: str, page: str, short: bool) -> str:
         'You plan for a shopper in a web shop, who follows an instruction. ' + _RULES,
         f'Before each action you see the page. Write what it tells about the goal and what to do next, in one or two '
         f'sentences, as "{THOUGHT} ...". The shopper reads your thought and then acts.',
-        'An example:', f'{OBSERVATION} WebShop [SEP] Instruction: [SEP] {_TASK} [SEP] Search', _worked(),
+        'An example:', f'{OBSERVATION} WebShop [SEP] Instruction: [SEP] {_TASK} [SEP] Search', _format_example(),
         'Your task:', f'{OBSERVATION} {page}'))
 
 
 def actor_opening(instruction: str, page: str, advised: bool, short: bool) -> str:
-    """The actor's first message."""
+    """Return the actor's first message."""
     if short:
         return '\n'.join((
             f'You shop in a web shop with search[...] and click[...]. Search, open a fitting product by its number, '
@@ -69,11 +69,11 @@ def actor_opening(instruction: str, page: str, advised: bool, short: bool) -> st
     return '\n'.join((
         'You are a shopper in a web shop and follow an instruction. ' + _RULES,
         f'{order}Answer with one action and nothing else, as "{ACTION} search[...]" or "{ACTION} click[...]".',
-        'An example:', f'{OBSERVATION} WebShop [SEP] Instruction: [SEP] {_TASK} [SEP] Search', _worked(advised),
+        'An example:', f'{OBSERVATION} WebShop [SEP] Instruction: [SEP] {_TASK} [SEP] Search', _format_example(advised),
         'Your task:', f'{OBSERVATION} {page}'))
 
 
-def _worked(thoughts: bool = True) -> str:
+def _format_example(thoughts: bool = True) -> str:
     lines = []
     for thought, action, page in _EXAMPLE:
         lines += ([f'{THOUGHT} {thought}'] if thoughts else []) + [f'{ACTION} {action}']
@@ -82,27 +82,27 @@ def _worked(thoughts: bool = True) -> str:
 
 
 def page(pieces: Sequence[str], short: bool) -> str:
-    """A page as the models read it: the official text, or without the instruction and with every piece cut short."""
+    """Return a page as the models read it: in full, or without the instruction and with every piece cut short."""
     if not short:
         return text(pieces)
     if 'Instruction:' in pieces:
         at = pieces.index('Instruction:')
         pieces = [*pieces[:at], *pieces[at + 2:]]
-    return '; '.join(_cut(piece) for piece in pieces if piece.strip())
+    return '; '.join(_shorten(piece) for piece in pieces if piece.strip())
 
 
-def _cut(piece: str) -> str:
+def _shorten(piece: str) -> str:
     words = piece.split()
-    return ' '.join(words[:_WORDS]) + (' ...' if len(words) > _WORDS else '')
+    return ' '.join(words[:_MAX_WORDS]) + (' ...' if len(words) > _MAX_WORDS else '')
 
 
 def line(action: str, observation: str) -> str:
-    """One entry of the transcript: an action and what it led to."""
+    """Return one entry of the transcript: an action and its observation."""
     return f'{ACTION} {action}\n{OBSERVATION} {observation}'
 
 
 def judge_opening(instruction: str) -> str:
-    """The judge's message up to the visit."""
+    """Return the part of the judge's message that precedes the transcript."""
     return '\n'.join((
         'Read this visit to a web shop and judge how well the shopper does what the instruction asks for: a product '
         'of the right kind, with the attributes and options asked for, below the price limit, bought.',

@@ -1,6 +1,6 @@
-"""Named settings of WebShop: which products, whose goals, how many steps. Results of different ones never compare.
+"""Named variants of WebShop: which products, which goals, how many steps.
 
-A variant is loaded only from data that are what its name says.
+Results of different variants are not comparable. Loading a variant fails if the data does not match its name.
 """
 
 import argparse
@@ -11,25 +11,26 @@ import os
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
-from epo_jax.envs.webshop.catalogue import CatalogueError, load_catalogue
+from epo_jax.envs.webshop.catalog import CatalogError, load_catalog
 from epo_jax.envs.webshop.engine import Shop
 from epo_jax.envs.webshop.goals import load_goals
 from epo_jax.envs.webshop.nouns import TAGGERS, load_tagger
 
-SEED = 233  # of prices and price limits
+SEED = 233  # default seed of prices and price limits
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A setting.
+    """A variant.
 
     Attributes:
-      name: printed with every result.
-      human: goals that people wrote, instead of synthetic ones.
-      max_steps: actions of a visit; without a purchase by then the reward is 0.
-      products, goals: how many there must be; None: any number.
-      splits: number of goals -> (training, held-out) goal indices.
-      packaged: of the small catalogue that comes with the package.
+      name: reported with every result.
+      human: whether goals were written by people, instead of synthetic ones.
+      max_steps: largest number of actions in a visit; without a purchase by then the reward is 0.
+      products: required number of products; None allows any.
+      goals: required number of goals; None allows any.
+      splits: maps the number of goals to (training, held-out) goal indices.
+      packaged: whether it uses the small catalog that comes with the package.
     """
 
     name: str
@@ -41,73 +42,78 @@ class Variant:
     packaged: bool = False
 
 
-def _first(share: float) -> Callable[[int], tuple[Sequence[int], Sequence[int]]]:
-    """The first goals are held out."""
+def _hold_out_first(share: float) -> Callable[[int], tuple[Sequence[int], Sequence[int]]]:
+    """Return `Variant.splits` that hold out the first goals."""
     return lambda count: (range(int(count * share), count), range(int(count * share)))
 
 
-def _epo(count: int) -> tuple[Sequence[int], Sequence[int]]:
-    """EPO's indices: 1,824 to train on, 200 to test, 21 of which are among the former."""
+def _epo_splits(count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return EPO's indices: 1,824 training goals and 200 test goals, 21 of which are also training goals."""
     path = importlib.resources.files('epo_jax.envs.webshop') / 'data' / 'epo_indices.json'
     indices = json.loads(path.read_text())
     return indices['train'], indices['test']
 
 
 VARIANTS = {variant.name: variant for variant in (
-    Variant('webshop-small-synth-6', False, 6, None, None, _first(0.2), packaged=True),
-    Variant('webshop-small-synth-15', False, 15, None, None, _first(0.2), packaged=True),
-    # The official split of synthetic goals: 500 to test, 1,000 to develop, the others to train.
+    Variant('webshop-small-synth-6', False, 6, None, None, _hold_out_first(0.2), packaged=True),
+    Variant('webshop-small-synth-15', False, 15, None, None, _hold_out_first(0.2), packaged=True),
+    # The official split of synthetic goals: 500 for testing, 1,000 for development, the rest for training.
     Variant('webshop-1k-synth-15', False, 15, 1000, 6910, lambda count: (range(1500, count), range(500))),
-    Variant('webshop-1k-human', True, 15, 1000, None, _first(0.5)),
-    Variant('webshop-full-human-200', True, 10, None, 12087, _epo))}
+    Variant('webshop-1k-human', True, 15, 1000, None, _hold_out_first(0.5)),
+    Variant('webshop-full-human-200', True, 10, None, 12087, _epo_splits))}
 
 
 def load_shop(name: str, data: str = '', tagger: str = 'words', seed: int = SEED,
               cache: Optional[Path] = None) -> Shop:
-    """The shop of a variant.
+    """Load the shop of a variant.
 
     Args:
-      name: of VARIANTS.
-      data: a folder, see catalogue.py; '' for the packaged catalogue.
-      tagger: see nouns.py.
-      seed: of prices and price limits.
-      cache: where what is made of the data is kept; None: the user's cache folder.
+      name: a key of VARIANTS.
+      data: the data folder, see catalog.py; '' for the packaged catalog.
+      tagger: one of nouns.TAGGERS.
+      seed: seed of prices and price limits.
+      cache: folder for parsed catalogs and search indices; None for epo_jax/webshop in the user's cache folder.
 
     Raises:
-      ValueError: there is no such variant or tagger.
-      CatalogueError: the data are malformed or of another variant.
+      ValueError: the variant or the tagger is unknown.
+      ImportError: the tagger is not installed.
+      CatalogError: the data is malformed or belongs to another variant.
     """
     variant = find_variant(name)
     if variant.packaged != (not data):
-        raise CatalogueError(f'{name} is played on ' + (
-            f'the packaged catalogue, not on {data}' if variant.packaged else 'data of your own: name their folder'))
+        raise CatalogError(
+            f'{name} uses the packaged catalog, not {data}; leave out the data folder' if variant.packaged else
+            f'{name} needs data files; pass their folder, by config.scenarios or --data')
     packaged = importlib.resources.files('epo_jax.envs.webshop') / 'data'
     folder = Path(str(packaged) if variant.packaged else data)
     if cache is None:
         cache = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'epo_jax' / 'webshop'
-    catalogue = load_catalogue(folder, cache)
-    if variant.products not in (None, len(catalogue.products)):
-        raise CatalogueError(f'{name} has {variant.products} products, {folder} has {len(catalogue.products)}')
-    goals, prices = load_goals(folder, catalogue, variant.human, seed)
+    catalog = load_catalog(folder, cache)
+    if variant.products not in (None, len(catalog.products)):
+        raise CatalogError(f'{name} needs {variant.products} products, but {folder} has {len(catalog.products)}')
+    goals, prices = load_goals(folder, catalog, variant.human, seed)
     if variant.goals not in (None, len(goals)) or not goals:
-        raise CatalogueError(f'{name} has {variant.goals or "some"} goals, {folder} has {len(goals)}')
-    return Shop(catalogue, prices, goals, load_tagger(tagger))
+        raise CatalogError(f'{name} needs {variant.goals or "some"} goals, but {folder} has {len(goals)}')
+    return Shop(catalog, prices, goals, load_tagger(tagger))
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of a name.
+    """Return the variant of a name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the name is unknown.
     """
     if name not in VARIANTS:
-        raise ValueError(f'unknown variant {name!r}; there are {", ".join(VARIANTS)}')
+        raise ValueError(f'unknown variant {name!r}; choose one of {", ".join(VARIANTS)}')
     return VARIANTS[name]
 
 
 def add_shop_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that opens a shop: --data, --variant, --tagger, --seed."""
-    parser.add_argument('--data', default='', help='folder of the data; default: the packaged catalogue')
-    parser.add_argument('--variant', default='webshop-small-synth-15', help=f'one of {", ".join(VARIANTS)}')
-    parser.add_argument('--tagger', default='words', choices=TAGGERS, help='who finds the nouns in names')
-    parser.add_argument('--seed', type=int, default=SEED, help='of prices and price limits')
+    """Add the arguments of every command that loads a shop: --data, --variant, --tagger, --seed."""
+    parser.add_argument('--data', default='', help='data folder (default: the packaged catalog)')
+    parser.add_argument('--variant', default='webshop-small-synth-15',
+                        help=f'one of {", ".join(VARIANTS)} (default: %(default)s)')
+    parser.add_argument('--tagger', default='words', choices=TAGGERS,
+                        help='how the reward finds nouns in product names (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=SEED,
+                        help='seed of prices and price limits (default: %(default)s)')

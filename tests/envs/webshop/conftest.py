@@ -1,4 +1,4 @@
-"""Shops to test with: the packaged one, and the official small one where its data are at hand."""
+"""Shops for the tests: the packaged one, and the official 1,000 products where their data is available."""
 
 import pathlib
 
@@ -22,7 +22,7 @@ def small(cache):
 @pytest.fixture(scope='session')
 def official_data():
     if not (OFFICIAL / 'products_1000.jsonl').is_file():
-        pytest.skip('the official 1,000 products are not here')
+        pytest.skip('the data of the official 1,000 products is not available')
     return OFFICIAL
 
 

@@ -1,5 +1,8 @@
-"""The engine against transcripts of the official one: its pages rendered from its templates, its page flow, Lucene's
-hits; random visits with clicks, searches and invalid actions, over every kind of page."""
+"""The engine against transcripts of the official one.
+
+The transcripts are random visits with clicks, searches and invalid actions, and contain every kind of page. Pages come
+from the official templates, transitions from the official page flow, and hits from Lucene.
+"""
 
 import dataclasses
 import hashlib
@@ -10,8 +13,8 @@ import random
 import pytest
 
 from epo_jax.envs.webshop.engine import Shop, Visit
-from epo_jax.envs.webshop.experts import buyer, weak_buyer
 from epo_jax.envs.webshop.pages import text
+from epo_jax.envs.webshop.scripted import buyer, weak_buyer
 from epo_jax.runtime.files import read_jsonl
 from epo_jax.tools.webshop_replay import replay
 
@@ -19,21 +22,21 @@ FOLDER = pathlib.Path(__file__).parent
 SMALL, OFFICIAL = (read_jsonl(FOLDER / f'transcripts_{name}.jsonl') for name in ('small', '1k'))
 
 
-def played(shop: Shop, row):
-    """The transcripts' tagger takes every word of a name for a noun."""
+def replay_row(shop: Shop, row):
+    """Replay a transcript; as in the recording, the tagger labels every word of a name as a noun."""
     shop = dataclasses.replace(shop, show_attributes=row['show_attributes'], tagger=lambda name: name.lower().split())
     return replay(shop, row['goal'], row['actions'], 15)
 
 
 @pytest.mark.parametrize('row', SMALL, ids=lambda row: str(row['goal']))
-def test_pages_actions_and_rewards_are_the_official_ones(small, row):
-    ours = played(small, row)
+def test_pages_actions_and_rewards_equal_the_official_ones(small, row):
+    ours = replay_row(small, row)
     for ours_page, page in zip(ours['observations'], row['observations']):
         assert ours_page == page
     assert ours == {key: row[key] for key in ours}
 
 
-def test_transcripts_show_every_kind_of_page():
+def test_transcripts_contain_every_kind_of_page():
     pages = [page for row in SMALL for page in row['observations']]
     assert len(SMALL) == 20 and sum(row['done'] for row in SMALL) >= 10
     for mark in ('WebShop', 'Page 2', 'Total results: 0', 'Rating', 'Thank you for shopping'):
@@ -45,9 +48,9 @@ def test_transcripts_show_every_kind_of_page():
 
 def test_sixty_visits_to_the_official_products(official):
     for row in OFFICIAL:
-        ours = played(official, row)
-        seen = json.dumps([ours['instruction'], ours['observations'], ours['available'], ours['reward_parts']])
-        assert hashlib.sha256(seen.encode()).hexdigest() == row['sha256']
+        ours = replay_row(official, row)
+        content = json.dumps([ours['instruction'], ours['observations'], ours['available'], ours['reward_parts']])
+        assert hashlib.sha256(content.encode()).hexdigest() == row['sha256']
         assert (ours['reward'], ours['done']) == (row['reward'], row['done'])
 
 
@@ -60,7 +63,7 @@ def test_invalid_actions_change_nothing_and_are_counted(small, action):
     assert small.observe(after) == small.observe(visit)
 
 
-def test_random_visits_keep_to_what_is_available(small):
+def test_every_available_click_is_valid(small):
     rng = random.Random(0)
     for goal in small.goals[:40]:
         visit = small.step(Visit(goal), f'search[{goal.query}]')
@@ -71,12 +74,12 @@ def test_random_visits_keep_to_what_is_available(small):
             assert visit.invalid == before.invalid
             if visit.done:
                 assert value == 'buy now' and small.available(visit).clicks == ()
-                with pytest.raises(ValueError, match='over'):
+                with pytest.raises(ValueError, match='visit is over'):
                     small.step(visit, 'search[x]')
                 break
 
 
-def test_options_last_until_the_results_are_seen_again(small):
+def test_options_are_kept_until_the_results_page_is_shown_again(small):
     goal = next(goal for goal in small.goals if len(goal.options) == 2)
     visit = small.step(Visit(goal), f'search[{goal.title}]')
     visit = small.step(visit, f'click[{goal.asin}]')
@@ -89,11 +92,12 @@ def test_options_last_until_the_results_are_seen_again(small):
     assert visit.options == {}
 
 
-def test_white_space_of_pieces_is_that_of_a_browsers_text():
+def test_whitespace_of_pieces_is_treated_as_in_the_official_text():
     assert text([' a ', '', '\n  ', ' ', 'b\nc']) == 'a [SEP]  [SEP] b\nc'
 
 
-def shop_for(shop, customer, goals):
+def rewards_of(customer, shop, goals):
+    """Return the reward of a customer for each of the first goals."""
     rewards = []
     for goal in shop.goals[:goals]:
         visit = Visit(goal)
@@ -105,13 +109,13 @@ def shop_for(shop, customer, goals):
     return rewards
 
 
-def test_the_scripted_buyer_gets_what_the_official_engine_gives_it(official):
-    rewards = shop_for(official, buyer, 40)
+def test_scripted_buyer_gets_the_same_rewards_as_in_the_official_engine(official):
+    rewards = rewards_of(buyer, official, 40)
     assert sum(reward == 1 for reward in rewards) == 38
     assert sum(rewards) / 40 == pytest.approx(0.992, abs=5e-4)
 
 
-def test_buyers_on_the_packaged_catalogue(small):
-    good, weak = shop_for(small, buyer, 150), shop_for(small, weak_buyer, 150)
+def test_scripted_customers_on_the_packaged_catalog(small):
+    good, weak = rewards_of(buyer, small, 150), rewards_of(weak_buyer, small, 150)
     assert sum(reward == 1 for reward in good) >= 0.95 * len(good)
     assert 0.2 < sum(weak) / len(weak) < 0.8

@@ -1,12 +1,18 @@
-"""Scripted customers: one that knows the product it wants, and a weak one to compare with."""
+"""Scripted customers: one that knows which product it wants, and a weak baseline.
+
+The option `environment.script` names one of them to act in place of the actor model.
+"""
 
 from epo_jax.envs.webshop.engine import INDEX, ITEM, RESULTS, Shop, Visit
-from epo_jax.envs.webshop.pages import BACK, BUY, NEXT
+from epo_jax.envs.webshop.pages import BACK, BUY, NEXT, PREVIOUS
 
 
 def buyer(shop: Shop, visit: Visit) -> str:
-    """The next action of a customer who knows the goal's product: searches its name, looks for it page by page,
-    chooses the wanted options and buys. Gives up, and buys nothing, where the search does not find it."""
+    """Return the next action of a customer who knows the goal's product.
+
+    It searches for the product's name, looks for the product page by page, selects the wanted options and buys. If
+    the search does not find the product, it keeps turning pages and buys nothing.
+    """
     goal, clicks = visit.goal, shop.available(visit).clicks
     if visit.page == INDEX:
         return f'search[{goal.title}]'
@@ -23,11 +29,16 @@ def buyer(shop: Shop, visit: Visit) -> str:
 
 
 def weak_buyer(shop: Shop, visit: Visit) -> str:
-    """The next action of a customer who searches the instruction as it is and buys the first result as it comes."""
+    """Return the next action of a customer who searches for the instruction and buys the first result as it is."""
     clicks = shop.available(visit).clicks
     if visit.page == INDEX:
         return f'search[{visit.goal.instruction}]'
     if visit.page == RESULTS:
-        products = [click for click in clicks if click not in (BACK.lower(), NEXT.lower(), '< prev')]
+        buttons = [button.lower() for button in (BACK, PREVIOUS, NEXT)]
+        products = [click for click in clicks if click not in buttons]
         return f'click[{products[0] if products else BACK.lower()}]'
     return f'click[{BUY.lower() if visit.page == ITEM else BACK.lower()}]'
+
+
+# The values of environment.script.
+SCRIPTS = {'': None, 'buyer': buyer, 'weak_buyer': weak_buyer}

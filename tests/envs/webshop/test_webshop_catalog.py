@@ -1,15 +1,16 @@
-"""Products, goals and variants: what is read, and what is refused."""
+"""Products, goals and variants: how the data is read, and which errors are reported."""
 
+import importlib.resources
 import json
 import random
 
 import numpy as np
 import pytest
 
-from epo_jax.envs.webshop.catalogue import CatalogueError, Product, load_catalogue
+from epo_jax.envs.webshop.catalog import CatalogError, Product, load_catalog
 from epo_jax.envs.webshop.goals import load_goals
 from epo_jax.envs.webshop.variants import VARIANTS, load_shop
-from epo_jax.tools import webshop_catalogue as generator
+from epo_jax.tools import webshop_catalog
 
 ROW = {'asin': 'B01', 'category': 'beauty', 'query': ' Soap ', 'product_category': 'A › B', 'name': 'Red Soap',
        'full_description': 'Clean.', 'small_description': ['Good', 'Better'], 'pricing': '$1,005.50$7',
@@ -32,83 +33,83 @@ def data(tmp_path):
     return write
 
 
-def test_an_official_row(data, tmp_path):
-    catalogue = load_catalogue(data(), tmp_path / 'cache')
-    assert catalogue.products == (Product(
+def test_official_row(data, tmp_path):
+    catalog = load_catalog(data(), tmp_path / 'cache')
+    assert catalog.products == (Product(
         'B01', 'beauty', 'soap', 'A › B', 'Red Soap', 'Clean.', ('Good', 'Better'), '$1005.5 to $7.0',
         (1005.5, 7.0), {'color': ('red | blue', 'green')}, ('long lasting',)),)
-    assert catalogue.number('B01') == 0 and catalogue.number('B02') is None
-    assert catalogue.index.search('blue soap') == [0] and catalogue.index.search('better') == []
+    assert catalog.number('B01') == 0 and catalog.number('B02') is None
+    assert catalog.index.search('blue soap') == [0] and catalog.index.search('better') == []
 
 
 @pytest.mark.parametrize('pricing, shown', [
     ('', '$100.0'), (None, '$100.0'), ('$5', '$5.0'), ('$1$2$3', '$1.0 to $2.0')])
-def test_prices_as_shown(data, tmp_path, pricing, shown):
-    assert load_catalogue(data([ROW | {'pricing': pricing}]), tmp_path / 'c').products[0].price_text == shown
+def test_price_text(data, tmp_path, pricing, shown):
+    assert load_catalog(data([ROW | {'pricing': pricing}]), tmp_path / 'c').products[0].price_text == shown
 
 
-def test_rows_that_are_no_products_of_their_own_are_skipped_and_counted(data, tmp_path):
+def test_rows_without_a_valid_new_asin_are_skipped_and_counted(data, tmp_path):
     rows = [ROW, ROW | {'name': 'again'}, ROW | {'asin': 'nan'}, ROW | {'asin': 'B0123456789'}, ROW | {'asin': 'B02'}]
-    catalogue = load_catalogue(data(rows), tmp_path / 'c')
-    assert [product.asin for product in catalogue.products] == ['B01', 'B02'] and catalogue.skipped == 3
-    assert catalogue.products[1].attributes == ('DUMMY_ATTR',)
+    catalog = load_catalog(data(rows), tmp_path / 'c')
+    assert [product.asin for product in catalog.products] == ['B01', 'B02'] and catalog.skipped == 3
+    assert catalog.products[1].attributes == ('DUMMY_ATTR',)
 
 
-def test_a_second_load_reads_the_cache_and_changed_data_do_not(data, tmp_path):
-    load_catalogue(data(), tmp_path / 'c')
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / 'c').rglob('*.npy')}
-    load_catalogue(tmp_path / 'data', tmp_path / 'c')
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / 'c').rglob('*.npy')}
-    assert load_catalogue(data([ROW | {'name': 'Blue Soap'}]), tmp_path / 'c').products[0].title == 'Blue Soap'
+def test_second_load_reads_the_cache_unless_the_data_changed(data, tmp_path):
+    load_catalog(data(), tmp_path / 'c')
+    built = {path: path.stat().st_mtime_ns for path in (tmp_path / 'c').rglob('*.npy')}
+    load_catalog(tmp_path / 'data', tmp_path / 'c')
+    assert built == {path: path.stat().st_mtime_ns for path in (tmp_path / 'c').rglob('*.npy')}
+    assert load_catalog(data([ROW | {'name': 'Blue Soap'}]), tmp_path / 'c').products[0].title == 'Blue Soap'
 
 
-def test_a_long_list_is_read_piece_by_piece(data, tmp_path):
+def test_long_list_is_read_in_chunks(data, tmp_path):
     rows = [ROW | {'asin': f'B{i}', 'full_description': '] , [' * 200} for i in range(1500)]
-    catalogue = load_catalogue(data(rows), tmp_path / 'c')
-    assert len(catalogue.products) == 1500 and catalogue.products[1499].description == '] , [' * 200
+    catalog = load_catalog(data(rows), tmp_path / 'c')
+    assert len(catalog.products) == 1500 and catalog.products[1499].description == '] , [' * 200
 
 
 @pytest.mark.parametrize('content, message', [
-    ('{}', 'must hold a list of products'), ('[{"asin": "B01"', 'after row 0'), ('[1]', 'row 1: must be an object'),
-    ('[]', 'no products')])
+    ('{}', 'expected a JSON list of products'), ('[{"asin": "B01"', 'after row 0: not valid JSON'),
+    ('[1]', 'row 1: expected an object'), ('[]', 'contains no products')])
 def test_malformed_product_files(data, tmp_path, content, message):
     folder = data()
     (folder / 'items_shuffle.json').write_text(content)
-    with pytest.raises(CatalogueError, match=f'items_shuffle.json.*{message}'):
-        load_catalogue(folder, tmp_path / 'c')
+    with pytest.raises(CatalogError, match=f'items_shuffle.json.*{message}'):
+        load_catalog(folder, tmp_path / 'c')
     assert not list((tmp_path / 'c').glob('*'))
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'name': 7}, 'row 1 .B01.: name must be a text'), ({'pricing': 'free'}, 'pricing has no price'),
-    ({'customization_options': {'size': [3]}}, 'options must be lists'),
-    ({'small_description': [None, 4]}, 'small_description must be a text')])
+    ({'name': 7}, 'row 1 .B01.: name must be a string'), ({'pricing': 'free'}, 'pricing contains no price'),
+    ({'customization_options': {'size': [3]}}, 'options must map names to lists'),
+    ({'small_description': [None, 4]}, 'small_description must be a string')])
 def test_malformed_rows(data, tmp_path, change, message):
-    with pytest.raises(CatalogueError, match=message):
-        load_catalogue(data([ROW | change]), tmp_path / 'c')
+    with pytest.raises(CatalogError, match=message):
+        load_catalog(data([ROW | change]), tmp_path / 'c')
 
 
 def test_missing_files_and_folders(data, tmp_path):
-    with pytest.raises(CatalogueError, match='no such folder'):
-        load_catalogue(tmp_path / 'nowhere', tmp_path / 'c')
+    with pytest.raises(CatalogError, match='no such folder'):
+        load_catalog(tmp_path / 'nowhere', tmp_path / 'c')
     folder = data()
     (folder / 'items_ins_v2.json').unlink()
-    with pytest.raises(CatalogueError, match='no file items_ins_v2'):
-        load_catalogue(folder, tmp_path / 'c')
+    with pytest.raises(CatalogError, match='no file named items_ins_v2'):
+        load_catalog(folder, tmp_path / 'c')
     for name in ('items_ins_v2.json', 'items_ins_v2_1000.json'):
         (folder / name).write_text('{}')
-    with pytest.raises(CatalogueError, match='several files'):
-        load_catalogue(folder, tmp_path / 'c')
+    with pytest.raises(CatalogError, match='several files named items_ins_v2'):
+        load_catalog(folder, tmp_path / 'c')
 
 
 # Goals
 
 
-def test_synthetic_goals_are_the_products_of_options(data, tmp_path):
+def test_synthetic_goals_are_all_combinations_of_options(data, tmp_path):
     row = ROW | {'pricing': '$8', 'customization_options': {'size': [{'value': 's'}, {'value': 'm'}],
                                                             'color': [{'value': 'Red'}]}}
     folder = data([row, ROW | {'asin': 'B02'}])
-    goals, prices = load_goals(folder, load_catalogue(folder, tmp_path / 'c'), False, 0)
+    goals, prices = load_goals(folder, load_catalog(folder, tmp_path / 'c'), False, 0)
     assert sorted(goal.options for goal in goals) == [(('color', 'red'), ('size', size)) for size in 'ms']
     limit = goals[0].price_limit
     assert limit in (20.0, 30.0, 40.0) and prices[0] == 8 and 7 <= prices[1] <= 1005.5
@@ -117,19 +118,19 @@ def test_synthetic_goals_are_the_products_of_options(data, tmp_path):
 
 
 def test_human_goals(data, tmp_path):
-    wish = {'instruction': 'i want soap.', 'instruction_attributes': ['clean'], 'instruction_options': ['red']}
-    vague = wish | {'instruction_attributes': []}
-    folder = data([ROW | {'pricing': '$985'}], human={'B01': [wish, vague], 'B09': [wish]})
-    goal, = load_goals(folder, load_catalogue(folder, tmp_path / 'c'), True, 0)[0]
+    row = {'instruction': 'i want soap.', 'instruction_attributes': ['clean'], 'instruction_options': ['red']}
+    unspecific = row | {'instruction_attributes': []}
+    folder = data([ROW | {'pricing': '$985'}], human={'B01': [row, unspecific], 'B09': [row]})
+    goal, = load_goals(folder, load_catalog(folder, tmp_path / 'c'), True, 0)[0]
     assert goal.instruction == 'i want soap' and goal.options == ('red',)
-    assert goal.price_limit == 1e6  # only 990 is left
+    assert goal.price_limit == 1e6  # 990 is the only limit above the price, and a draw needs two
 
 
-def test_goals_are_those_of_an_engine_seeded_first(data, tmp_path):
+def test_goals_equal_those_of_the_official_engine_seeded_first(data, tmp_path):
     rows = [ROW | {'asin': f'B{i}', 'pricing': f'${i}${i + 5}' if i % 3 else f'${i}.5'} for i in range(1, 30)]
     folder = data(rows, {f'B{i}': KNOWN['B01'] for i in range(1, 30, 2)})
-    goals, prices = load_goals(folder, load_catalogue(folder, tmp_path / 'c'), False, 5)
-    random.seed(5)  # the official engine's order of draws, on the global generator
+    goals, prices = load_goals(folder, load_catalog(folder, tmp_path / 'c'), False, 5)
+    random.seed(5)  # draw in the official engine's order from the global generator
     drawn = [random.uniform(i, i + 5) if i % 3 else i + 0.5 for i in range(1, 30)]
     expected = []
     for i in range(1, 30, 2):
@@ -142,20 +143,20 @@ def test_goals_are_those_of_an_engine_seeded_first(data, tmp_path):
 
 
 @pytest.mark.parametrize('known, message', [
-    ({'B01': 3}, 'must be an object'),
-    ({'B01': {'instruction': 3, 'instruction_attributes': ['a']}}, 'must be a text'),
-    ({'B01': {'instruction': 'x', 'instruction_attributes': []}}, 'without instruction_attributes'),
+    ({'B01': 3}, 'expected an object'),
+    ({'B01': {'instruction': 3, 'instruction_attributes': ['a']}}, 'instruction must be a string'),
+    ({'B01': {'instruction': 'x', 'instruction_attributes': []}}, 'needs at least one entry in instruction_attributes'),
     ({'B01': {'instruction': 'x'}}, 'instruction_attributes must be a list')])
 def test_malformed_goals(data, tmp_path, known, message):
     folder = data()
-    catalogue = load_catalogue(folder, tmp_path / 'c')
+    catalog = load_catalog(folder, tmp_path / 'c')
     data(known=known)
-    with pytest.raises(CatalogueError, match=f'items_ins_v2.json, B01.*{message}'):
-        load_goals(folder, catalogue, False, 0)
+    with pytest.raises(CatalogError, match=f'items_ins_v2.json, B01.*{message}'):
+        load_goals(folder, catalog, False, 0)
 
 
-def test_the_official_goals(official, official_data, cache):
-    assert len(official.goals) == 6910 and len(official.catalogue.products) == 1000
+def test_official_goals(official, official_data, cache):
+    assert len(official.goals) == 6910 and len(official.catalog.products) == 1000
     human = load_shop('webshop-1k-human', str(official_data), cache=cache)
     assert len(human.goals) == 13 and all(isinstance(option, str) for goal in human.goals for option in goal.options)
 
@@ -163,16 +164,16 @@ def test_the_official_goals(official, official_data, cache):
 # Variants
 
 
-def test_unknown_variants_and_data_of_another_one(data, cache):
-    with pytest.raises(ValueError, match="unknown variant 'webshop-2k'; there are webshop-small"):
+def test_unknown_variants_and_data_of_another_variant(data, cache):
+    with pytest.raises(ValueError, match="unknown variant 'webshop-2k'; choose one of webshop-small"):
         load_shop('webshop-2k')
-    with pytest.raises(CatalogueError, match='has 1000 products, .* has 1'):
+    with pytest.raises(CatalogError, match='needs 1000 products, but .* has 1'):
         load_shop('webshop-1k-synth-15', str(data()), cache=cache)
-    with pytest.raises(CatalogueError, match='has 12087 goals, .* has 0'):
+    with pytest.raises(CatalogError, match='needs 12087 goals, but .* has 0'):
         load_shop('webshop-full-human-200', str(data(human={})), cache=cache)
-    with pytest.raises(CatalogueError, match='packaged catalogue, not on'):
+    with pytest.raises(CatalogError, match='uses the packaged catalog, not /.*data'):
         load_shop('webshop-small-synth-15', str(data()), cache=cache)
-    with pytest.raises(CatalogueError, match='name their folder'):
+    with pytest.raises(CatalogError, match='needs data files; pass their folder'):
         load_shop('webshop-1k-human', cache=cache)
 
 
@@ -185,11 +186,11 @@ def test_splits():
         assert train and held_out and not train & held_out
 
 
-def test_the_packaged_catalogue(small, tmp_path):
-    products = small.catalogue.products
+def test_packaged_catalog(small, tmp_path):
+    products = small.catalog.products
     assert len(products) >= 300 and len({product.category for product in products}) == 5
     assert all(product.attributes and product.options for product in products) and len(small.goals) > 500
-    generator.main(str(tmp_path))
+    assert webshop_catalog.write_catalog(tmp_path) == len(products)
+    packaged = importlib.resources.files('epo_jax.envs.webshop') / 'data'
     for name in ('products.jsonl', 'items_ins_v2.json'):
-        packaged = generator.Path(generator.__file__).parents[1] / 'envs' / 'webshop' / 'data' / name
-        assert (tmp_path / name).read_text() == packaged.read_text()
+        assert (tmp_path / name).read_text() == (packaged / name).read_text()
