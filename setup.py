@@ -23,6 +23,7 @@ setup(
         'gguf>=0.17',
         'jax>=0.10.2',
         'jinja2>=3.1',
+        'matplotlib>=3.9',
         'ml-collections>=1.1',
         'numpy>=2.0',
         'optax>=0.2.6',

@@ -1,13 +1,13 @@
-"""Exports the strategist of a run as a Hugging Face folder: safetensors, tokenizer, chat template.
+"""Export the strategist of a run as a Hugging Face folder: safetensors, tokenizer and chat template.
 
     python -m epo_jax.export --workdir=runs/offline --out=strategist
     python -m epo_jax.export --workdir=runs/quickstart --out=strategist --dtype=bfloat16
     python -m epo_jax.export --workdir=runs/lora --out=adapter              # for the PEFT library
     python -m epo_jax.export --workdir=runs/lora --out=strategist --merged
 
-What is written loads with `transformers` (AutoModelForCausalLM, AutoTokenizer) and in serving engines. The run may
-be an offline one or one with rollouts; of one that trained an adapter, the adapter alone is written, or with --merged
-the whole model. The folder appears under its name only when it is complete.
+`transformers` (AutoModelForCausalLM, AutoTokenizer) and serving engines load the folder. Offline and online runs can
+be exported. If a run trained an adapter, only the adapter is written, or with --merged the whole model. The folder
+appears under its name only once it is complete.
 """
 
 import argparse
@@ -24,28 +24,31 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class ExportError(InputError):
-    """A run that cannot be exported; the message says why."""
+    """An export that is impossible as requested. The message says why."""
 
 
 def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] = None,
            merged: bool = False) -> dict[str, Any]:
-    """Writes the parameters of a run's checkpoint with what is needed to use them.
+    """Write the parameters of a checkpoint and everything that is needed to use them.
 
     Args:
-      workdir: of the run.
-      out: the folder; it must not exist yet, or be empty.
-      dtype: one of DTYPES; the parameters are trained in float32, and an adapter is written so.
-      step: of the checkpoint; None: the last one.
-      merged: a trained adapter is added to its base, and the whole model is written.
+      workdir: Directory of the run.
+      out: Folder to create; if it exists, it must be empty.
+      dtype: One of `DTYPES`. Parameters are trained in float32, and an adapter is always written in float32.
+      step: Step of the checkpoint; None for the last one.
+      merged: Whether to merge a trained adapter into its base and write the whole model.
 
     Returns:
-      what was exported: step, parameters (how many were written), model.
+      A dict with the step of the checkpoint ('step'), the number of parameters ('parameters') and the path of the
+      model that was trained ('model').
 
     Raises:
-      ExportError: there is no such run or checkpoint, the folder is in use, or an option does not go with the run.
-      CheckpointError, WeightsError, ...: a file is damaged or missing.
+      ExportError: If the folder is not empty, or if an option does not apply to the run.
+      RunError: If there is no such run, or if it has no checkpoint.
+      CheckpointError: If the checkpoint is missing or damaged.
+      WeightsError: If the base model of an adapter cannot be read.
     """
-    # Only here: --help must not wait for JAX.
+    # Imported here so that --help does not wait for JAX.
     import jax
     import jax.numpy as jnp
 
@@ -54,12 +57,12 @@ def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] =
 
     config, target = runs.read_config(workdir), Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ExportError(f'{target} already exists')
+        raise ExportError(f'{target} already exists; choose another --out')
     lora = runs.lora_of(config)
     if merged and lora is None:
         raise ExportError(f'{workdir} trained the whole model; there is no adapter to merge')
     if lora is not None and not merged and dtype != 'float32':
-        raise ExportError(f'an adapter is written in float32; {dtype} goes with a merged model')
+        raise ExportError(f'an adapter is always written in float32; use --merged to write the whole model in {dtype}')
     language = runs.load_run_language(config)
     step, params = runs.restore_params(workdir, config, language, step)
     if merged:
@@ -83,6 +86,7 @@ def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] =
 
 
 def _save_model(folder: Path, language, params) -> None:
+    """Write the parameters, the model's config and its generation config."""
     from epo_jax.models import weights
     tokenizer, chat = language.tokenizer, language.chat
     weights.save(folder, language.config, params, bos_token_id=tokenizer.bos_token_id, eos_token_id=chat.end)
@@ -92,11 +96,11 @@ def _save_model(folder: Path, language, params) -> None:
         {name: value for name, value in generation.items() if value is not None}, indent=2) + '\n')
 
 
-def _make_portable(path: Path, longest: int) -> None:
-    """Names the tokenizer's class and special tokens as older versions of transformers know them, too."""
+def _make_portable(path: Path, max_positions: int) -> None:
+    """Rewrite a tokenizer config so that older versions of transformers can load it, too."""
     content = json.loads(path.read_text(encoding='utf-8'))
     special = content.pop('extra_special_tokens', None)
-    content |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': longest}
+    content |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': max_positions}
     content.pop('backend', None)
     if special:
         content['additional_special_tokens'] = special
@@ -104,23 +108,23 @@ def _make_portable(path: Path, longest: int) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """The command; see the module."""
+    """Run the command, see the module docstring."""
     parser = argparse.ArgumentParser(prog='python -m epo_jax.export', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', required=True, help='of the run')
-    parser.add_argument('--out', required=True, help='the folder to make')
-    parser.add_argument('--dtype', default='float32', choices=DTYPES, help='of the parameters')
-    parser.add_argument('--step', type=int, help='of the checkpoint; default: the last one')
-    parser.add_argument('--merged', action='store_true', help='the whole model where an adapter was trained')
+    parser.add_argument('--workdir', required=True, help='directory of the run')
+    parser.add_argument('--out', required=True, help='folder to create')
+    parser.add_argument('--dtype', default='float32', choices=DTYPES, help='dtype of the parameters')
+    parser.add_argument('--step', type=int, help='step of the checkpoint (default: the last one)')
+    parser.add_argument('--merged', action='store_true', help='merge a trained adapter and write the whole model')
     args = parser.parse_args(argv)
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     from epo_jax.runtime.checkpoint import CheckpointError
     try:
-        done = export(args.workdir, args.out, args.dtype, args.step, args.merged)
-    except (ExportError, CheckpointError, ValueError, OSError) as error:
+        exported = export(args.workdir, args.out, args.dtype, args.step, args.merged)
+    except (CheckpointError, ValueError, OSError) as error:
         sys.exit(f'error: {error}')
-    print(f'wrote {args.out}: {done["parameters"] / 1e6:.3g}M parameters in {args.dtype}, as trained from '
-          f'{done["model"]} in {args.workdir} after step {done["step"]}')
+    print(f'wrote {args.out}: {exported["parameters"] / 1e6:.3g}M parameters in {args.dtype} from step '
+          f'{exported["step"]} of {args.workdir}, which trained {exported["model"]}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""From a file of conversations to a folder that transformers loads, with the logits that we compute."""
+"""From a file of conversations to a folder that transformers loads, with equal logits."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def command(*parts):
 
 
 def our_logits(workdir, ids):
-    """Logits [N, L, V] of the last checkpoint."""
+    """Return the logits [N, L, V] of the last checkpoint."""
     config = runs.read_config(workdir)
     language, lora = runs.load_run_language(config), runs.lora_of(config)
     _, params = runs.restore_params(workdir, config, language)
@@ -38,7 +38,10 @@ def our_logits(workdir, ids):
 
 
 def assert_loads(folder, workdir, conversations, tolerance, base=None):
-    """transformers renders, tokenizes and computes as we do; base: the folder of an adapter's base."""
+    """Check that transformers renders, tokenizes and computes as epo_jax does.
+
+    `base` is the folder of an adapter's base model.
+    """
     torch = pytest.importorskip('torch')
     import transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -69,11 +72,11 @@ def test_label_prepare_train_export_load(tmp_path):
         'score': n % 11} for n in range(9)]
     (tmp_path / 'raw.json').write_text(json.dumps(rows))
     work, out = tmp_path / 'run', tmp_path / 'model'
-    label.main([f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json', '--domain=sotopia', '--judge=local',
+    label.main([f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labeled.json', '--domain=sotopia', '--judge=local',
                 '--model=dummy', '--capacity=512', '--batch=4'])
-    labelled = json.loads((tmp_path / 'labelled.json').read_text())
-    assert all(set(row['location']) <= {1, 3} for row in labelled)
-    prepare.main([f'--data={tmp_path}/labelled.json', f'--out={tmp_path}/prepared.json', '--domain=sotopia'])
+    labeled = json.loads((tmp_path / 'labeled.json').read_text())
+    assert all(set(row['location']) <= {1, 3} for row in labeled)
+    prepare.main([f'--data={tmp_path}/labeled.json', f'--out={tmp_path}/prepared.json', '--domain=sotopia'])
     config = offline.default_config()
     config.data, config.model.path, config.capacity = f'{tmp_path}/prepared.json', 'dummy', 512
     config.learner.update(batch=4, epochs=1, learning_rate=1e-2, length_bucket=256)
@@ -95,7 +98,7 @@ def test_label_prepare_train_export_load(tmp_path):
 
 
 @pytest.mark.parametrize('rank', [0, 2])
-def test_online_run_with_and_without_an_adapter(rank, tmp_path):
+def test_online_runs_with_and_without_an_adapter(rank, tmp_path):
     base, work = tmp_path / 'base', tmp_path / 'run'
     weights.save(base, dummy_config(), dummy_params(dummy_config(), stacked=True))
     byte_tokenizer().save_pretrained(base)
@@ -119,7 +122,7 @@ def test_online_run_with_and_without_an_adapter(rank, tmp_path):
         assert json.loads((tmp_path / 'adapter/adapter_config.json').read_text())['base_model_name_or_path'] == str(
             base)
         assert_loads(tmp_path / 'adapter', work, [talk], 1e-4, base)
-        with pytest.raises(export.ExportError, match='goes with a merged model'):
+        with pytest.raises(export.ExportError, match='use --merged to write the whole model in bfloat16'):
             export.export(str(work), str(tmp_path / 'other'), 'bfloat16')
     else:
         with pytest.raises(SystemExit, match='no adapter to merge'):
@@ -129,19 +132,19 @@ def test_online_run_with_and_without_an_adapter(rank, tmp_path):
 
 @pytest.mark.slow
 def test_real_dialogues_with_smollm2(tmp_path, smollm2_gguf):
-    """100 real dialogues: label, prepare, train, export, load. A side without a score in the data is rated first."""
+    """100 real dialogues: rate those without a score, then label, prepare, train, export and load."""
     if not FOLDER.exists():
-        pytest.skip('the dialogues are not here')
-    found = [(row, d) for d in dialogues() if (row := raw_row(*d)) is not None]
-    found = sorted(found, key=lambda pair: pair[0]['score'] is None)[:120]  # some are too long to be rated
-    rows = rate([row for row, _ in found])[:100]
+        pytest.skip('needs the SOTOPIA dialogues')
+    rows = [row for dialogue in dialogues() if (row := raw_row(*dialogue)) is not None]
+    rows = sorted(rows, key=lambda row: row['score'] is None)[:120]  # some are too long to be rated
+    rows = rate(rows)[:100]
     (tmp_path / 'raw.json').write_text(json.dumps(rows, ensure_ascii=False, indent=4))
     work, out = tmp_path / 'run', tmp_path / 'model'
-    print(command('epo_jax.label', f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json',
+    print(command('epo_jax.label', f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labeled.json',
                   '--domain=sotopia', '--judge=local', '--capacity=1024', '--batch=4'))
-    labelled = json.loads((tmp_path / 'labelled.json').read_text())
-    assert len(labelled) == 100 and sum('location' in row for row in labelled) >= 80
-    print(command('epo_jax.prepare', f'--data={tmp_path}/labelled.json', f'--out={tmp_path}/prepared.json',
+    labeled = json.loads((tmp_path / 'labeled.json').read_text())
+    assert len(labeled) == 100 and sum('location' in row for row in labeled) >= 80
+    print(command('epo_jax.prepare', f'--data={tmp_path}/labeled.json', f'--out={tmp_path}/prepared.json',
                   '--domain=sotopia'))
     print(command('epo_jax.main', '--config=configs/offline.py:smollm2', f'--config.data={tmp_path}/prepared.json',
                   f'--workdir={work}', '--config.capacity=256', '--config.learner.epochs=1', '--config.skip_bad=True',
@@ -154,8 +157,7 @@ def test_real_dialogues_with_smollm2(tmp_path, smollm2_gguf):
 
 
 def rate(rows):
-    """The rows with a score; those without are rated by SmolLM2, to a whole number as SOTOPIA's scores are, and left
-    out where it cannot."""
+    """Let SmolLM2 rate the rows without a score, in integers as in SOTOPIA, and drop rows that are too long for it."""
     from epo_jax.data.local_judge import LocalJudge
     from epo_jax.rewards.process import assess
     from epo_jax.rewards.reading import Reading

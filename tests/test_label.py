@@ -1,4 +1,4 @@
-"""Labelling against an endpoint that fails in every way, and killed at random moments."""
+"""Labeling against an endpoint that fails in every way, and with kills at random moments."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def write(path, rows):
 
 
 def critical_ones(prompt):
-    """The strategies that the fake judge means, by the question alone."""
+    """Return the strategies that the fake judge selects, a function of the prompt alone."""
     return [i for i in strategies_in(prompt) if pick(f'{prompt} {i}', (True, False, False))]
 
 
 def honest(prompt, seed):
-    """An answer in one of the forms that models give."""
+    """Return the right answer in one of the forms that models use."""
     chosen = critical_ones(prompt)
     plain = json.dumps({'reasoning': 'the turn {3} did it: {"indexes": [99]}', 'indexes': chosen})
     return pick(prompt, (
@@ -49,7 +49,7 @@ def honest(prompt, seed):
 
 
 def unreliable(prompt, seed):
-    """Honest, after up to two bad answers; for some prompts never."""
+    """Return the right answer after up to two bad ones, or never for some prompts."""
     bad = pick('times' + prompt, (0, 0, 1, 2, 3))
     if seed >= bad:
         return honest(prompt, seed)
@@ -68,11 +68,11 @@ def arguments(data, out, url, *more):
 
 
 def check(path, rows):
-    """Every row is there once, in its order, unchanged but for its label; and every label is the judge's."""
-    labelled = json.loads(path.read_text())
-    assert [row['id'] for row in labelled] == [row['id'] for row in rows]
+    """Check that all rows are in order and unchanged except for the judge's label; return how many have no label."""
+    labeled = json.loads(path.read_text())
+    assert [row['id'] for row in labeled] == [row['id'] for row in rows]
     missing = 0
-    for row, raw in zip(labelled, rows):
+    for row, raw in zip(labeled, rows):
         assert row['score'] == raw['score']
         assert [m['value'] for m in row['conversations']] == [m['value'] for m in raw['conversations']]
         assert [m['index'] for m in row['conversations']] == list(range(len(raw['conversations'])))
@@ -86,9 +86,9 @@ def check(path, rows):
     return missing
 
 
-def test_troubles_lose_duplicate_and_mislabel_nothing(tmp_path, capsys):
+def test_endpoint_failures_do_not_lose_duplicate_or_mislabel_rows(tmp_path, capsys):
     rows = [conversation(n, 1 + n % 7) for n in range(60)]
-    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'labelled.json'
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'labeled.json'
     before = data.read_bytes()
     with serve(unreliable, troubles) as server:
         label.main(arguments(data, out, server.url, '--concurrency=16', '--retries=6'))
@@ -97,9 +97,9 @@ def test_troubles_lose_duplicate_and_mislabel_nothing(tmp_path, capsys):
     assert len(server.requests) == len(set(server.requests))  # no answer was paid for twice
     kinds = {trouble for prompt, _ in server.requests for trouble in troubles(prompt)}
     assert kinds == set(TROUBLES)
-    assert f'{60 - missing} of 60 conversations labelled' in capsys.readouterr().out
-    with serve(lambda prompt, seed: 1 / 0) as other:  # everything is known: nothing is asked
-        label.main(arguments(data, tmp_path / 'labelled.json', other.url))
+    assert f'labeled {60 - missing} of 60 conversations' in capsys.readouterr().out
+    with serve(lambda prompt, seed: 1 / 0) as other:  # all answers are saved, so there are no requests
+        label.main(arguments(data, tmp_path / 'labeled.json', other.url))
     assert not other.times and check(out, rows) == missing
 
 
@@ -121,12 +121,12 @@ def test_killed_twenty_times_gives_the_same_file(tmp_path):
                 process.send_signal(signal.SIGKILL)
             process.communicate()
             kills += process.returncode == -signal.SIGKILL
-            if out.exists():  # it finished: killed while it begins again, and while it writes
+            if out.exists():  # it finished; the next kills hit the start and the writing of the file
                 out.unlink()
         process = start()
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-        # What was under way at a kill is asked for again; nothing else is.
+        # Only requests that were in flight at a kill are repeated.
         paid = len(server.requests) - len(set(server.requests))
     assert out.read_bytes() == (tmp_path / 'whole.json').read_bytes()
     assert paid <= 20 * 4
@@ -144,7 +144,7 @@ def test_starts_without_jax(tmp_path):
                        cwd=ROOT, check=True, capture_output=True)
 
 
-def test_budget_stops_and_more_money_goes_on(tmp_path, capsys):
+def test_the_budget_stops_a_run_and_a_larger_budget_continues_it(tmp_path, capsys):
     rows = [conversation(n, 2) for n in range(30)]
     data, out = write(tmp_path / 'raw.jsonl', rows), tmp_path / 'out.json'
     prices = ['--prices=10,50', '--max_tokens=20', '--concurrency=3']  # an answer costs 100 * 10 + 20 * 50 = $0.002
@@ -154,7 +154,7 @@ def test_budget_stops_and_more_money_goes_on(tmp_path, capsys):
         assert not out.exists() and 0 < 0.002 * len(server.requests) <= 0.02
         label.main(arguments(data, out, server.url, '--budget=1', *prices))
         assert len(server.requests) == 30 == len(set(server.requests))
-    assert '$0.0600 spent in all' in capsys.readouterr().out
+    assert 'total cost: $0.0600' in capsys.readouterr().out
     assert all('location' in row for row in json.loads(out.read_text()))
 
 
@@ -166,7 +166,7 @@ def test_equal_conversations_are_paid_for_once(tmp_path):
     assert len(server.requests) == 3 and len(json.loads(out.read_text())) == 12
 
 
-def test_what_is_unanswered_is_missing_and_asked_again(tmp_path, capsys):
+def test_unanswered_rows_have_no_label_and_are_asked_again(tmp_path, capsys):
     rows = [conversation(n, 2) for n in range(8)]
     data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.json'
     fails = lambda prompt: ['500'] * 4 if 'Row 3,' in prompt else ()
@@ -174,13 +174,13 @@ def test_what_is_unanswered_is_missing_and_asked_again(tmp_path, capsys):
         label.main(arguments(data, out, server.url, '--retries=2'))
         row = json.loads(out.read_text())[3]
         assert 'location' not in row and 'HTTP 500' in row['location_missing']
-        assert 'start again to ask for the 1 unanswered' in capsys.readouterr().out
+        assert 'the judge did not answer 1 questions; run the command again' in capsys.readouterr().out
         label.main(arguments(data, out, server.url, '--retries=2'))
     assert len(server.requests) == 8 and all('location' in row for row in json.loads(out.read_text()))
 
 
 @pytest.mark.parametrize('status, message', [('401', 'HTTP 401'), ('404', 'HTTP 404')])
-def test_no_access_stops_at_once(tmp_path, status, message):
+def test_missing_access_stops_at_once(tmp_path, status, message):
     data = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(50)])
     with serve(honest, lambda prompt: [status] * 9) as server:
         with pytest.raises(SystemExit, match=message):
@@ -188,7 +188,7 @@ def test_no_access_stops_at_once(tmp_path, status, message):
     assert len(server.times) < 10 and not (tmp_path / 'out.json').exists()
 
 
-def test_a_refused_request_is_missing_for_good(tmp_path):
+def test_a_refused_request_is_not_repeated(tmp_path):
     data, out = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(4)]), tmp_path / 'out.json'
     refuses = lambda prompt: ['400'] * 99 if 'Row 2,' in prompt else ()
     with serve(honest, refuses) as server:
@@ -200,7 +200,7 @@ def test_a_refused_request_is_missing_for_good(tmp_path):
 
 def test_endpoint_that_is_down_stops_the_run(tmp_path):
     data = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(200)])
-    with pytest.raises(SystemExit, match='10 rows one after the other'):
+    with pytest.raises(SystemExit, match='did not answer 10 rows in succession'):
         label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9/v1', '--retries=1'))
 
 
@@ -217,7 +217,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path, capsys):
     assert '1 bad rows skipped' in capsys.readouterr().out
 
 
-def test_never_writes_over_its_input(tmp_path):
+def test_the_input_is_never_overwritten(tmp_path):
     data = write(tmp_path / 'raw.json', [conversation(0, 1)])
     with pytest.raises(SystemExit, match='input file'):
         label.main(arguments(data, data, 'http://127.0.0.1:9'))
@@ -229,10 +229,10 @@ def test_never_writes_over_its_input(tmp_path):
 
 
 @pytest.mark.parametrize('cache', ['raw.json', 'nowhere/answers'])
-def test_a_cache_that_is_none_is_named(tmp_path, cache):
+def test_a_file_that_is_not_a_database_is_named(tmp_path, cache):
     data = write(tmp_path / 'raw.json', [conversation(0, 1)])
     before = data.read_bytes()
-    with pytest.raises(SystemExit, match=f'answers cannot be kept in .*/{cache} '):
+    with pytest.raises(SystemExit, match=f'cannot keep the answers in .*/{cache} '):
         label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', f'--cache={tmp_path}/{cache}'))
     assert data.read_bytes() == before
 
@@ -243,5 +243,12 @@ def test_other_domains(tmp_path, domain):
     data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.jsonl'
     with serve(lambda prompt, seed: json.dumps({'indexes': strategies_in(prompt)[:2]})) as server:
         label.main(['--data', str(data), '--out', str(out), '--domain', domain, '--judge', server.url])
-    found = [row for _, row in read_rows(out, BadRows(False))]
-    assert [row['location'] for row in found] == [[3, 5]] * 6  # the canned OK is no strategy
+    labeled = [row for _, row in read_rows(out, BadRows(False))]
+    assert [row['location'] for row in labeled] == [[3, 5]] * 6  # the canned OK is not a strategy
+
+
+@pytest.mark.parametrize('prices', ['1', '1,2,3', 'a,b'])
+def test_prices_that_are_not_two_numbers_are_refused(tmp_path, prices):
+    data = write(tmp_path / 'raw.json', [conversation(0, 1)])
+    with pytest.raises(SystemExit, match=f"--prices must be two numbers, .* not '{prices}'"):
+        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', f'--prices={prices}'))

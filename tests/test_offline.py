@@ -1,4 +1,4 @@
-"""Offline training: the released loss, exact resumption, what is refused."""
+"""Offline training: the released loss, exact resumption, and refused inputs."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from epo_jax.config import ConfigError
 from epo_jax.data.dataset import Dataset, Order, collate, tokenize
 from epo_jax.data.rows import RowError
 from epo_jax.data.sharegpt import DataError, find_source
+from epo_jax.defaults import default_config
 from epo_jax.models.transformer import Transformer
 from epo_jax.rl.learner import Learner
 from epo_jax.rl.losses import official_scale
@@ -54,9 +55,9 @@ def metrics(workdir):
 
 
 def released_loss(logits, labels, scores):
-    """The loss of a micro-batch as the released trainer sums it (sft/trainer.py), token by token, in float64.
+    """Return the loss of a micro-batch as the released trainer (sft/trainer.py) sums it, token by token in float64.
 
-    Labels are -100 where nothing is trained, and so are the scores that pad the list.
+    Labels are -100 for tokens that are not trained, and the list of scores is padded with -100.
     """
     total = 0.0
     for row, target, weight in zip(np.asarray(logits, np.float64), labels, scores):
@@ -76,7 +77,7 @@ def released_loss(logits, labels, scores):
 
 
 @pytest.mark.parametrize('micro_batch, used', [(1, 4), (2, 3)])
-def test_loss_is_the_released_one_with_its_summation(micro_batch, used):
+def test_official_summation_equals_the_released_loss(micro_batch, used):
     rng, tokenizer = np.random.default_rng(0), byte_tokenizer()
     chat, examples = chat_segments(tokenizer), []
     for _ in range(used):
@@ -127,11 +128,11 @@ def test_interrupted_run_equals_an_uninterrupted_one(tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_weighted_turns_become_likelier(tmp_path):
-    """Whoever says yes is rewarded, whoever says no is not: after training the one is likelier than before."""
+def test_turns_with_weight_become_likelier(tmp_path):
+    """Only "yes" has a positive weight, so its likelihood must grow."""
     rows = [{'conversations': [{'from': 'human', 'value': 'well?'},
-                               {'from': 'gpt', 'value': said, 'score': weight}]}
-            for said, weight in (('yes', '1.0'), ('no.', '0.0')) for _ in range(8)]
+                               {'from': 'gpt', 'value': reply, 'score': weight}]}
+            for reply, weight in (('yes', '1.0'), ('no.', '0.0')) for _ in range(8)]
     data = tmp_path / 'p.json'
     data.write_text(json.dumps(rows))
     config = small(data)
@@ -139,14 +140,14 @@ def test_weighted_turns_become_likelier(tmp_path):
     state = offline.run(config, tmp_path / 'run')
     model = Transformer(dummy_config(), stacked=True)
     tokenizer = byte_tokenizer()
-    examples = [tokenize(['well?', said], [1.0], tokenizer, chat_segments(tokenizer), 256) for said in ('yes', 'no.')]
+    examples = [tokenize(['well?', reply], [1.0], tokenizer, chat_segments(tokenizer), 256) for reply in ('yes', 'no.')]
     batch = collate(examples, 1, 64, 256)
 
-    def chance(params):
+    def log_likelihood(params):
         from epo_jax.models.scoring import score
         return np.where(batch.turn == 0, np.asarray(score(model, params, jnp.asarray(batch.ids))), 0).sum(axis=1)
 
-    before, after = chance(dummy_params(dummy_config(), stacked=True)), chance(state.params)
+    before, after = log_likelihood(dummy_params(dummy_config(), stacked=True)), log_likelihood(state.params)
     assert after[0] > before[0] + 1 and after[0] - before[0] > after[1] - before[1] + 1
 
 
@@ -179,20 +180,29 @@ def test_impossible_configurations(tmp_path, change, message):
 
 
 def test_bad_data_stops_before_training(tmp_path, capfd):
-    with pytest.raises(DataError, match='no data'):
+    with pytest.raises(DataError, match='there is no data'):
         offline.run(small(tmp_path / 'none.json'), tmp_path / 'a')
     rows = json.loads(prepared(tmp_path / 'p.json', 5).read_text())
     del rows[3]['conversations'][1]['score']
     (tmp_path / 'p.json').write_text(json.dumps(rows))
-    with pytest.raises(RowError, match='p.json, row 4: message 1 has no score; make a prepared file'):
+    with pytest.raises(RowError, match='p.json, row 4: message 1 has no score; prepare the file'):
         offline.run(small(tmp_path / 'p.json'), tmp_path / 'b')
     config = small(tmp_path / 'p.json')
     config.skip_bad = True
     config.capacity = 9000
     config.learner.epochs = 1
     assert int(offline.run(config, tmp_path / 'c').step) == 1
-    told = ' '.join(''.join(capfd.readouterr()).split())
-    assert '1 bad rows skipped' in told and 'the model was made for conversations of at most 8192 tokens' in told
+    output = ' '.join(''.join(capfd.readouterr()).split())
+    assert '1 bad rows skipped' in output
+    assert 'capacity is 9000 tokens, but the model supports at most 8192' in output
+
+
+def test_learner_defaults_are_the_same_values_in_every_configuration():
+    shared = dict(
+        learning_rate=1e-6, schedule='cosine', warmup_ratio=0.03, clip=1.0, weight_decay=0.0, b1=0.9, b2=0.999,
+        batch=32, micro_batch=1, length_bucket=256)
+    assert offline.default_config().learner.to_dict() == shared | dict(epochs=3, window=16, summation='mean')
+    assert default_config().learner.to_dict() == shared | dict(epochs=1, entropy=0.0, chunk=256, offload=False)
 
 
 def test_presets():

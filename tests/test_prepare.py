@@ -1,4 +1,4 @@
-"""Prepared files against the released formulas, written out here once more in plain float64."""
+"""Prepared files against the released formulas, written here a second time in plain float64."""
 
 import copy
 import json
@@ -17,9 +17,9 @@ def trajectory(rng, domain):
     turns = rng.randint(1, 12)
     messages = []
     for t in range(turns):
-        said = 'OK' if t == 0 and domain != 'sotopia' else f's {t}'
+        reply = 'OK' if t == 0 and domain != 'sotopia' else f's {t}'
         messages += [{'from': 'human', 'value': f'h {t}', 'index': 2 * t},
-                     {'from': 'gpt', 'value': said, 'index': 2 * t + 1}]
+                     {'from': 'gpt', 'value': reply, 'index': 2 * t + 1}]
     score = rng.choice([rng.randint(0, BEST[domain]), round(rng.uniform(0, BEST[domain]), rng.randint(1, 17)), 0])
     row = {'id': rng.randrange(10**6), 'conversations': messages, 'score': score}
     kind = rng.randrange(8)
@@ -27,7 +27,7 @@ def trajectory(rng, domain):
         pass  # never labelled
     elif kind == 1:
         row['location'] = []
-    elif kind == 2:  # whatever a model answers: even numbers, beyond the end, text, twice the same
+    elif kind == 2:  # bad answers of a model: even numbers, numbers out of range, text, duplicates
         row['location'] = [rng.choice([rng.randrange(-2, 2 * turns + 5), str(rng.randrange(2 * turns)), 1.0])
                            for _ in range(4)]
     else:
@@ -36,7 +36,7 @@ def trajectory(rng, domain):
 
 
 def released(row, domain, gamma):
-    """The weights as LLaMA-Factory/data/utils/preprocessing.py has them, as text."""
+    """Return the weights by LLaMA-Factory/data/utils/preprocessing.py, as text."""
     score = row['score'] / 10 if domain == 'sotopia' else row['score']
     chosen = set(row.get('location', []))
     indexes = [i for i, message in enumerate(row['conversations']) if message['from'] == 'gpt']
@@ -48,20 +48,20 @@ def released(row, domain, gamma):
             rewards.append(score)
         else:
             rewards.append(0.0)
-    running, found = 0, []
+    running, total = 0, []
     for reward in rewards[::-1]:
         running = gamma * running + reward
-        found.insert(0, running)
-    top = max(map(abs, found))
-    return [str(value / top if top != 0 else 0.0) for value in found]
+        total.insert(0, running)
+    largest = max(map(abs, total))
+    return [str(value / largest if largest != 0 else 0.0) for value in total]
 
 
 @pytest.mark.parametrize('domain', DOMAINS)
 @pytest.mark.parametrize('gamma', [0.99, 1.0, 0.5, 0.0])
-def test_official_mode_is_the_released_code_to_the_bit(tmp_path, domain, gamma):
+def test_official_mode_equals_the_released_code_bit_for_bit(tmp_path, domain, gamma):
     rng = random.Random(domain)
     rows = [trajectory(rng, domain) for _ in range(1000)]
-    data, out = tmp_path / 'labelled.json', tmp_path / 'prepared.json'
+    data, out = tmp_path / 'labeled.json', tmp_path / 'prepared.json'
     data.write_text(json.dumps(rows))
     prepare.prepare_file(str(data), str(out), domain, 'official', gamma)
     expected = []
@@ -70,7 +70,7 @@ def test_official_mode_is_the_released_code_to_the_bit(tmp_path, domain, gamma):
         expected.append({'id': row['id'], 'conversations': [
             {'from': m['from'], 'value': m['value']} | ({'score': next(weights)} if m['from'] == 'gpt' else {})
             for m in row['conversations']]})
-    assert out.read_text() == json.dumps(expected, ensure_ascii=False, indent=4)  # keys, order, format and all
+    assert out.read_text() == json.dumps(expected, ensure_ascii=False, indent=4)  # including keys, order and format
     assert json.loads(data.read_text()) == rows
 
 
@@ -83,7 +83,7 @@ def test_corrected_mode_by_hand():
     assert 'score' not in row['conversations'][1]
 
 
-def test_corrected_mode_keeps_what_official_mode_erases():
+def test_corrected_mode_keeps_the_score_that_official_mode_loses():
     def weights(score, mode):
         row = {'conversations': [{'from': f, 'value': 'x'} for f in ('human', 'gpt') * 5], 'score': score,
                'location': []}
@@ -98,7 +98,7 @@ def test_corrected_mode_keeps_what_official_mode_erases():
     (None, False, 'not_labelled'), ([2], False, 'odd_location'), ([7], False, 'odd_location'),
     (['1'], True, 'number_as_text'), (1, True, None), ([True], False, 'odd_location'), ([1.5], False, 'odd_location'),
     ([], True, 'nothing_selected'), ([1, 1], True, None)])
-def test_labels_that_are_not_understood_are_not_nothing_selected(location, kept, finding):
+def test_an_invalid_label_does_not_count_as_nothing_selected(location, kept, finding):
     row = {'conversations': [{'from': f, 'value': 'x'} for f in ('human', 'gpt') * 2], 'score': 5}
     row |= {} if location is None else {'location': location}
     made = prepare.prepare_row(row, 'sotopia', 'corrected', 1.0)
@@ -109,7 +109,7 @@ def test_labels_that_are_not_understood_are_not_nothing_selected(location, kept,
 
 
 @pytest.mark.parametrize('domain', ['webshop', 'alfworld'])
-def test_canned_ok_is_not_imitated(domain):
+def test_the_canned_ok_gets_no_weight(domain):
     row = {'conversations': [{'from': f, 'value': v} for f, v in zip(('human', 'gpt') * 3, 'aOcdef')], 'score': 1,
            'location': [3]}
     row['conversations'][1]['value'] = 'OK'
@@ -147,9 +147,9 @@ BAD = [
 
 @pytest.mark.parametrize('change, reason', BAD)
 def test_bad_rows_are_named_or_skipped(tmp_path, capsys, change, reason):
-    data, out = tmp_path / 'labelled.json', tmp_path / 'prepared.json'
+    data, out = tmp_path / 'labeled.json', tmp_path / 'prepared.json'
     data.write_text(json.dumps([GOOD, broken(change), GOOD]).replace('Infinity', '1e999'))
-    with pytest.raises(RowError, match=f'labelled.json, row 2: .*{reason}'):
+    with pytest.raises(RowError, match=f'labeled.json, row 2: .*{reason}'):
         prepare.prepare_file(str(data), str(out), 'sotopia')
     assert not out.exists()
     with pytest.raises(SystemExit, match=f'row 2: .*{reason}'):
@@ -160,10 +160,10 @@ def test_bad_rows_are_named_or_skipped(tmp_path, capsys, change, reason):
     assert '1 bad rows skipped' in captured.out and 'row 2' in captured.err
 
 
-def test_summary_and_plot(tmp_path, capsys):
+def test_summary_and_plot(tmp_path):
     rng = random.Random(1)
     rows = [trajectory(rng, 'sotopia') for _ in range(300)]
-    data, out = tmp_path / 'labelled.jsonl', tmp_path / 'prepared.jsonl'
+    data, out = tmp_path / 'labeled.jsonl', tmp_path / 'prepared.jsonl'
     data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     summary = prepare.prepare_file(str(data), str(out), 'sotopia')
     assert json.loads((tmp_path / 'prepared.summary.json').read_text()) == summary
@@ -174,27 +174,41 @@ def test_summary_and_plot(tmp_path, capsys):
     text = prepare.describe(summary)
     assert all(finding['what'] in text for finding in summary['findings'].values())
     image = xml.parse(tmp_path / 'prepared.svg').getroot()
-    bars = [element for element in image if element.tag.endswith('rect')]
-    captions = ' '.join(element.text for element in image if element.tag.endswith('text'))
-    assert len(bars) > 20 and f'n = {summary["written"]}' in captions and f'n = {summary["turns"]:,}' in captions
+    assert image.tag == '{http://www.w3.org/2000/svg}svg'
+    texts = [element.text for element in image.iter('{http://www.w3.org/2000/svg}text')]
+    assert 'prepared.jsonl: sotopia, corrected' in texts
+    assert f'score of a conversation (n = {summary["written"]})' in texts
+    assert f'weight of a turn (n = {summary["turns"]:,})' in texts
+    weights = [float(m['score']) for line in out.read_text().splitlines()
+               for m in json.loads(line)['conversations'][1::2]]
+    assert f'mean {np.mean(weights):.3f}, standard deviation {np.std(weights):.3f}' in texts
+
+
+def test_histograms_are_deterministic_and_take_any_text():
+    panels = (('one value', {0.5: 3}), ('a < b', {0.0: 1, 1.0: 2}))
+    image = prepare.draw_histograms(panels, '$x$ & <y>')
+    assert image == prepare.draw_histograms(panels, '$x$ & <y>') and b'<dc:date>' not in image
+    texts = [element.text for element in xml.fromstring(image).iter('{http://www.w3.org/2000/svg}text')]
+    assert {'$x$ & <y>', 'one value (n = 3)', 'a < b (n = 3)'} <= set(texts)
+    assert {'mean 0.500, standard deviation 0.000', 'mean 0.667, standard deviation 0.471'} <= set(texts)
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
-    data, out = tmp_path / 'labelled.json', tmp_path / 'prepared.json'
+    data, out = tmp_path / 'labeled.json', tmp_path / 'prepared.json'
     for rows in ([], [{**GOOD, 'location': None}]):
         data.write_text(json.dumps(rows))
-        why = '.*\n *1  the row was never labelled' if rows else ''
-        with pytest.raises(DataError, match=f'nothing to train on{why}'):
+        why = '.*\n *1  the row was never labeled' if rows else ''
+        with pytest.raises(DataError, match=f'has nothing to train on{why}'):
             prepare.prepare_file(str(data), str(out), 'sotopia')
         assert not out.exists()
     data.write_text(json.dumps([GOOD]))
     (tmp_path / 'x.summary.json').hardlink_to(data)
-    for wrong, message in ((tmp_path / 'x.json', 'x.summary.json is the input'), (tmp_path, 'is a directory'),
-                           (tmp_path / 'no' / 'x', 'no directory')):
+    for wrong, message in ((tmp_path / 'x.json', 'x.summary.json is the input file'), (tmp_path, 'is a directory'),
+                           (tmp_path / 'no' / 'x', 'there is no directory')):
         with pytest.raises(DataError, match=message):
             prepare.prepare_file(str(data), str(wrong), 'sotopia')
     assert json.loads(data.read_text()) == [GOOD] and not (tmp_path / 'x.json').exists()
     with pytest.raises(DataError, match='input file'):
         prepare.prepare_file(str(data), str(data), 'sotopia')
-    with pytest.raises(DataError, match='no data'):
+    with pytest.raises(DataError, match='there is no data'):
         prepare.prepare_file(str(tmp_path / 'none.json'), str(out), 'sotopia')

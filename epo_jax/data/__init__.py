@@ -1,1 +1,1 @@
-"""Conversations on disk: EPO's ShareGPT files, read, written, sampled and judged."""
+"""Conversations on disk: EPO's ShareGPT files, their readers and writers, and what is made from them."""

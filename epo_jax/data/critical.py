@@ -1,6 +1,6 @@
-"""Asking a chat model which strategies of a finished conversation were critical, and reading what it answers.
+"""Ask a chat model which strategies of a finished conversation were critical, and parse its answer.
 
-Messages are numbered from 0, as in `location`, and the question shows the numbers of the strategies in brackets.
+Messages are numbered from 0, as in `location`. The question shows the numbers of the strategies in brackets.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 
 from epo_jax.data import sharegpt
 
-# What the assistant writes, what the user does, and how the score is to be read.
+# By domain: what an assistant message is called, its plural, the setting, and the meaning of the score.
 WORDS = {
     'sotopia': ('strategy', 'strategies',
                 'An adviser privately gives one of two people who talk with each other a strategy before each turn '
@@ -22,26 +22,33 @@ WORDS = {
                  '1 if the task was done, else 0'),
 }
 
-
 _OBJECT = re.compile(r'\{\s*"')
 
 
 class AnswerError(ValueError):
-    """An answer that does not say which strategies were critical."""
+    """An answer that does not identify the critical strategies."""
 
 
-def strategy_indexes(found: Sequence[Mapping[str, Any]], layout: sharegpt.Layout, domain: str) -> tuple[int, ...]:
-    """Which messages are strategies."""
-    first = 3 if sharegpt.is_acknowledgement(found, layout, domain) else 1
-    return tuple(range(first, len(found), 2))
+def strategy_indexes(conversation: Sequence[Mapping[str, Any]], layout: sharegpt.Layout,
+                     domain: str) -> tuple[int, ...]:
+    """Return the indexes of the messages that are strategies."""
+    first = 3 if sharegpt.is_acknowledgement(conversation, layout, domain) else 1
+    return tuple(range(first, len(conversation), 2))
 
 
-def question(found: Sequence[Mapping[str, Any]], score: float, layout: sharegpt.Layout, domain: str) -> str:
-    """The question about a conversation of checked messages."""
+def question(conversation: Sequence[Mapping[str, Any]], score: float, layout: sharegpt.Layout, domain: str) -> str:
+    """Return the prompt that asks a judge for the critical strategies of a conversation.
+
+    Args:
+      conversation: Messages that `sharegpt.messages` has checked.
+      score: Score of the conversation on the scale of its domain.
+      layout: Names of the keys of a message.
+      domain: One of `sharegpt.DOMAINS`.
+    """
     noun, nouns, setting, scale = WORDS[domain]
-    strategies = strategy_indexes(found, layout, domain)
+    strategies = strategy_indexes(conversation, layout, domain)
     lines = [f'[{i}] {noun}: {message[layout.content]}' if i in strategies else message[layout.content]
-             for i, message in enumerate(found)]
+             for i, message in enumerate(conversation)]
     return '\n'.join((
         setting + f' Here is all of it. The {nouns} have a number in brackets; between them stands what the adviser '
         'was told and what happened.', '-----', *lines, '-----', f'The final score is {score}: {scale}.',
@@ -52,35 +59,35 @@ def question(found: Sequence[Mapping[str, Any]], score: float, layout: sharegpt.
 
 
 def read_answer(text: str, strategies: Sequence[int]) -> tuple[tuple[int, ...], str]:
-    """Which messages an answer names.
+    """Parse which messages an answer names.
 
     Args:
-      text: the answer; the object may stand in a code fence and between other text, and the last one counts.
-      strategies: the messages to choose from.
+      text: The answer. Its JSON object may be inside a code fence or between other text; the last one counts.
+      strategies: Indexes of the messages to choose from.
 
     Returns:
-      (messages in order, how they were numbered: see `resolve`).
+      The indexes of the chosen messages in order, and how the answer numbered them (see `resolve`).
 
     Raises:
-      AnswerError: there is no such object, or its numbers name no strategies.
+      AnswerError: If there is no such object, or if its numbers do not identify strategies.
     """
-    decoder, answers, at = json.JSONDecoder(strict=False), [], 0  # line breaks inside strings are let pass
-    while begin := _OBJECT.search(text, at):
-        at = begin.start() + 1  # what is wanted may stand further inside
+    decoder, answers, position = json.JSONDecoder(strict=False), [], 0  # not strict: strings may hold line breaks
+    while begin := _OBJECT.search(text, position):
+        position = begin.start() + 1  # if this object has no "indexes", an object inside it may
         try:
             value, end = decoder.raw_decode(text, begin.start())
         except (ValueError, RecursionError):
             continue
         if 'indexes' in value:
             answers.append(value['indexes'])
-            at = end
+            position = end
     if not answers:
         raise AnswerError('no JSON object with "indexes" in the answer')
     return resolve(_numbers(answers[-1]), strategies)
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    """Raises AnswerError: the value is no whole number, nor a list of them."""
+    """Return the value of "indexes" as sorted integers; raise AnswerError if it is not an integer or a list of them."""
     if isinstance(value, str):
         value = re.split(r'[,;\s]+', value.strip('[] \n')) if value.strip('[] \n') else []
     numbers = []
@@ -90,25 +97,35 @@ def _numbers(value: Any) -> tuple[int, ...]:
         if isinstance(number, float) and number.is_integer():
             number = int(number)
         if isinstance(number, bool) or not isinstance(number, int):
-            raise AnswerError(f'"indexes" holds {number!r:.40}, which is no whole number')
+            raise AnswerError(f'"indexes" holds {number!r:.40}, which is not an integer')
         numbers.append(number)
     return tuple(sorted(set(numbers)))
 
 
 def resolve(numbers: Sequence[int], strategies: Sequence[int]) -> tuple[tuple[int, ...], str]:
-    """The messages that numbers mean. Models do not always number as they were asked to.
+    """Map the numbers of an answer to messages. Models do not always number messages as the question does.
 
-    The first of these that fits all of them: numbers of messages ('message'), as asked; numbers of strategies from 0
-    ('from 0', where a 0 shows it) or from 1 ('from 1'); numbers of messages counted from 1 ('message from 1').
+    The first of these interpretations that fits all numbers is taken:
+      1. 'message': indexes of messages, as asked;
+      2. 'from 0': numbers of strategies from 0, if a 0 is among them;
+      3. 'from 1': numbers of strategies from 1;
+      4. 'message from 1': numbers of messages from 1.
+
+    Args:
+      numbers: Sorted numbers of the answer, each once.
+      strategies: Indexes of the messages to choose from.
+
+    Returns:
+      The indexes of the chosen messages and the name of the interpretation.
 
     Raises:
-      AnswerError: none fits, or nothing but the canned "OK" before the strategies is meant.
+      AnswerError: If no interpretation fits, or if only the canned "OK" before the strategies is named.
     """
     messages, count = set(strategies) | set(range(1, min(strategies), 2)), len(strategies)
     if set(numbers) <= messages:
         kept = tuple(number for number in numbers if number in strategies)
         if numbers and not kept:
-            raise AnswerError(f'the answer names {list(numbers)}, which is no strategy')
+            raise AnswerError(f'the answer names {list(numbers)}, which is not a strategy')
         return kept, 'message'
     if 0 in numbers and max(numbers) < count:
         return tuple(strategies[number] for number in numbers), 'from 0'

@@ -1,7 +1,7 @@
 """Prepared conversations as batches for the gradient step, in an order that depends on the step alone.
 
-One pass over the file finds where every row stands, and checks it; afterwards rows are read where they stand. What
-is held in memory is a few numbers a row, however long the conversations are.
+One pass over the file checks every row and records its position; afterwards rows are read at random. The memory use
+is a few numbers per row, however long the conversations are.
 
 Axis letters: N conversations of one step, L token positions, T turns.
 """
@@ -23,12 +23,13 @@ from epo_jax.text.tokenizer import TokenizerError, encode
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A conversation in tokens.
+    """A tokenized conversation.
 
     Attributes:
-      ids, turn: of every position; turn is -1 for context, t for the ids of the t-th strategy and its end.
-      weights: of the turns that fit.
-      dropped: turns that did not fit.
+      ids: Token ids of the conversation.
+      turn: Per position, t for the tokens of the t-th strategy and its end-of-turn token, -1 for context.
+      weights: Weights of the turns that fit.
+      dropped: Number of turns that did not fit.
     """
 
     ids: list[int]
@@ -39,12 +40,16 @@ class Example:
 
 def tokenize(texts: Sequence[str], weights: Sequence[float], tokenizer: PreTrainedTokenizerFast, chat: ChatSegments,
              capacity: int) -> Example:
-    """A conversation as the model meets it in a session; turns that do not fit are left out whole, the last first.
+    """Tokenize a conversation exactly as a rollout would.
+
+    Turns that do not fit into the capacity are dropped as a whole, the last one first.
 
     Args:
-      texts: messages, in turn the user's and the assistant's, ending with the latter.
-      weights: of the assistant's messages.
-      capacity: longest conversation, in tokens.
+      texts: Messages that alternate between user and assistant and end with the assistant's.
+      weights: Weights of the assistant's messages.
+      tokenizer: Tokenizer of the model.
+      chat: Segments of the model's chat template.
+      capacity: Length of the longest conversation in tokens.
     """
     ids, turn = [], []
     for t in range(len(weights)):
@@ -58,21 +63,28 @@ def tokenize(texts: Sequence[str], weights: Sequence[float], tokenizer: PreTrain
 
 
 class Dataset:
-    """A file of prepared conversations, random access by number.
+    """A file of prepared conversations with random access.
 
     Attributes:
-      turns: most turns that a conversation has.
-      size: int64[rows] bytes of every row, which go with its tokens.
-      bad: rows that were skipped.
+      turns: Largest number of turns in a conversation.
+      size: i64[rows], bytes of every row, a proxy for its number of tokens.
+      bad: Rows that were skipped.
     """
 
     def __init__(self, source: sharegpt.Source, tokenizer: PreTrainedTokenizerFast, chat: ChatSegments,
                  capacity: int, skip_bad: bool = False):
-        """Reads the file once.
+        """Read the file once to check every row and to record its position.
+
+        Args:
+          source: The file and its layout.
+          tokenizer: Tokenizer of the model.
+          chat: Segments of the model's chat template.
+          capacity: Length of the longest conversation in tokens; further turns are dropped.
+          skip_bad: Whether to skip rows that cannot be trained on instead of raising.
 
         Raises:
-          RowError: the first row that cannot be trained on, unless such rows are skipped.
-          DataError: there are no rows.
+          RowError: For the first row that cannot be trained on, unless such rows are skipped.
+          DataError: If no rows are left.
         """
         self._source, self._tokenizer, self._chat, self._capacity = source, tokenizer, chat, capacity
         self.bad = BadRows(skip_bad)
@@ -90,7 +102,7 @@ class Dataset:
             size.append(span.size)
             self.turns = max(self.turns, len(weights))
         if not number:
-            raise sharegpt.DataError(f'{source.path}: no rows to train on ({self.bad.count} bad ones)')
+            raise sharegpt.DataError(f'{source.path} has no rows to train on ({self.bad.count} bad rows skipped)')
         self._number, self._start, self.size = (np.frombuffer(a, np.int64) for a in (number, start, size))
         self._file = open(source.path, 'rb', buffering=0)
 
@@ -98,50 +110,56 @@ class Dataset:
         return len(self.size)
 
     def __getitem__(self, i: int) -> Example:
-        """Conversation i in tokens.
+        """Read and tokenize conversation i.
 
         Raises:
-          RowError: the file has changed since it was opened, or its text cannot be told from control tokens.
+          RowError: If the file has changed since it was opened, or if text would become a control token.
         """
         self._file.seek(self._start[i])
         number = int(self._number[i])
         try:
             texts, weights = self._check(parse_row(self._file.read(self.size[i])))
         except ValueError as error:
-            raise RowError(self._source.path, number, f'changed while it is used: {error}') from error
+            raise RowError(self._source.path, number, f'the file changed during training: {error}') from error
         try:
             return tokenize(texts, weights, self._tokenizer, self._chat, self._capacity)
         except TokenizerError as error:
             raise RowError(self._source.path, number, str(error)) from error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
     def _check(self, row: dict[str, Any]) -> tuple[list[str], list[float]]:
-        found = sharegpt.messages(row, self._source.layout)
-        return [message[self._source.layout.content] for message in found], sharegpt.turn_weights(found)
+        """Return the texts and weights of a row; raise ValueError if it is not a prepared conversation."""
+        conversation = sharegpt.messages(row, self._source.layout)
+        return ([message[self._source.layout.content] for message in conversation],
+                sharegpt.turn_weights(conversation))
 
     def _require_a_turn(self, texts: Sequence[str], weights: Sequence[float]) -> None:
-        """Raises ValueError: not even the first turn fits. Only where it may not is it tokenized: in normal form,
-        text has no more tokens than bytes, but for a space that some tokenizers begin with."""
+        """Raise ValueError if not even the first turn fits into the capacity."""
+        # Normalized text has at most one token per byte, plus a leading space that some tokenizers add. This bound
+        # saves tokenizing almost every row.
         most = len(self._chat.open) + len(self._chat.close) + 3 + sum(len(text.encode()) for text in texts[:2])
         if most <= self._capacity and all(unicodedata.is_normalized('NFC', text) for text in texts[:2]):
             return
         first = tokenize(texts[:2], weights[:1], self._tokenizer, self._chat, 1 << 62)
         if len(first.ids) > self._capacity:
-            raise ValueError(f'the first turn ends at token {len(first.ids)}, behind the {self._capacity} that fit')
+            raise ValueError(f'the first turn is {len(first.ids)} tokens long, but the capacity is {self._capacity}')
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Which rows make up the batch of a step: shuffled anew in every epoch, a function of seed and step alone.
+    """The rows of every gradient step: a new shuffle in every epoch, which depends on seed and epoch alone.
 
-    Rows of similar size come together: each `window` batches of the shuffled rows are sorted by size, cut, and the
-    batches shuffled again. With window 1 or less the order is that of the shuffle.
+    To save padding, rows of similar size share a batch: each `window` batches of shuffled rows are sorted by size and
+    cut into batches, and all batches are shuffled again. A window of 0 or 1 keeps the plain shuffle.
 
     Attributes:
-      size: [rows]; batch: rows a step; seed: of the run; window: as above.
+      size: i64[rows], bytes of every row.
+      batch: Rows per step.
+      seed: Seed of the run.
+      window: Number of batches to sort together.
     """
 
     size: np.ndarray
@@ -151,11 +169,11 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch; the last batch that is cut may not be full."""
+        """Steps per epoch, including the one whose batch may not be full."""
         return -(-len(self.size) // self.batch)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """int64[steps, batch] the rows of every step of an epoch, each row once; -1 fills up the one not full."""
+        """Return the rows of every step of an epoch, i64[steps, batch], padded with -1."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.size))
         full = len(order) // self.batch * self.batch
@@ -171,12 +189,14 @@ class Order:
 
 def collate(examples: Sequence[Optional[Example]], turns: int, bucket: int, capacity: int,
             scale: float = 1.0) -> Batch:
-    """Rows for one gradient step, padded to a multiple of `bucket`, at most `capacity` tokens.
+    """Pad conversations into the batch of one gradient step.
 
     Args:
-      examples: N of them; None is a row that trains nothing.
+      examples: N conversations; None is a row that trains nothing.
       turns: T.
-      scale: the weights are multiplied by it (see `epo_jax.rl.losses.official_scale`).
+      bucket: L is rounded up to a multiple of this many tokens.
+      capacity: Largest L.
+      scale: Factor for the weights (see `epo_jax.rl.losses.official_scale`).
     """
     rows = len(examples)
     longest = max(len(example.ids) for example in examples if example is not None)

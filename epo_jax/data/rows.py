@@ -1,7 +1,7 @@
-"""Rows of JSON files, one at a time: an array or an object a line, however large the file.
+"""Stream the rows of JSON files: an array of objects, or one object per line.
 
-An array is cut into its elements by brackets and strings alone, which leaves the offset of every row for random
-access, keeps memory flat, and lets the rows after a damaged one be read.
+The scanner splits an array into its elements by brackets and strings alone. This keeps memory flat for files of any
+size, gives the byte offset of every row for random access, and still reads the rows after a damaged one.
 """
 
 import collections
@@ -13,20 +13,20 @@ import os
 from pathlib import Path
 import re
 import sys
-from typing import Any, Iterator, Optional, TextIO, Union
+from typing import Any, BinaryIO, Callable, Iterator, Optional, TextIO, Union
 
 from epo_jax.runtime.errors import InputError
 
-CHUNK = 1 << 20
-LONGEST_ROW = 1 << 28
-SPACE = b' \t\r\n'
+CHUNK = 1 << 20  # bytes per read
+LONGEST_ROW = 1 << 28  # bytes
+SPACE = b' \t\r\n'  # whitespace in JSON
 
-# A string, whose group is empty where it does not end within the data, or a bracket.
+# A bracket, or a string. The group is empty if the string does not end within the data.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{}]', re.DOTALL)
 
 
 class RowError(InputError):
-    """A row that cannot be used; the message says file, row and reason."""
+    """A row that cannot be used. The message names the file, the row and the reason."""
 
     def __init__(self, path: Union[str, Path], number: int, reason: str):
         super().__init__(f'{path}, row {number}: {reason}')
@@ -35,11 +35,12 @@ class RowError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Where a row stands.
+    """The position of a row in its file.
 
     Attributes:
-      number: of the element of an array, or of the line, from 1.
-      start, size: in bytes.
+      number: Number of the array element or of the line, counted from 1.
+      start: Offset of the row in bytes.
+      size: Length of the row in bytes.
     """
 
     number: int
@@ -48,19 +49,25 @@ class Span:
 
 
 class BadRows:
-    """What to do with bad rows: the first one ends everything, or all are skipped, counted and named.
+    """The policy for bad rows: stop at the first one, or skip, count and print them.
 
     Attributes:
-      reasons: how often each reason occurred; numbers in it are left out.
+      reasons: How often each reason occurred. Digits in a reason are replaced by '#'.
     """
 
     def __init__(self, skip: bool, shown: int = 10, stream: Optional[TextIO] = None):
-        """`skip`: go on without them; the first `shown` are printed to `stream` (None: stderr)."""
+        """Create the policy.
+
+        Args:
+          skip: Whether to skip bad rows instead of raising the first error.
+          shown: How many skipped rows to print.
+          stream: Where to print them; None for stderr.
+        """
         self.reasons: collections.Counter = collections.Counter()
         self._skip, self._shown, self._stream = skip, shown, stream
 
     def add(self, error: RowError) -> None:
-        """Raises the error, or counts it where bad rows are skipped."""
+        """Raise the error, or count it if bad rows are skipped."""
         if not self._skip:
             raise error
         self.reasons[re.sub(r'\d+', '#', error.reason)] += 1
@@ -69,20 +76,20 @@ class BadRows:
 
     @property
     def count(self) -> int:
-        """How many were skipped."""
+        """Number of skipped rows."""
         return sum(self.reasons.values())
 
 
 def read_rows(path: Union[str, Path], bad: BadRows) -> Iterator[tuple[Span, dict[str, Any]]]:
-    """The rows of a file, in order.
+    """Yield the rows of a file in order, with their positions.
 
     Args:
-      path: a JSON array of objects, or a file of one object a line, in UTF-8.
-      bad: told of every row that is not a JSON object or not UTF-8.
+      path: A JSON array of objects, or a file with one object per line, in UTF-8.
+      bad: Policy for rows that are not JSON objects or not UTF-8.
 
     Raises:
-      RowError: the first bad row, unless they are skipped.
-      OSError: the file cannot be read.
+      RowError: For the first bad row, unless bad rows are skipped.
+      OSError: If the file cannot be read.
     """
     for span, data, problem in _scan(Path(path)):
         try:
@@ -96,20 +103,21 @@ def read_rows(path: Union[str, Path], bad: BadRows) -> Iterator[tuple[Span, dict
 
 
 def parse_row(data: bytes) -> dict[str, Any]:
-    """The JSON object in some bytes.
+    """Parse one row.
 
     Raises:
-      ValueError: saying what it is instead.
+      ValueError: If the data is not a JSON object in UTF-8 with finite numbers; the message says what is wrong.
     """
     try:
-        row = json.loads(data.decode('utf-8'), parse_constant=_refuse, parse_float=_finite)
-        if b'\\ud' in data.lower():  # only so can it be there, and only together do two halves make a character
+        row = json.loads(data.decode('utf-8'), parse_constant=_refuse_constant, parse_float=_finite)
+        # JSON escapes can spell half of a surrogate pair, which no file in UTF-8 can hold.
+        if b'\\ud' in data.lower():
             json.dumps(row, ensure_ascii=False).encode('utf-8')
     except UnicodeDecodeError as error:
-        raise ValueError(f'invalid UTF-8 ({error.reason}, byte {error.start} of the row)') from error
+        raise ValueError(f'invalid UTF-8 ({error.reason} at byte {error.start} of the row)') from error
     except UnicodeEncodeError as error:
         before = error.object[max(error.start - 20, 0):error.start]
-        raise ValueError(f'half of a surrogate pair, which is no character, after {before!r}') from error
+        raise ValueError(f'half of a surrogate pair after {before!r}, which is not a character') from error
     except json.JSONDecodeError as error:
         raise ValueError(f'not JSON ({error})') from error
     except RecursionError as error:
@@ -119,7 +127,7 @@ def parse_row(data: bytes) -> dict[str, Any]:
     return row
 
 
-def _refuse(constant: str):
+def _refuse_constant(constant: str):
     raise ValueError(f'not JSON: the number {constant} is not finite')
 
 
@@ -130,10 +138,10 @@ def _finite(number: str) -> float:
 
 
 def _scan(path: Path) -> Iterator[tuple[Span, bytes, Optional[str]]]:
-    """(where, bytes, what is wrong) of every row."""
+    """Yield the position, the bytes and the problem (None if there is none) of every row."""
     with open(path, 'rb') as file:
         head = file.read(1 << 16)
-        begin = 3 if head.startswith(b'\xef\xbb\xbf') else 0  # a byte order mark
+        begin = 3 if head.startswith(b'\xef\xbb\xbf') else 0  # skip a byte order mark
         while head[begin:begin + 1].isspace():
             begin += 1
         if head[begin:begin + 1] == b'[':
@@ -142,7 +150,7 @@ def _scan(path: Path) -> Iterator[tuple[Span, bytes, Optional[str]]]:
             yield from _scan_lines(file, begin)
 
 
-def _scan_lines(file, begin: int) -> Iterator[tuple[Span, bytes, Optional[str]]]:
+def _scan_lines(file: BinaryIO, begin: int) -> Iterator[tuple[Span, bytes, Optional[str]]]:
     file.seek(0)
     start = 0
     for number, line in enumerate(file, 1):
@@ -153,27 +161,29 @@ def _scan_lines(file, begin: int) -> Iterator[tuple[Span, bytes, Optional[str]]]
         start = end
 
 
-def _scan_array(file, first: int) -> Iterator[tuple[Span, bytes, Optional[str]]]:
+def _scan_array(file: BinaryIO, first: int) -> Iterator[tuple[Span, bytes, Optional[str]]]:
     file.seek(first)
-    buffer, base = b'', first  # base: offset in the file of the buffer's first byte
-    at = start = depth = number = 0  # at: looked at so far; start: of what was not given out yet
+    buffer, base = b'', first  # base is the offset of the buffer's first byte in the file
+    # `position` is where scanning continues; everything before `start` has been yielded.
+    position = start = depth = number = 0
     ended = False
-    while more := file.read(CHUNK):
-        buffer, base, at, start = buffer[start:] + more, base + start, at - start, 0
+    while data := file.read(CHUNK):
+        buffer, base, position, start = buffer[start:] + data, base + start, position - start, 0
         if ended:
             if buffer.strip(SPACE):
-                yield Span(number + 1, base, len(buffer)), b'', 'text behind the end of the array'
+                yield Span(number + 1, base, len(buffer)), b'', 'text after the end of the array'
                 return
-            start = at = len(buffer)
+            start = position = len(buffer)
             continue
         if len(buffer) > LONGEST_ROW:
-            yield Span(number + 1, base, len(buffer)), b'', f'longer than {LONGEST_ROW >> 20} MiB, or never ended'
+            yield (Span(number + 1, base, len(buffer)), b'',
+                   f'longer than {LONGEST_ROW >> 20} MiB, or it never ends')
             return
-        for match in _TOKEN.finditer(buffer, at):
+        for match in _TOKEN.finditer(buffer, position):
             token = match[0]
             if token[:1] == b'"':
-                if not match[1]:  # it goes on in the next chunk
-                    at = match.start()
+                if not match[1]:  # the string continues in the next chunk
+                    position = match.start()
                     break
                 continue
             if depth == 0:
@@ -192,30 +202,33 @@ def _scan_array(file, first: int) -> Iterator[tuple[Span, bytes, Optional[str]]]
                 yield Span(number, base + start, match.end() - start), buffer[start:match.end()], None
                 start = match.end()
         else:
-            at = len(buffer)
+            position = len(buffer)
         if ended:
-            at = len(buffer)
+            position = len(buffer)
             if buffer[start:].strip(SPACE):
-                yield Span(number + 1, base + start, at - start), b'', 'text behind the end of the array'
+                yield Span(number + 1, base + start, position - start), b'', 'text after the end of the array'
                 return
-            start = at
+            start = position
     if not ended:
         yield Span(number + 1, base + start, len(buffer) - start), b'', 'the file ends before the array does'
 
 
 @contextlib.contextmanager
-def row_writer(path: Union[str, Path]) -> Iterator[Any]:
-    """Gives a function that writes one row; the file appears under its name when all of them are written.
+def row_writer(path: Union[str, Path]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open a file for rows and yield a function that writes one row.
 
-    A name that ends in .jsonl gets one object a line; any other an array, formatted as by
-    `json.dump(rows, file, ensure_ascii=False, indent=4)`.
+    The file appears under its name once all rows are written. If anything raises, an old file of that name stays.
+
+    Args:
+      path: A name that ends in .jsonl gets one object per line. Any other name gets an array, formatted as by
+        `json.dump(rows, file, ensure_ascii=False, indent=4)`.
 
     Raises:
-      ValueError: a row holds NaN or an infinity. Whatever is raised inside, the old file stays.
+      ValueError: If a row holds NaN or an infinity.
     """
     path = Path(path)
     lines = path.suffix == '.jsonl'
-    temporary = path.with_name(f'.{path.name}.unfinished')  # one name, so that a kill leaves one at most
+    temporary = path.with_name(f'.{path.name}.unfinished')  # a fixed name, so that kills leave at most one file
     try:
         with open(temporary, 'w', encoding='utf-8') as file:
             count = 0
@@ -225,7 +238,7 @@ def row_writer(path: Union[str, Path]) -> Iterator[Any]:
                 text = json.dumps(row, ensure_ascii=False, allow_nan=False, indent=None if lines else 4)
                 if lines:
                     file.write(text + '\n')
-                else:  # strings hold no line feeds in JSON, so all of them are indentation
+                else:  # JSON strings hold no raw line feeds, so every line feed precedes indentation
                     file.write(('[\n    ' if count == 0 else ',\n    ') + text.replace('\n', '\n    '))
                 count += 1
 

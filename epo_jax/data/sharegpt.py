@@ -1,35 +1,37 @@
-"""EPO's files: conversations in ShareGPT form, and what a row needs at each stage of the pipeline.
+"""EPO's files: conversations in ShareGPT form, and what a row holds at each stage of the pipeline.
 
-    raw        {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...], "score": 7}
-    labelled   the same with "location": [1, 5], the messages whose strategies were critical, counted from 0
-    prepared   {"conversations": [..., {"from": "gpt", "value": ..., "score": "0.98"}, ...]}: a weight for every turn
+Stages:
+  raw: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...], "score": 7}
+  labeled: The same with "location": [1, 5], the indexes of the messages whose strategies were critical (from 0).
+  prepared: {"conversations": [..., {"from": "gpt", "value": ..., "score": "0.98"}, ...]}, a weight for every turn.
 
-The messages alternate, the user's first and the assistant's last; the assistant's are the strategies.
+Messages alternate between user and assistant, the user's first and the assistant's last. The assistant's messages
+are the strategies.
 """
 
 import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence, Union
 
 from epo_jax.runtime.errors import InputError
 
 DOMAINS = ('sotopia', 'webshop', 'alfworld')
 
-# Largest score of a trajectory. SOTOPIA's is the goal rating; a reward otherwise.
+# Largest score of a conversation: SOTOPIA's goal rating, or the reward of the environment.
 BEST = {'sotopia': 10, 'webshop': 1, 'alfworld': 1}
 
 INFO = 'dataset_info.json'
 
 
 class DataError(InputError):
-    """Data that cannot be found or understood as a whole; the message says what to do."""
+    """Data that cannot be found or used. The message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names of keys and roles, as LLaMA-Factory's dataset_info.json may change them."""
+    """Names of the keys and roles of a row, which LLaMA-Factory's dataset_info.json may change."""
 
     messages: str = 'conversations'
     role: str = 'from'
@@ -47,15 +49,17 @@ class Source:
 
 
 def find_source(data: str) -> Source:
-    """The file that `--data` means.
+    """Find the file that a `--data` flag names.
 
     Args:
-      data: a .json or .jsonl file; or a `dataset_info.json`, or a folder with one, in LLaMA-Factory's form, with
-        `:name` where it lists more than one data set; or a folder of `*_data.json` files, as EPO-RL-data is
-        published, again with `:name` where there are several.
+      data: One of
+        - a .json or .jsonl file;
+        - a `dataset_info.json` in LLaMA-Factory's form or a folder that holds one, followed by `:NAME` if it lists
+          several datasets;
+        - a folder of `*_data.json` files, as EPO-RL-data is published, followed by `:NAME` if there are several.
 
     Raises:
-      DataError: there is no such file, or it is not clear which one is meant.
+      DataError: If there is no such file, or if it is ambiguous which one is meant.
     """
     path, name = Path(data), None
     if not path.exists() and ':' in data:
@@ -66,25 +70,25 @@ def find_source(data: str) -> Source:
         path = path / INFO
     if path.is_dir():
         files = {file.name.removesuffix('_data.json'): Source(file) for file in sorted(path.glob('*_data.json'))}
-        return _choose(files, name, path, f'no {INFO} and no *_data.json')
+        return _choose(files, name, path, f'{INFO} or *_data.json file')
     if path.name == INFO:
-        return _choose(_read_info(path), name, path, 'no data set in ShareGPT form')
+        return _choose(_read_info(path), name, path, 'dataset in ShareGPT form')
     if name is not None:
-        raise DataError(f'{path} is a file of rows, so {name!r} names nothing in it')
+        raise DataError(f'{path} is a single file of rows; remove :{name} from {data!r}')
     return Source(path)
 
 
-def _choose(sources: Mapping[str, Source], name: Optional[str], where: Path, empty: str) -> Source:
+def _choose(sources: Mapping[str, Source], name: Optional[str], path: Path, wanted: str) -> Source:
     if not sources:
-        raise DataError(f'{where}: {empty} in it')
+        raise DataError(f'{path} holds no {wanted}')
     if name is None and len(sources) == 1:
         name = next(iter(sources))
     if name not in sources:
-        raise DataError(f'{where} has {", ".join(sources)}; choose one as {where}:NAME'
-                        + (f' ({name!r} is none of them)' if name else ''))
+        unknown = f' ({name!r} is not one of them)' if name else ''
+        raise DataError(f'{path} has {", ".join(sources)}; choose one as {path}:NAME{unknown}')
     source = sources[name]
     if not source.path.exists():
-        raise DataError(f'{where} names {source.path}, which does not exist')
+        raise DataError(f'{path} names {source.path}, which does not exist')
     return source
 
 
@@ -93,7 +97,7 @@ def _read_info(path: Path) -> dict[str, Source]:
         info = json.loads(path.read_text(encoding='utf-8'))
         entries = {name: entry for name, entry in info.items() if isinstance(entry, dict)}
     except (ValueError, AttributeError) as error:
-        raise DataError(f'{path}: not a JSON object ({error})') from error
+        raise DataError(f'{path} is not a JSON object ({error})') from error
     sources = {}
     for name, entry in entries.items():
         if entry.get('formatting') != 'sharegpt' or 'file_name' not in entry:
@@ -108,54 +112,74 @@ def _read_info(path: Path) -> dict[str, Source]:
     return sources
 
 
-def messages(row: Mapping[str, Any], layout: Layout = Layout()) -> list[dict[str, Any]]:
-    """The messages of a row, checked: at least two, in turn the user's and the assistant's, ending with the latter.
+def refuse_overwriting(data: Union[str, Path], *outputs: Path) -> None:
+    """Check that output files can be written and do not replace the input.
+
+    Args:
+      data: The input file.
+      *outputs: The files to write.
 
     Raises:
-      ValueError: saying which message is wrong (they are counted from 0, as in `location`) and how.
+      DataError: If an output is the input or a directory, or if its directory does not exist.
     """
-    found = row.get(layout.messages)
-    if not isinstance(found, list):
+    for output in outputs:
+        if output.is_dir():
+            raise DataError(f'{output} is a directory; --out must name a file')
+        if output.exists() and output.samefile(data):
+            raise DataError(f'{output} is the input file {data}, which is never overwritten; choose another --out')
+        if not output.parent.is_dir():
+            raise DataError(f'cannot write {output.name}: there is no directory {output.parent}')
+
+
+def messages(row: Mapping[str, Any], layout: Layout = Layout()) -> list[dict[str, Any]]:
+    """Return the messages of a row after checking that they alternate from the user's to the assistant's.
+
+    Raises:
+      ValueError: If a message is wrong. The message names its index (from 0, as in `location`) and the problem.
+    """
+    conversation = row.get(layout.messages)
+    if not isinstance(conversation, list):
         raise ValueError(f'no list {layout.messages!r}')
-    if not found:
+    if not conversation:
         raise ValueError('the conversation is empty')
-    for i, message in enumerate(found):
+    for i, message in enumerate(conversation):
         if not isinstance(message, dict):
             raise ValueError(f'message {i} is {type(message).__name__}, not an object')
         role, expected = message.get(layout.role), layout.assistant if i % 2 else layout.user
         if role != expected:
-            raise ValueError(f'message {i} is from {role!r} where {expected!r} must follow in turn')
+            raise ValueError(f'message {i} is from {role!r}, but roles must alternate and {expected!r} is next')
         if not isinstance(message.get(layout.content), str):
             raise ValueError(f'message {i} has no text {layout.content!r}')
         if message.get('index', i) != i:
             raise ValueError(f"message {i} has 'index' {message['index']!r}")
-    if len(found) % 2:
-        raise ValueError(f'the last message is from {layout.user!r}; a conversation ends with {layout.assistant!r}')
-    return found
+    if len(conversation) % 2:
+        raise ValueError(
+            f'the last message is from {layout.user!r}, but a conversation ends with {layout.assistant!r}')
+    return conversation
 
 
 def trajectory_score(row: Mapping[str, Any]) -> float:
-    """The score of a raw or labelled row, as it stands there (an int stays one).
+    """Return the score of a raw or labeled row as stored (an int stays an int).
 
     Raises:
-      ValueError: there is none, or it is not a finite number.
+      ValueError: If the row has no score or the score is not a finite number.
     """
     if row.get('score') is None:
         raise ValueError('no score')
-    return _finite(row['score'], "the score")
+    return _finite(row['score'], 'the score')
 
 
-def turn_weights(found: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The weight of every assistant message of a prepared row.
+def turn_weights(conversation: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the weight of every assistant message of a prepared conversation.
 
     Raises:
-      ValueError: naming the message without one, or with one that is not a finite number.
+      ValueError: If a message has no weight or the weight is not a finite number; names the message.
     """
     weights = []
-    for i, message in enumerate(found[1::2]):
+    for i, message in enumerate(conversation[1::2]):
         i, score = 2 * i + 1, message.get('score')
         if score is None:
-            raise ValueError(f'message {i} has no score; make a prepared file with epo_jax.prepare')
+            raise ValueError(f'message {i} has no score; prepare the file with epo_jax.prepare first')
         if isinstance(score, str):
             try:
                 score = float(score)
@@ -177,6 +201,7 @@ def _finite(value: Any, what: str):
     return value
 
 
-def is_acknowledgement(found: Sequence[Mapping[str, Any]], layout: Layout, domain: str) -> bool:
-    """Whether message 1 is the canned "OK" to the instruction that WebShop and ALFWorld begin with: no strategy."""
-    return domain != 'sotopia' and found[1][layout.content].strip(' .!').lower() == 'ok' and len(found) > 2
+def is_acknowledgement(conversation: Sequence[Mapping[str, Any]], layout: Layout, domain: str) -> bool:
+    """Return whether message 1 is not a strategy but the canned "OK" that WebShop and ALFWorld dialogs start with."""
+    return (domain != 'sotopia' and conversation[1][layout.content].strip(' .!').lower() == 'ok'
+            and len(conversation) > 2)

@@ -1,4 +1,4 @@
-"""Reading answers about critical turns."""
+"""Parsing answers about critical turns."""
 
 import json
 
@@ -18,11 +18,11 @@ FIVE = (1, 3, 5, 7, 9)
     '{"reasoning": "line\nbreak\ttab", "indexes": [3,\n7]}', '{"result": {"indexes": [3, 7]}}',
     '<think>{"indexes": [1]}? No.</think>{"indexes": [3, 7]}', '{"a": 1} {"indexes": [3, 7]} {"b": 2}',
     '{ broken {"indexes": [3, 7]}', '[{"indexes": [3, 7]}]'])
-def test_forms(text):
+def test_forms_of_answers(text):
     assert read_answer(text, FIVE) == ((3, 7), 'message')
 
 
-def test_none_is_an_answer_and_one_need_not_be_a_list():
+def test_an_empty_list_and_a_single_number_are_answers():
     assert read_answer('{"indexes": []}', FIVE) == ((), 'message')
     assert read_answer('{"indexes": ""}', FIVE) == ((), 'message')
     assert read_answer('{"indexes": 5}', FIVE) == ((5,), 'message')
@@ -35,7 +35,7 @@ def test_none_is_an_answer_and_one_need_not_be_a_list():
     '{"indexes": [3, 99]}',
     '{"indexes": [-1]}', '{"indexes": [0, 5]}', '{"indexes": [2, 9]}', '{"indexes": [11]}', '{"indexes": [1e999]}',
     '{"indexes": [NaN]}', '{"indexes": "all"}', '{' * 100_000])
-def test_what_is_no_answer_is_an_error(text):
+def test_text_without_an_answer_is_an_error(text):
     with pytest.raises(AnswerError):
         read_answer(text, FIVE)
 
@@ -48,21 +48,22 @@ def test_numbering(numbers, messages, how):
     assert resolve(numbers, FIVE) == (messages, how)
 
 
-def test_the_canned_ok_is_dropped():
+def test_the_canned_ok_is_not_a_strategy():
     assert resolve((1, 3), (3, 5)) == ((3,), 'message')
-    with pytest.raises(AnswerError, match='no strategy'):
+    with pytest.raises(AnswerError, match='which is not a strategy'):
         resolve((1,), (3, 5))
 
 
 @pytest.mark.parametrize('domain', DOMAINS)
-def test_question_shows_everything_and_every_number(domain):
+def test_the_question_shows_all_messages_and_all_numbers(domain):
     first = 'OK' if domain != 'sotopia' else 'Be kind.'
     texts = ['Read this.', first, 'The task is {this}.', 'Try that.', 'It [3] happened.', 'Go on.']
-    found = [{'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)]
-    before = json.dumps(found)
-    asked = question(found, 0.5, Layout(), domain)
-    strategies = strategy_indexes(found, Layout(), domain)
+    conversation = [{'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)]
+    before = json.dumps(conversation)
+    prompt = question(conversation, 0.5, Layout(), domain)
+    strategies = strategy_indexes(conversation, Layout(), domain)
     assert strategies == ((1, 3, 5) if domain == 'sotopia' else (3, 5))
-    assert all(text in asked for text in texts) and 'score is 0.5' in asked and json.dumps(found) == before
-    assert all(f'[{i}] ' in asked and texts[i] in asked for i in strategies)
-    assert ', '.join(map(str, strategies)) in asked
+    assert all(text in prompt for text in texts) and 'score is 0.5' in prompt
+    assert json.dumps(conversation) == before
+    assert all(f'[{i}] ' in prompt and texts[i] in prompt for i in strategies)
+    assert ', '.join(map(str, strategies)) in prompt

@@ -32,19 +32,19 @@ def write(path, rows):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_tokens_are_those_of_the_chat_and_weights_stay_exact(seed):
+def test_tokens_equal_those_of_a_chat_and_weights_are_exact(seed):
     rng = np.random.default_rng(seed)
     turns = int(rng.integers(1, 7))
     texts, weights = conversation(rng, turns), [float(w) for w in rng.normal(size=turns)]
     example = tokenize(texts, weights, TOKENIZER, CHAT, 10_000)
     assert example.ids == CHAT.join([encode(TOKENIZER, text) for text in texts])
     assert example.weights == tuple(weights) and example.dropped == 0
-    for t in range(turns):  # a turn is its text and its end, and nothing else
-        own = [i for i, turn in zip(example.ids, example.turn) if turn == t]
-        assert own == [*encode(TOKENIZER, texts[2 * t + 1]), CHAT.end]
+    for t in range(turns):  # a turn is its text and its end token, nothing else
+        trained = [i for i, turn in zip(example.ids, example.turn) if turn == t]
+        assert trained == [*encode(TOKENIZER, texts[2 * t + 1]), CHAT.end]
 
 
-def test_whole_turns_are_kept_from_the_first():
+def test_turns_that_do_not_fit_are_dropped_as_a_whole_from_the_end():
     rng = np.random.default_rng(1)
     texts, weights = conversation(rng, 6), [0.1 * t for t in range(6)]
     whole = tokenize(texts, weights, TOKENIZER, CHAT, 10_000)
@@ -56,7 +56,7 @@ def test_whole_turns_are_kept_from_the_first():
         assert cut.ids == whole.ids[:ends[kept - 1] if kept else 0]
 
 
-def test_every_row_is_where_it_was(tmp_path):
+def test_random_access_gives_every_row(tmp_path):
     rng = np.random.default_rng(2)
     rows = [(conversation(rng, int(turns)), [float(w) for w in rng.normal(size=turns)])
             for turns in rng.integers(1, 6, 40)]
@@ -72,7 +72,7 @@ BAD = [
     (lambda r: r['conversations'][3].update(score='high'), "message 3 is 'high', not a number"),
     (lambda r: r['conversations'][3].update(score='nan'), 'not finite'),
     (lambda r: r['conversations'][3].update(score='inf'), 'not finite'),
-    (lambda r: r['conversations'][0].update(value='x' * 300), 'first turn ends at token 3..*200 that fit'),
+    (lambda r: r['conversations'][0].update(value='x' * 300), 'first turn is 3.. tokens long, but the capacity is 200'),
     (lambda r: r['conversations'].pop(), "ends with 'gpt'")]
 
 
@@ -86,12 +86,12 @@ def test_bad_rows(tmp_path, change, reason):
         Dataset(source, TOKENIZER, CHAT, 200)
     data = Dataset(source, TOKENIZER, CHAT, 200, skip_bad=True)
     assert len(data) == 2 and data.bad.count == 1 and data[1].weights == (1.0, 2.0)
-    with pytest.raises(DataError, match='no rows to train on'):
+    with pytest.raises(DataError, match='has no rows to train on'):
         Dataset(write(tmp_path / 'p.json', [bad]), TOKENIZER, CHAT, 200, skip_bad=True)
 
 
 class Greedy:
-    """A tokenizer that makes a control token of text, which some cannot be kept from."""
+    """A tokenizer that turns text into a control token, which some tokenizers always do."""
 
     def __call__(self, text, **how):
         return {'input_ids': [CHAT.end]} if '<|im_end|>' in text else TOKENIZER(text, **how)
@@ -108,19 +108,19 @@ def test_text_that_becomes_a_control_token_is_named(tmp_path):
         data[1]
 
 
-def test_numbers_are_weights_too(tmp_path):
+def test_weights_may_be_numbers_instead_of_text(tmp_path):
     row = prepared(['a', 'b'], [0.5])
     row['conversations'][1]['score'] = 0.5
     data = Dataset(write(tmp_path / 'p.json', [row]), TOKENIZER, CHAT, 200)
     assert data[0].weights == (0.5,)
     (tmp_path / 'p.json').write_text('x' * 1000)
-    with pytest.raises(RowError, match='row 1: changed while it is used'):
+    with pytest.raises(RowError, match='row 1: the file changed during training'):
         data[0]
 
 
 @pytest.mark.parametrize('rows, batch, window', [
     (100, 8, 0), (100, 8, 4), (7, 8, 4), (64, 8, 100), (65, 8, 3), (1, 1, 2)])
-def test_every_epoch_has_every_row_once(rows, batch, window):
+def test_every_epoch_holds_every_row_once(rows, batch, window):
     size = np.random.default_rng(0).integers(1, 1000, rows)
     order = Order(size, batch, seed=3, window=window)
     epochs = [order.epoch(e) for e in range(3)]
@@ -131,10 +131,10 @@ def test_every_epoch_has_every_row_once(rows, batch, window):
     if rows > 8:
         assert (epochs[0] != epochs[1]).any()
         assert (Order(size, batch, seed=4, window=window).epoch(0) != epochs[0]).any()
-    np.testing.assert_array_equal(Order(size, batch, 3, window).epoch(2), epochs[2])  # of seed and epoch alone
+    np.testing.assert_array_equal(Order(size, batch, 3, window).epoch(2), epochs[2])  # depends on seed and epoch alone
 
 
-def test_rows_of_similar_size_come_together():
+def test_rows_of_similar_size_share_a_batch():
     size = np.random.default_rng(0).integers(1, 1000, 6400)
 
     def waste(window):
@@ -142,7 +142,7 @@ def test_rows_of_similar_size_come_together():
         return 1 - size.sum() / (size[plan].max(axis=1) * 32).sum()
 
     assert waste(0) > 0.45 and waste(16) < 0.1
-    means = size[Order(size, 32, 0, 16).epoch(0)].mean(axis=1)  # but not short ones first
+    means = size[Order(size, 32, 0, 16).epoch(0)].mean(axis=1)  # but short rows do not come first
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
 
 

@@ -1,4 +1,4 @@
-"""Episodes become the conversations that they were."""
+"""Episodes convert to the conversations that were played."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ CHAT = chat_segments(TOKENIZER)
 
 
 def session(texts, cue='', unended=()):
-    """(ids, turn) as sessions hold them: a begun reply's cue is context, a cut-off one is ended by context."""
+    """Return (ids, turn) of a session: a cue is context, and so is the end token of a reply in `unended`."""
     ids, turn = [], []
     for t in range(0, len(texts), 2):
         context = [CHAT.end] if t // 2 - 1 in unended else []
@@ -40,14 +40,14 @@ def session(texts, cue='', unended=()):
 
 @pytest.mark.parametrize('cue', ['', 'Strategy:'])
 @pytest.mark.parametrize('unended', [(), (0,), (0, 1, 2)])
-def test_messages_are_found_again(cue, unended):
+def test_messages_are_recovered_from_token_ids(cue, unended):
     texts = ['Hello\nthere', f'{cue} be kind', 'A said: x\nB said: y', f'{cue} ask', '', f'{cue} é']
     ids, turn = session(texts, cue, unended)
     after = [*CHAT.between, *encode(TOKENIZER, 'nobody answers this')]
     found = episodes.split_messages(ids + after, turn + [-1] * len(after), CHAT)
     assert found == [encode(TOKENIZER, text) for text in texts]
     assert episodes.split_messages([], [], CHAT) == []
-    with pytest.raises(ValueError, match='turn 0 is not framed'):
+    with pytest.raises(ValueError, match="turn 0 does not match the run's chat template"):
         episodes.split_messages(ids[3:], turn[3:], CHAT)
 
 
@@ -75,16 +75,16 @@ def test_a_run_becomes_raw_rows(tmp_path, capsys):
     np.testing.assert_allclose([trajectory_score(row) for row in rows], [7.5, 1.0])
     assert len({row['id'] for row in rows}) == 2
     (tmp_path / 'config.json').write_text((tmp_path / 'config.json').read_text().replace('"sotopia"', '"counting"'))
-    with pytest.raises(SystemExit, match="a run of 'counting'; say whose scale"):
+    with pytest.raises(SystemExit, match="a run of 'counting', whose score scale is unknown"):
         episodes.main([f'--workdir={tmp_path}', f'--out={tmp_path}/raw.json'])
     out = capsys.readouterr().out
-    assert '2  left out' in out and '1  seats that were not trained' in out
+    assert '2  left out' in out and '1  seats without a trained strategist' in out
     assert episodes.convert_run(str(tmp_path), str(tmp_path / 'raw.json'), 'webshop')['rows'] == 2
     assert trajectory_score(json.loads((tmp_path / 'raw.json').read_text())[0]) == 0.75
 
 
-def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(DataError, match='no episodes'):
+def test_a_directory_without_episodes_and_a_bad_record_are_named(tmp_path):
+    with pytest.raises(DataError, match='holds no episodes'):
         episodes.convert_run(str(tmp_path), str(tmp_path / 'raw.json'))
     run_with(tmp_path, [record(0, ['a', 'b'], 0.5), {'episode': 1, 'seats': [{'ids': [1, 2], 'turn': [-1, 0],
                                                                              'outcome': 1}], 'truncated': False}])
@@ -94,7 +94,7 @@ def test_what_is_no_run_is_named(tmp_path):
 
 
 def small_run(name):
-    """One iteration of the dummy model."""
+    """Return the configuration of one iteration with the dummy model."""
     if name == 'sotopia':
         config = small_config()
     else:
@@ -110,7 +110,7 @@ def small_run(name):
 @pytest.mark.parametrize('name, best', [
     ('sotopia', 10), pytest.param('alfworld', 1, marks=pytest.mark.slow),
     pytest.param('webshop', 1, marks=pytest.mark.slow)])
-def test_what_was_played_is_labelled_prepared_and_trained_on(tmp_path, name, best):
+def test_episodes_are_labeled_prepared_and_trained_on(tmp_path, name, best):
     experiment.run(small_run(name), tmp_path / 'online')
     episodes.main([f'--workdir={tmp_path}/online', f'--out={tmp_path}/raw.json'])
     raw = json.loads((tmp_path / 'raw.json').read_text())
@@ -119,14 +119,14 @@ def test_what_was_played_is_labelled_prepared_and_trained_on(tmp_path, name, bes
     assert [row['score'] for row in raw] == [best * seat['outcome'] for seat in played] and raw
 
     with serve(lambda prompt, seed: json.dumps({'indexes': strategies_in(prompt)[:1]})) as judge:
-        label.main([f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labelled.json', f'--domain={name}',
+        label.main([f'--data={tmp_path}/raw.json', f'--out={tmp_path}/labeled.json', f'--domain={name}',
                     f'--judge={judge.url}'])
-    prepare.main([f'--data={tmp_path}/labelled.json', f'--out={tmp_path}/prepared.json', f'--domain={name}'])
+    prepare.main([f'--data={tmp_path}/labeled.json', f'--out={tmp_path}/prepared.json', f'--domain={name}'])
     rows = json.loads((tmp_path / 'prepared.json').read_text())
     for row, seat in zip(rows, played, strict=True):
         turns = len(row['conversations']) // 2
         assert turns == max(seat['turn']) + 1
-        expected = 0.99 ** (turns - 1) * seat['outcome'] + 1  # the first strategy was the critical one
+        expected = 0.99 ** (turns - 1) * seat['outcome'] + 1  # the first strategy was critical
         assert float(row['conversations'][1]['score']) == pytest.approx(expected)
 
     config = offline.default_config()

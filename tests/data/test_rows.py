@@ -1,4 +1,4 @@
-"""Streaming rows against the json module, byte by byte, and with everything that can be wrong."""
+"""The streaming reader against the json module, cut at every byte and with every kind of damage."""
 
 import json
 import pathlib
@@ -33,7 +33,7 @@ def read(path, skip=False):
 
 
 @pytest.mark.parametrize('chunk', [1, 2, 3, 7, 64, 1 << 20])
-def test_reads_what_json_reads(tmp_path, monkeypatch, chunk):
+def test_reads_the_same_rows_as_json(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(reading, 'CHUNK', chunk)
     rng, path = random.Random(chunk), tmp_path / 'rows.json'
     for trial in range(30):
@@ -48,7 +48,7 @@ def test_reads_what_json_reads(tmp_path, monkeypatch, chunk):
             assert read(path) == rows
 
 
-def test_spans_are_where_the_rows_are(tmp_path):
+def test_spans_are_the_positions_of_the_rows(tmp_path):
     rng = random.Random(0)
     rows = [random_row(rng) for _ in range(50)]
     for path, text in ((tmp_path / 'a.json', '\ufeff \n' + json.dumps(rows, indent=2, ensure_ascii=False)),
@@ -60,7 +60,7 @@ def test_spans_are_where_the_rows_are(tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['.json', '.jsonl'])
-def test_writes_as_json_dump_does_and_reads_back(tmp_path, suffix):
+def test_writes_the_format_of_json_dump_and_reads_it_back(tmp_path, suffix):
     rng, path = random.Random(1), tmp_path / f'out{suffix}'
     for count in (0, 1, 7):
         rows = [random_row(rng) for _ in range(count)]
@@ -73,7 +73,7 @@ def test_writes_as_json_dump_does_and_reads_back(tmp_path, suffix):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_failed_writing_leaves_the_old_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / 'out.json'
     path.write_text('old')
     with pytest.raises(ValueError), row_writer(path) as write:
@@ -87,12 +87,13 @@ BAD = [
     (b'{"x": 1,}', 'not JSON'), (b'{"x": NaN}', 'NaN is not finite'), (b'{"x": -Infinity}', 'not finite'),
     (b'{"x": "\xff"}', 'invalid UTF-8'), (b'[1, 2]', 'expected an object, found list'), (b'{"x" 1}', 'not JSON'),
     (b'{"x": {"y": [0.5, -1e999]}}', 'number -1e999 is not finite'),
-    (b'{"x": ["ab\\uDBff c"]}', "half of a surrogate pair, .*ab'"), (b'{"\\udc00": 1}', 'half of a surrogate pair'),
+    (b'{"x": ["ab\\uDBff c"]}', "half of a surrogate pair after .*ab'"),
+    (b'{"\\udc00": 1}', 'half of a surrogate pair after'),
     (b'{' + b'"x":[' * 100000 + b']' * 100000 + b'}', 'not JSON'), (b'{"x": "a\nb"}', 'not JSON')]
 
 
 @pytest.mark.parametrize('bad, reason', BAD)
-def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, capsys, bad, reason):
+def test_a_bad_row_is_named_and_the_other_rows_are_read(tmp_path, capsys, bad, reason):
     path = tmp_path / 'rows.json'
     path.write_bytes(b'[' + b', '.join([GOOD, bad, GOOD, GOOD]) + b']')
     with pytest.raises(RowError, match=f'rows.json, row 2: .*{reason}'):
@@ -112,7 +113,8 @@ def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, capsys, bad, reaso
     (b'[{"x": 1},]', 2, 'expected an object', 1), (b'["a", {"x": 1}]', 1, 'expected an object', 1),
     (b'[{"x": 1}', 2, 'ends before', 1), (b'[{"x": 1}, {"x": ', 2, 'ends before', 1),
     (b'[{"x": 1}, {"x": "]}', 2, 'ends before', 1), (b'[', 1, 'ends before', 0),
-    (b'[{"x": 1}] x', 2, 'behind the end', 1), (b'[{"x": 1}]\n[{"x": 1}]', 2, 'behind the end', 1),
+    (b'[{"x": 1}] x', 2, 'text after the end of the array', 1),
+    (b'[{"x": 1}]\n[{"x": 1}]', 2, 'text after the end of the array', 1),
     (b'hello', 1, 'not JSON', 0), (b'5', 1, 'expected an object, found int', 0)])
 @pytest.mark.parametrize('chunk', [1, 5, 1 << 20])
 def test_broken_arrays(tmp_path, monkeypatch, text, number, reason, others, chunk):
@@ -124,7 +126,7 @@ def test_broken_arrays(tmp_path, monkeypatch, text, number, reason, others, chun
     assert len(read(path, skip=True)) == others
 
 
-def test_a_row_that_never_ends_is_not_read_into_memory(tmp_path, monkeypatch):
+def test_a_row_that_never_ends_is_not_held_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, 'CHUNK', 100)
     monkeypatch.setattr(reading, 'LONGEST_ROW', 1000)
     path = tmp_path / 'rows.json'

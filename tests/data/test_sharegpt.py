@@ -1,4 +1,4 @@
-"""Which file is meant by --data, in every layout."""
+"""How --data names a file, in every layout."""
 
 import json
 
@@ -16,26 +16,26 @@ def test_plain_files(tmp_path):
     assert find_source(str(tmp_path / 'raw.json')).path == tmp_path / 'raw.json'
     with pytest.raises(DataError, match='no data at'):
         find_source(str(tmp_path / 'other.json'))
-    with pytest.raises(DataError, match='names nothing'):
+    with pytest.raises(DataError, match='raw.json is a single file of rows; remove :name'):
         find_source(f'{tmp_path}/raw.json:name')
 
 
 def test_dataset_info_of_llama_factory(tmp_path):
     for name in ('sotopia_pi_rl_data.json', 'alfshop_rl_data.json', 'chat.json'):
         (tmp_path / name).write_text('[]')
-    own = {'formatting': 'sharegpt', 'columns': {'messages': 'conversations'}}
-    info(tmp_path, sotopia_pi_rl={'file_name': 'sotopia_pi_rl_data.json', **own},
-         alfshop_rl={'file_name': 'alfshop_rl_data.json', **own},
+    form = {'formatting': 'sharegpt', 'columns': {'messages': 'conversations'}}
+    info(tmp_path, sotopia_pi_rl={'file_name': 'sotopia_pi_rl_data.json', **form},
+         alfshop_rl={'file_name': 'alfshop_rl_data.json', **form},
          chat={'file_name': 'chat.json', 'formatting': 'sharegpt', 'columns': {'messages': 'turns'}, 'tags': {
              'role_tag': 'role', 'content_tag': 'content', 'user_tag': 'user', 'assistant_tag': 'assistant'}},
-         gone={'file_name': 'gone.json', **own}, instructions={'file_name': 'x.json'}, hub={'hf_hub_url': 'a/b'})
+         gone={'file_name': 'gone.json', **form}, instructions={'file_name': 'x.json'}, hub={'hf_hub_url': 'a/b'})
     for prefix in (tmp_path, tmp_path / 'dataset_info.json'):
         assert find_source(f'{prefix}:alfshop_rl').path == tmp_path / 'alfshop_rl_data.json'
         chat = find_source(f'{prefix}:chat')
         assert chat.layout == Layout('turns', 'role', 'content', 'user', 'assistant')
         with pytest.raises(DataError, match='has sotopia_pi_rl, alfshop_rl, chat, gone; choose one'):
             find_source(str(prefix))
-        with pytest.raises(DataError, match="'instructions' is none of them"):
+        with pytest.raises(DataError, match="'instructions' is not one of them"):
             find_source(f'{prefix}:instructions')
         with pytest.raises(DataError, match='gone.json, which does not exist'):
             find_source(f'{prefix}:gone')
@@ -43,21 +43,21 @@ def test_dataset_info_of_llama_factory(tmp_path):
     assert messages(row, chat.layout) == row['turns']
     with pytest.raises(ValueError, match="no list 'conversations'"):
         messages(row)
-    info(tmp_path, only={'file_name': 'chat.json', **own})
+    info(tmp_path, only={'file_name': 'chat.json', **form})
     assert find_source(str(tmp_path)).path == tmp_path / 'chat.json'
     for wrong in ({'columns': ['turns']}, {'tags': 'role'}, {'file_name': 5}):
-        info(tmp_path, only={'file_name': 'chat.json', **own, **wrong})
+        info(tmp_path, only={'file_name': 'chat.json', **form, **wrong})
         with pytest.raises(DataError, match="dataset_info.json: 'only' is not in LLaMA-Factory's form"):
             find_source(str(tmp_path))
     info(tmp_path, only={'file_name': 'chat.json', 'formatting': 'sharegpt', 'columns': None, 'tags': None})
     assert find_source(str(tmp_path)).layout == Layout()
     (tmp_path / 'dataset_info.json').write_text('[1]')
-    with pytest.raises(DataError, match='not a JSON object'):
+    with pytest.raises(DataError, match='is not a JSON object'):
         find_source(str(tmp_path))
 
 
 def test_published_folder(tmp_path):
-    with pytest.raises(DataError, match='no dataset_info.json and no'):
+    with pytest.raises(DataError, match='holds no dataset_info.json or .*_data.json'):
         find_source(str(tmp_path))
     for name in ('sotopia_pi_rl', 'alfshop_rl'):
         (tmp_path / f'{name}_data.json').write_text('[]')

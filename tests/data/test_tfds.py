@@ -1,4 +1,4 @@
-"""The TFDS data set holds what the file holds, and no TensorFlow is needed."""
+"""The TFDS dataset holds the content of the file and needs no TensorFlow."""
 
 import json
 import sys
@@ -19,13 +19,13 @@ def test_every_stage_reads_back(tmp_path):
     data = tmp_path / 'rows.json'
     data.write_text(json.dumps(rows))
     source = epo.open_source(str(data), str(tmp_path / 'tfds'))
-    found = sorted((source[i] for i in range(len(source))), key=lambda example: example['row'])
-    assert [list(map(lambda text: text.decode(), e['messages'])) for e in found] == [
+    examples = sorted((source[i] for i in range(len(source))), key=lambda example: example['row'])
+    assert [list(map(lambda text: text.decode(), e['messages'])) for e in examples] == [
         [m['value'] for m in row['conversations']] for row in rows]
-    assert [e['score'].decode() for e in found] == ['7', '1.5', '0', '']
-    assert [bool(e['labelled']) for e in found] == [False, True, True, False]
-    assert [list(e['location']) for e in found] == [[], [3], [], []]
-    assert [[float(w) for w in e['weights']] for e in found] == [[], [], [], [1.1, 3.1]]  # to the last bit
+    assert [e['score'].decode() for e in examples] == ['7', '1.5', '0', '']
+    assert [bool(e['labelled']) for e in examples] == [False, True, True, False]
+    assert [list(e['location']) for e in examples] == [[], [3], [], []]
+    assert [[float(w) for w in e['weights']] for e in examples] == [[], [], [], [1.1, 3.1]]  # bit for bit
     assert 'tensorflow' not in sys.modules
     assert len(epo.open_source(str(data), str(tmp_path / 'tfds'))) == 4  # already built
 
