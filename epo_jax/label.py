@@ -10,7 +10,7 @@ If all attempts fail, the reason goes into the row as "location_missing"; such a
 critical turns.
 
 Every answer is saved at once in a database next to the output. If the command is killed or runs out of budget, start
-it again: it continues where it stopped and pays for no answer twice. The input file is never changed.
+it again: it continues where it stopped and asks for no saved answer again. The input file is never changed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Item:
 
 
 class Answers(contextlib.AbstractContextManager):
-    """Database of the answers so far. An answer is on disk once `put` returns. Safe to use from many threads."""
+    """Database of the answers so far, safe to use from many threads. An answer is on disk once `put` returns."""
 
     def __init__(self, path: Path):
         """Open or create the database; raise DataError if the file is damaged or not a database."""

@@ -2,6 +2,8 @@
 
     python -m epo_jax.data.tfds --data=prepared.json --data_dir=tensorflow_datasets
 
+From Python:
+
     from epo_jax.data import tfds as epo
     source = epo.open_source('prepared.json', 'tensorflow_datasets')    # random access: len(source), source[i]
 
