@@ -14,7 +14,8 @@ from benchmarks.measure import Contender
 from epo_jax.language import find_model
 from epo_jax.models import sampling, weights
 from epo_jax.models.config import ModelConfig
-from epo_jax.models.transformer import Transformer, unstack
+from epo_jax.models.layout import unstack
+from epo_jax.models.transformer import Transformer
 from epo_jax.rl.learner import Batch, Learner
 from epo_jax.text.tokens import Tokens
 

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Union
+from typing import Any, Iterator, Mapping, NamedTuple, Union
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, RequiredValueError
@@ -18,6 +18,19 @@ _UNSET = object()  # stands for the value of a required placeholder that nobody 
 
 class ConfigError(InputError):
     """A configuration that cannot be run; the message names every key at fault and what to do."""
+
+
+class Key(NamedTuple):
+    """A key of a configuration: its default, and what it means in one line."""
+
+    default: Any
+    meaning: str
+
+
+def defaults_of(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested defaults of nested keys, which are Keys, groups, or plain defaults."""
+    return {name: key.default if isinstance(key, Key) else defaults_of(key) if isinstance(key, Mapping) else key
+            for name, key in keys.items()}
 
 
 def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:

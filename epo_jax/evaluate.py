@@ -1,4 +1,4 @@
-"""Paired comparison: the same held-out scenarios and random keys, with and without a strategist.
+"""Evaluation: the same held-out scenarios and random keys, with and without a strategist.
 
 Axis letters: E episodes, S seats.
 """
@@ -6,9 +6,19 @@ Axis letters: E episodes, S seats.
 import dataclasses
 import json
 import math
-from typing import Mapping, Optional, Sequence
+import pathlib
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
+
+from epo_jax.iteration import Experiment
+from epo_jax.rl.selfplay import Match, RunState
+from epo_jax.runtime import hosts
+from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.files import write_atomically, write_jsonl
+
+KEYS = 2**31 - 1      # stands in for the iteration in the random keys of an evaluation
+MAX_CATEGORIES = 12   # more are not printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +39,58 @@ class Row:
     difference: Optional[tuple[float, float, float]]
     scored: int
     missing: int
+
+
+def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], workdir: pathlib.Path) -> list[Row]:
+    """Play held-out scenarios under every condition with the same keys; print and write (evaluation.json) the scores.
+
+    Where the partners are the pool, every condition plays each of its snapshots.
+
+    Raises:
+      InputError: no scenario is held out.
+    """
+    config = exp.config
+    if not held_out:
+        raise InputError("no scenario has split 'held_out': set evaluation.episodes=0")
+    order = np.random.default_rng(config.seed).permutation(len(held_out))
+    scenarios = [held_out[i] for i in order[:config.evaluation.episodes]]
+    policy = exp.sampling_params(state.train.params)
+    partners = state.snapshots if config.evaluation.partner == 'pool' else (None,)
+    scores, saved = {}, []
+    for kind in config.evaluation.conditions:
+        exp.progress.stage(f'evaluation: {kind}')
+        by_partner = []
+        for number, partner in enumerate(partners):
+            score = np.full((len(scenarios), exp.domain.seats), np.nan)
+            for kinds, tested in pairings(kind, exp.domain.seats, config.evaluation.partner):
+                match = Match(kinds, tuple(range(len(scenarios))))
+                table = exp.table(tuple(
+                    dataclasses.replace(exp.seat(k, policy, (partner,), 0), trained=False) for k in kinds))
+                result = exp.judge(exp.collect(match, table, scenarios, KEYS), 'none')
+                outcome = np.where(result.verdict.outcome_valid, 10 * result.verdict.outcome, np.nan)
+                for s in tested:
+                    score[:, s] = outcome[s * len(scenarios):(s + 1) * len(scenarios)]
+                label = {'condition': kind} | ({} if partner is None else {'partner': number})
+                saved += [label | record for record in result.records()]
+            by_partner.append(score)
+        scores[kind] = np.concatenate(by_partner, axis=1)
+    variant, categories = exp.domain.variant(config.environment), [scenario.category for scenario in scenarios]
+    rows = compare(scores, config.evaluation.bootstrap, config.seed)
+    if hosts.first():
+        write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
+        write_atomically(workdir / 'evaluation.json', to_json(rows, scores, variant, categories))
+    exp.progress.table(f'Goal scores on held-out scenarios of {variant}', *table_of(rows))
+    if 1 < len(set(categories)) <= MAX_CATEGORIES:
+        exp.progress.table('By category', *by_category(scores, categories))
+    return rows
+
+
+def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Return the tables at which a kind of strategist is evaluated: (strategists by seat, seats that are tested)."""
+    other = kind if partner == 'self' else partner
+    if kind == other:
+        return [((kind,) * seats, tuple(range(seats)))]
+    return [(tuple(kind if s == tested else other for s in range(seats)), (tested,)) for tested in range(seats)]
 
 
 def compare(scores: Mapping[str, np.ndarray], samples: int, seed: int) -> list[Row]:
@@ -64,7 +126,7 @@ def compare(scores: Mapping[str, np.ndarray], samples: int, seed: int) -> list[R
     return rows
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Column titles and cells for print."""
     with_interval = lambda mean, low, high: f'{mean:.2f} [{low:.2f}, {high:.2f}]'
     signed = lambda d: '' if d is None else f'{d[0]:+.2f} [{d[1]:+.2f}, {d[2]:+.2f}]'

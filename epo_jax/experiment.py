@@ -1,9 +1,8 @@
-"""The outer loop of EPO, top to bottom. The only file that knows all the others.
+"""The outer loop of EPO: self-play iterations, checkpoints, and an evaluation at the end.
 
-    scenarios -> rollout -> judge -> credit -> gradient steps -> the next self-play iteration -> evaluation
+`run_iteration` is the algorithm; everything else is around it.
 """
 
-import dataclasses
 import functools
 import math
 import pathlib
@@ -15,37 +14,64 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from epo_jax import evaluate, iteration as iterating, records
+from epo_jax import evaluate, records
+from epo_jax.compiled import run_program
 from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
-from epo_jax.envs.base import load_domain
-from epo_jax.iteration import Run
-from epo_jax.models.transformer import stack
-from epo_jax.rl import learner as learning, selfplay
+from epo_jax.envs.base import check_environment, load_domain
+from epo_jax.iteration import Experiment, IterationResult, iteration_metrics
+from epo_jax.models.layout import stack
+from epo_jax.rl import selfplay
+from epo_jax.rl.learner import Learner, TrainState, from_config
 from epo_jax.rl.selfplay import RunState, pool_size, uses_pool
 from epo_jax.roles import Roles, adapter, build_roles
 from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
 from epo_jax.runtime.errors import InputError
-from epo_jax.runtime.files import write_atomically, write_jsonl
+from epo_jax.runtime.files import write_jsonl
 from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
 
-MOST_CATEGORIES = 12  # of which a table is still read
+
+def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
+                  iteration: int) -> tuple[RunState, IterationResult]:
+    """Run one self-play iteration: collect, judge, assign credit, update.
+
+    Args:
+      exp: what is run.
+      state: the state before; its training state is donated.
+      scenarios: of the iteration's episodes.
+      iteration: its number, from 0.
+
+    Returns:
+      The state after the iteration, and its result.
+    """
+    matches = exp.matches(state, iteration)  # who plays whom
+    snapshots = next_snapshots(exp.config, state, iteration)
+    if exp.config.rollout.compiled:  # the same four steps as one program
+        train, result = run_program(exp, state.train, matches, scenarios, iteration)
+        return RunState(train, snapshots), result
+    results = [exp.collect(match, table, scenarios, iteration) for match, table in matches]
+    results = [exp.judge(result, exp.config.reward.process) for result in results]
+    rows, verdict = exp.trained(results)
+    credit = exp.assign_credit(rows, verdict)
+    train, metrics = exp.update(state.train, rows, credit, iteration)
+    return RunState(train, snapshots), IterationResult(results, rows, verdict, credit, metrics)
 
 
 def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
-    """Trains and evaluates; resumes where the workdir holds a checkpoint.
+    """Train and evaluate; resume from the last checkpoint in the workdir, if there is one.
 
     Returns:
-      The evaluation, [] where none was asked for or the run was told to stop early.
+      The rows of the evaluation; [] without an evaluation, or if the run was asked to stop early.
 
     Raises:
-      ConfigError, ProfileError, WeightsError, ...: before anything is trained, where the input is bad.
-      FloatingPointError: a loss or gradient is not finite; the last checkpoint stands.
+      ConfigError, ProfileError, WeightsError, ...: the input is bad; nothing has been trained.
+      FloatingPointError: a loss or gradient is not finite.
     """
     validate(config)
     domain = load_domain(config.environment.name)
+    check_environment(domain, config.environment)
     scenarios = domain.scenarios(config.scenarios, config.environment)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, {'rollout.batch': config.rollout.batch, 'learner.micro_batch': config.learner.micro_batch})
@@ -63,13 +89,13 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
             roles = build_roles(config, mesh, domain)
         progress.line(f'strategist: {roles.strategist.config.num_params:,} parameters on {mesh.size} '
                       f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
-        this = Run(config, domain, roles, make_learner(config, roles), progress, watch,
-                   param_shardings(roles.strategist.sampler(), mesh))
+        exp = Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
+                         param_shardings(roles.strategist.sampler(), mesh))
         train, held_out = ([s for s in scenarios if s.split == split] for split in ('train', 'held_out'))
 
-        # State: fresh, or as it was after the last iteration that was saved
+        # State: new, or as it was after the last iteration that was saved
         start = checkpoints.latest() or 0
-        fresh = jax.jit(functools.partial(initial_state, this.learner, mesh, config.seed))
+        fresh = jax.jit(functools.partial(initial_state, exp.learner, mesh, config.seed))
         if start:
             abstract = fresh.lower(roles.strategist.params).compile().out_info
             state, _ = checkpoints.restore(start, RunState(abstract, (abstract.params,) * pool_size(config, start)))
@@ -83,63 +109,41 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         with MetricsWriter(workdir, resume_step=start) as writer:
             for iteration in range(start, config.iterations):
                 progress.start_iteration(iteration + 1)
-                state, metrics = iterate(this, state, train, iteration, workdir)
-                metrics |= {'time/compilations': compilations.count, 'time/compile': compilations.seconds}
+                chosen = draw_scenarios(
+                    train, config.rollout.episodes, config.rollout.group, iteration, config.seed)
+                state, result = run_iteration(exp, state, chosen, iteration)
+                saved = write_episodes(exp, result, iteration, workdir)
+                metrics = iteration_metrics(result, saved) | watch.metrics() | {
+                    'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
                 stop = hosts.agree(preemption.requested)
                 checkpoints.save(iteration + 1, state, {}, force=stop or iteration + 1 == config.iterations)
                 progress.line(summary(iteration + 1, metrics))
                 if stop:
                     checkpoints.wait()
-                    progress.line('asked to stop: saved, start again to go on')
+                    progress.line('stopped on request; the state is saved, and the same command continues the run')
                     return []
         checkpoints.wait()
 
         # Evaluation
         if not config.evaluation.episodes:
             return []
-        rows = compare(this, state, held_out, workdir)
+        rows = evaluate.run_evaluation(exp, state, held_out, workdir)
         progress.line(f'episodes: {workdir / "episodes"}')
         return rows
 
 
-def make_learner(config: ConfigDict, roles: Roles) -> learning.Learner:
-    """The learner, with the length of its schedule."""
+def make_learner(config: ConfigDict, roles: Roles) -> Learner:
+    """Build the learner, with the length of its learning rate schedule."""
     c = config.learner
     trained = sum(sum(kind == 'policy' for kind in match.kinds) * len(match.episodes)
                   for match in selfplay.matches(config.seats, config.rollout.episodes))
     steps = config.iterations * c.epochs * math.ceil(trained / c.batch)
-    return learning.from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config))
+    return from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config))
 
 
-def iterate(this: Run, state: RunState, scenarios: Sequence[Any], iteration: int,
-            workdir: pathlib.Path) -> tuple[RunState, dict[str, float]]:
-    """One self-play iteration: (the state after it, its metrics). Writes its episodes."""
-    config = this.config
-    chosen = draw(scenarios, config.rollout.episodes, config.rollout.group, iteration, config.seed)
-    tables = iterating.tables(this, state.train, state.snapshots, iteration)
-    snapshots = state.snapshots
-    if uses_pool(config) and iteration % config.pool_every == 0:
-        snapshots = selfplay.remember(state.snapshots, copy(state.train.params), config.pool_size)
-    step = iterating.one_program if config.rollout.compiled else iterating.step_by_step
-    train, lesson = step(this, state.train, tables, chosen, iteration)
-
-    saved = None
-    if (iteration + 1) % config.rollout.record_every == 0 or iteration + 1 == config.iterations:
-        saved = lesson.records()
-        if hosts.first():
-            folder = workdir / 'episodes'
-            folder.mkdir(exist_ok=True)
-            write_jsonl(folder / f'iteration_{iteration + 1:05d}.jsonl', saved)
-        reason = records.failure_reason(saved)
-        if reason:
-            this.progress.line(
-                f'{sum(r["truncated"] for r in saved)} episodes were cut off, the first because: {reason}')
-    return RunState(train, snapshots), iterating.describe(lesson, saved) | this.watch.metrics()
-
-
-def initial_state(learner: learning.Learner, mesh: Mesh, seed: int, params) -> learning.TrainState:
-    """The state before training: all of the strategist's parameters, or a fresh adapter."""
+def initial_state(learner: Learner, mesh: Mesh, seed: int, params: Any) -> TrainState:
+    """Return the state before training: all of the strategist's parameters, or a new adapter."""
     if learner.lora is None:
         trained = stack(params)
     else:
@@ -148,67 +152,15 @@ def initial_state(learner: learning.Learner, mesh: Mesh, seed: int, params) -> l
     return learner.init(jax.lax.with_sharding_constraint(trained, shardings))
 
 
-def summary(iteration: int, metrics: dict[str, float]) -> str:
-    """One line on an iteration."""
-    seconds = sum(metrics.get(f'time/{name}', 0) for name in ('rollout', 'judge', 'learn', 'program'))
-    return (f'iteration {iteration}: outcome {metrics["outcome/mean"]:.3f}  loss {metrics["learner/loss"]:+.4f}  '
-            f'gradient {metrics["learner/gradient_norm"]:.2f}  gap {metrics["learner/logprob_gap"]:.1e}  '
-            f'turns {metrics["episodes/turns"]:.1f}  {seconds:.0f} s')
+def draw_scenarios(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed: int) -> list[Any]:
+    """Return the scenarios of an iteration.
 
+    The set is passed through again and again, each time in a new random order; every scenario is taken `group` times
+    in a row.
 
-def compare(this: Run, state: RunState, held_out: Sequence[Any], workdir: pathlib.Path) -> list[evaluate.Row]:
-    """Plays held-out scenarios under every condition, with the same keys; prints and writes (evaluation.json) scores.
-
-    Where the partners are the pool, everything is played once against each of its snapshots.
+    Raises:
+      InputError: there are none.
     """
-    config = this.config
-    if not held_out:
-        raise InputError('no scenario is held out: evaluation.episodes must be 0')
-    order = np.random.default_rng(config.seed).permutation(len(held_out))
-    scenarios = [held_out[i] for i in order[:config.evaluation.episodes]]
-    numbers = tuple(range(len(scenarios)))
-    keys = iterating.keys_of(config.seed, 2**31 - 1, np.array(numbers))
-    policy = iterating.sampled_by(this, state.train.params)
-    partners = state.snapshots if config.evaluation.partner == 'pool' else (None,)
-    scores, saved = {}, []
-    for kind in config.evaluation.conditions:
-        this.progress.stage(f'evaluation: {kind}')
-        against = []
-        for number, partner in enumerate(partners):
-            found = np.full((len(scenarios), this.domain.seats), np.nan)
-            for kinds, tested in pairings(kind, this.domain.seats, config.evaluation.partner):
-                seats = tuple(
-                    dataclasses.replace(iterating.seat(this, k, policy, (partner,), 0), trained=False) for k in kinds)
-                played = iterating.play(
-                    this, iterating.table(this, seats), kinds, scenarios, numbers, keys, process='none')
-                outcome = np.where(played.verdict.outcome_valid, 10 * played.verdict.outcome, np.nan)
-                for s in tested:
-                    found[:, s] = outcome[s * len(scenarios):(s + 1) * len(scenarios)]
-                label = {'condition': kind} | ({} if partner is None else {'partner': number})
-                saved += [label | record for record in played.records()]
-            against.append(found)
-        scores[kind] = np.concatenate(against, axis=1)
-    variant, categories = this.domain.variant(config.environment), [scenario.category for scenario in scenarios]
-    rows = evaluate.compare(scores, config.evaluation.bootstrap, config.seed)
-    if hosts.first():
-        write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
-        write_atomically(workdir / 'evaluation.json', evaluate.to_json(rows, scores, variant, categories))
-    this.progress.table(f'Goal scores on held-out scenarios of {variant}', *evaluate.table(rows))
-    if 1 < len(set(categories)) <= MOST_CATEGORIES:
-        this.progress.table('By category', *evaluate.by_category(scores, categories))
-    return rows
-
-
-def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Tables at which a kind of strategist is evaluated: (strategists by seat, seats that are tested)."""
-    other = kind if partner == 'self' else partner
-    if kind == other:
-        return [((kind,) * seats, tuple(range(seats)))]
-    return [(tuple(kind if s == tested else other for s in range(seats)), (tested,)) for tested in range(seats)]
-
-
-def draw(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed: int) -> list[Any]:
-    """The scenarios of an iteration: the set in a new random order each time through, each `group` times."""
     if not scenarios:
         raise InputError("no scenario has split 'train'")
     passes, chosen = {}, []
@@ -220,7 +172,43 @@ def draw(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed:
     return chosen
 
 
+def next_snapshots(config: ConfigDict, state: RunState, iteration: int) -> tuple[Any, ...]:
+    """Return the pool after an iteration; a new snapshot holds the parameters with which the iteration began."""
+    if not uses_pool(config) or iteration % config.pool_every:
+        return state.snapshots
+    return selfplay.add_snapshot(state.snapshots, copy(state.train.params), config.pool_size)
+
+
 @jax.jit
-def copy(params):
-    """Parameters in buffers of their own, which outlive the donation of the originals."""
+def copy(params: Any) -> Any:
+    """Copy parameters, so that they outlive the donation of the originals."""
     return jax.tree.map(jnp.copy, params)
+
+
+def write_episodes(exp: Experiment, result: IterationResult, iteration: int,
+                   workdir: pathlib.Path) -> list[dict[str, Any]] | None:
+    """Write the episodes of an iteration if they are due, and report the first that was cut off.
+
+    Returns:
+      The records, or None if they are not due.
+    """
+    number = iteration + 1
+    if number % exp.config.rollout.record_every and number != exp.config.iterations:
+        return None
+    saved = result.records()
+    if hosts.first():
+        folder = workdir / 'episodes'
+        folder.mkdir(exist_ok=True)
+        write_jsonl(folder / f'iteration_{number:05d}.jsonl', saved)
+    reason = records.failure_reason(saved)
+    if reason:
+        exp.progress.line(f'{sum(record["truncated"] for record in saved)} episodes were cut off; the first: {reason}')
+    return saved
+
+
+def summary(iteration: int, metrics: dict[str, float]) -> str:
+    """Return one line about an iteration."""
+    seconds = sum(metrics.get(f'time/{name}', 0) for name in ('rollout', 'judge', 'learn', 'program'))
+    return (f'iteration {iteration}: outcome {metrics["outcome/mean"]:.3f}  loss {metrics["learner/loss"]:+.4f}  '
+            f'gradient {metrics["learner/gradient_norm"]:.2f}  gap {metrics["learner/logprob_gap"]:.1e}  '
+            f'turns {metrics["episodes/turns"]:.1f}  {seconds:.0f} s')

@@ -1,7 +1,6 @@
-"""One self-play iteration: rollout -> judge -> credit -> gradient steps.
+"""The parts of one self-play iteration, called from a host loop: who plays whom, collect, judge, update.
 
-Twice, with the same parts: `step_by_step` from a host loop, for any table, and `one_program` compiled as a whole
-(compiled.py), where everybody is on the device. Both leave a `Lesson`.
+`experiment.run_iteration` puts them together. compiled.py does the same in one program.
 
 Axis letters: E episodes of a match, S seats, N trained conversations, T turns of one seat.
 """
@@ -14,300 +13,212 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from epo_jax import compiled, records
+from epo_jax import records
 from epo_jax.agents.base import Player, Seat
-from epo_jax.envs.base import Account, Domain, Environment
+from epo_jax.envs.base import Domain, Environment, EpisodeText
 from epo_jax.envs.host import HostEnvironment
-from epo_jax.rewards.outcome import load_outcome, scored
+from epo_jax.models.layout import sampling_params
+from epo_jax.rewards.outcome import load_outcome, with_outcome
 from epo_jax.rewards.process import Verdict, assess
-from epo_jax.rewards.reading import Reading, readings
-from epo_jax.rl import credit, learner as learning, selfplay
-from epo_jax.rl.trajectory import Trajectory, trajectory
-from epo_jax.roles import Roles, for_sampling
-from epo_jax.rollout import Archive, Table, episode_keys, rollout, turns_of
-from epo_jax.runtime.errors import InputError
-from epo_jax.runtime.hosts import everywhere
+from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
+from epo_jax.rl import selfplay
+from epo_jax.rl.batching import batches
+from epo_jax.rl.credit import Credit, CreditRules, assign
+from epo_jax.rl.learner import Batch, Learner, TrainState
+from epo_jax.rl.selfplay import Match, RunState
+from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
+from epo_jax.roles import Roles
+from epo_jax.rollout import Episodes, Table, episode_keys, max_seat_turns, rollout_on_host
 from epo_jax.runtime.telemetry import Progress, Stopwatch
 
 
+@dataclasses.dataclass(frozen=True)
+class MatchResult:
+    """The finished episodes of one match.
+
+    Attributes:
+      table: who played.
+      match: the strategists of the seats, and the numbers of the episodes.
+      scenarios: of the E episodes.
+      episodes: what was played.
+      reasons: for every episode that an agent cut off, why.
+      verdict: on every seat, seat-major; None before the episodes are judged.
+    """
+
+    table: Table
+    match: Match
+    scenarios: Sequence[Any]
+    episodes: Episodes
+    reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    verdict: Optional[Verdict] = None
+
+    def texts(self) -> list[EpisodeText]:
+        """Return the episodes in text."""
+        return self.table.env.texts(self.scenarios, self.episodes.env)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one record for each episode, see `records.episode_records`."""
+        return records.episode_records(
+            self.match, self.episodes, self.texts(), self.reasons, strategy_texts(self.table, self.episodes),
+            self.verdict)
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationResult:
+    """What an iteration leaves besides the new state.
+
+    Attributes:
+      matches: the episodes of every match.
+      rows: the trained conversations.
+      verdict: on the trained conversations.
+      credit: rewards and advantages of their turns.
+      metrics: of the gradient steps.
+    """
+
+    matches: Sequence[MatchResult]
+    rows: Trajectory
+    verdict: Verdict
+    credit: Credit
+    metrics: Mapping[str, float]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one record for each episode, with what was trained on."""
+        saved = [record for match in self.matches for record in match.records()]
+        by_number = {record['episode']: record for record in saved}
+        for n, episode in enumerate(self.rows.episode):
+            records.add_credit(by_number[int(episode)], n, self.rows, self.credit)
+        return saved
+
+
 @dataclasses.dataclass
-class Run:
-    """Everything that is built once and then only used; `shardings` are those of parameters that sample."""
+class Experiment:
+    """Everything that a run builds once and then uses.
+
+    Attributes:
+      config, domain, roles, learner: what is run.
+      progress, watch: how the run reports on itself.
+      shardings: of the parameters that sample.
+    """
 
     config: ConfigDict
     domain: Domain
     roles: Roles
-    learner: learning.Learner
+    learner: Learner
     progress: Progress
     watch: Stopwatch
     shardings: Any
 
+    @property
+    def base(self) -> Any:
+        """Return the frozen parameters under an adapter; None where the whole model is trained."""
+        return self.roles.strategist.params if self.learner.lora else None
 
-@dataclasses.dataclass(frozen=True)
-class Played:
-    """The finished episodes of one match with what the judge said of every seat.
+    @property
+    def credit_rules(self) -> CreditRules:
+        """Return how the configuration assigns credit."""
+        reward, credit = self.config.reward, self.config.credit
+        return CreditRules(reward.combine, reward.weight, credit.gamma, credit.baseline, credit.normalise)
 
-    Attributes:
-      table: who played; kinds: their strategists.
-      scenarios, numbers: of the episodes, the latter within the iteration.
-      archive, reasons: what happened, and why episodes were cut off.
-      verdict: of every seat, seat-major.
-    """
+    def sampling_params(self, trained: Any) -> Any:
+        """Return trained parameters in the form in which a strategist samples."""
+        params = sampling_params(trained, self.learner.lora, self.roles.strategist.dtype, self.base)
+        return params if self.learner.lora else jax.device_put(params, self.shardings)
 
-    table: Table
-    kinds: tuple[str, ...]
-    scenarios: Sequence[Any]
-    numbers: Sequence[int]
-    archive: Archive
-    reasons: Mapping[int, str]
-    verdict: Verdict
+    def matches(self, state: RunState, iteration: int) -> list[tuple[Match, Table]]:
+        """Return who plays whom in an iteration, and the tables at which they do."""
+        config = self.config
+        # A compiled iteration puts the parameters of the policy in by itself.
+        policy = None if config.rollout.compiled else self.sampling_params(state.train.params)
+        return [
+            (match, self.table(tuple(
+                self.seat(kind, policy, state.snapshots, iteration) for kind in match.kinds), config.rollout.group))
+            for match in selfplay.matches(config.seats, config.rollout.episodes)]
 
-    def accounts(self) -> list[Account]:
-        """The episodes in text."""
-        return self.table.env.accounts(self.scenarios, self.archive.env, self.archive.messages)
+    def seat(self, kind: str, policy: Any, snapshots: Sequence[Any], iteration: int) -> Seat:
+        """Return a seat with a strategist of a kind (see `selfplay.KINDS`); `policy` are the parameters in training."""
+        roles = self.roles
+        actor = Player(roles.actor_agent, roles.actor.params, roles.actor.tokenizer)
+        if kind == 'none':
+            return Seat(actor)
+        params = {'policy': policy, 'prompted': roles.strategist.params}.get(kind)
+        if kind in ('snapshot', 'pool'):
+            last = len(snapshots) - 1
+            if last < 0:  # in the first iteration, the last snapshot is the model before training
+                params = roles.strategist.params
+            else:
+                index = last if kind == 'snapshot' else selfplay.draw_snapshot(self.config.seed, iteration, last + 1)
+                params = self.sampling_params(snapshots[index])
+        strategist = Player(roles.strategist_agent, params, roles.strategist.tokenizer)
+        return Seat(actor, strategist, trained=kind == 'policy')
 
-    def records(self) -> list[dict[str, Any]]:
-        """See records.episode_records."""
-        accounts = self.accounts()
-        return records.episode_records(
-            self.kinds, self.archive, accounts, self.reasons, readings(self.table, self.archive, accounts),
-            self.verdict, self.numbers)
+    def table(self, seats: tuple[Seat, ...], group: int = 1) -> Table:
+        """Return a table for some seats."""
+        return Table(self._environment(seats), seats, group, self.roles.strategist_agent.width)
 
+    def _environment(self, seats: tuple[Seat, ...]) -> Environment:
+        config, domain = self.config, self.domain
+        if config.rollout.compiled or domain.text_environment is None:
+            return domain.device_environment(
+                config.environment, seats[0].actor.tokenizer, config.rollout.view_tokens)
+        return HostEnvironment(domain.text_environment(config.environment), seats, config.rollout.view_tokens,
+                               config.environment.timeout or None)
 
-@dataclasses.dataclass(frozen=True)
-class Lesson:
-    """What an iteration leaves besides the new state.
+    def collect(self, match: Match, table: Table, scenarios: Sequence[Any], iteration: int) -> MatchResult:
+        """Play the episodes of a match; `scenarios` are those of the whole iteration."""
+        scenarios = [scenarios[number] for number in match.episodes]
+        keys = episode_keys(self.config.seed, iteration, np.array(match.episodes))
+        count = lambda tokens: 0 if tokens is None else int(np.sum(np.asarray(tokens.length)))
+        with self.watch('rollout'), self.progress.phase('rollout', unit='turns') as phase:
+            episodes, reasons = rollout_on_host(
+                table, table.env.encode(scenarios), keys, self.config.rollout.batch,
+                on_turn=lambda turn: phase.advance(
+                    int(np.sum(turn.live)), count(turn.strategy) + count(turn.message)))
+        return MatchResult(table, match, scenarios, episodes, reasons)
 
-    Attributes:
-      played: by match.
-      rows, verdict: the trained conversations, and what the judge said of them.
-      reward, valid, advantage: [N, T].
-      learned: metrics of the gradient steps.
-    """
+    def judge(self, result: MatchResult, process: str) -> MatchResult:
+        """Add the verdict on every episode and seat; `process` is the method of the process reward."""
+        outcome, judge = self.config.reward.outcome, self.roles.judge
+        with self.watch('judge'), self.progress.phase('judge', unit='turns'):
+            prompts = judge_prompts(result.table, result.episodes, result.texts())
+            if outcome not in ('judge', 'environment'):
+                prompts = with_outcome(prompts, load_outcome(outcome))
+            rate = outcome == 'judge' and any(prompt.reward is None for prompt in prompts)
+            conversations = encode_prompts(
+                judge, prompts, max_seat_turns(result.table.env), process, read=rate or process == 'potential')
+            return dataclasses.replace(result, verdict=assess(judge, conversations, process, rate))
 
-    played: Sequence[Played]
-    rows: Trajectory
-    verdict: Verdict
-    reward: np.ndarray
-    valid: np.ndarray
-    advantage: np.ndarray
-    learned: Mapping[str, float]
+    def trained(self, results: Sequence[MatchResult]) -> tuple[Trajectory, Verdict]:
+        """Return the trained conversations of all matches, and the verdict on them."""
+        rows = [trajectories(result.table, result.episodes, np.array(result.match.episodes),
+                             self.config.rollout.group) for result in results]
+        verdicts = [result.verdict[trained_rows(result.table, len(result.scenarios))] for result in results]
+        join = lambda *xs: np.concatenate(xs)
+        return jax.tree.map(join, *rows), jax.tree.map(join, *verdicts)
 
-    def records(self) -> list[dict[str, Any]]:
-        """One record an episode, with what was trained on."""
-        saved = [record for played in self.played for record in played.records()]
-        by_number = {record['episode']: record for record in saved}
-        rows = self.rows
-        for n in range(len(rows.ids)):
-            records.add_credit(
-                by_number[int(rows.episode[n])], int(rows.seat[n]), rows.ids[n], rows.turn[n], rows.logprob[n],
-                int(rows.length[n]), int(rows.turn_mask[n].sum()), self.reward[n], self.valid[n], self.advantage[n])
-        return saved
+    def assign_credit(self, rows: Trajectory, verdict: Verdict) -> Credit:
+        """Return rewards and advantages of every turn (NumPy)."""
+        return Credit(*map(np.asarray, assign(
+            verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rows.group,
+            self.credit_rules)))
 
-
-def sampled_by(this: Run, trained):
-    """What was trained, in the form in which a strategist samples."""
-    params = for_sampling(trained, this.learner.lora, this.roles.strategist.dtype, base(this))
-    return params if this.learner.lora else jax.device_put(params, this.shardings)
-
-
-@jax.jit
-def keys_of(seed, iteration, episodes) -> jax.Array:
-    """key[E] of the episodes of an iteration."""
-    return episode_keys(jax.random.key(seed), iteration, episodes)
-
-
-def credit_rules(config: ConfigDict) -> credit.Rules:
-    """How the configuration assigns credit."""
-    return credit.Rules(config.reward.combine, config.reward.weight, config.credit.gamma, config.credit.baseline,
-                        config.credit.normalise)
-
-
-def base(this: Run):
-    """The frozen parameters under an adapter; None where there is none."""
-    return this.roles.strategist.params if this.learner.lora else None
-
-
-def seat(this: Run, kind: str, policy, snapshots: Sequence[Any], iteration: int) -> Seat:
-    """A seat with a strategist of the given kind; `policy`: its parameters, None where a program adds them."""
-    roles = this.roles
-    actor = Player(roles.player, roles.actor.params, roles.actor.tokenizer)
-    if kind == 'none':
-        return Seat(actor)
-    params = {'policy': policy, 'prompted': roles.strategist.params}.get(kind)
-    if kind in ('snapshot', 'pool'):
-        last = len(snapshots) - 1
-        if last < 0:  # before the first iteration, the last snapshot is the model as it was
-            params = roles.strategist.params
-        else:
-            index = last if kind == 'snapshot' else selfplay.draw_snapshot(this.config.seed, iteration, last + 1)
-            params = sampled_by(this, snapshots[index])
-    return Seat(actor, Player(roles.adviser, params, roles.strategist.tokenizer), trained=kind == 'policy')
-
-
-def environment(this: Run, seats: tuple[Seat, ...]) -> Environment:
-    """The environment for a table of these seats: on the device, or text on the host."""
-    c, domain = this.config, this.domain
-    if c.rollout.compiled or domain.environment is None:
-        return domain.tokens(c.environment, seats[0].actor.tokenizer, c.rollout.view_tokens)
-    return HostEnvironment(
-        domain.environment(c.environment), seats, c.rollout.view_tokens, c.environment.timeout or None)
+    def update(self, train: TrainState, rows: Trajectory, credit: Credit,
+               iteration: int) -> tuple[TrainState, dict[str, float]]:
+        """Take all gradient steps of an iteration; return the new state and the mean metrics of the steps."""
+        c = self.config.learner
+        data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid)
+        steps = []
+        with self.watch('learn'):
+            parts = batches(data, c.batch, c.epochs, (self.config.seed, iteration), c.length_bucket)
+            with self.progress.phase('learn', len(parts), 'steps') as phase:
+                for batch in parts:
+                    train, metrics = self.learner.step(train, batch, self.base)
+                    steps.append(metrics)
+                    phase.advance(1, batch.ids.size)
+                return train, mean_metrics(steps, iteration)
 
 
-def table(this: Run, seats: tuple[Seat, ...], group: int = 1) -> Table:
-    """A table of these seats."""
-    return Table(environment(this, seats), seats, group, this.roles.adviser.width)
-
-
-def tables(this: Run, train: learning.TrainState, snapshots: Sequence[Any],
-           iteration: int) -> list[tuple[selfplay.Match, Table]]:
-    """The matches of an iteration and who sits at their tables."""
-    config = this.config
-    policy = None if config.rollout.compiled else sampled_by(this, train.params)  # a program takes it from the state
-    found = []
-    for match in selfplay.matches(config.seats, config.rollout.episodes):
-        seats = tuple(seat(this, kind, policy, snapshots, iteration) for kind in match.kinds)
-        found.append((match, table(this, seats, config.rollout.group)))
-    return found
-
-
-def step_by_step(this: Run, train: learning.TrainState, tables: Sequence[tuple[selfplay.Match, Table]],
-                 scenarios: Sequence[Any], iteration: int) -> tuple[learning.TrainState, Lesson]:
-    """An iteration from a host loop, for any table."""
-    config = this.config
-    played = [play(this, table, match.kinds, [scenarios[i] for i in match.episodes], match.episodes,
-                   keys_of(config.seed, iteration, np.array(match.episodes)), config.reward.process)
-              for match, table in tables]
-    rows, verdict = join([gather(p, config.rollout.group) for p in played])
-    reward, valid, advantage = map(np.asarray, credit.assign(
-        verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rows.group,
-        credit_rules(config)))
-    with this.watch('learn'):
-        train, learned = learn(this, train, rows, advantage, valid, iteration)
-    return train, Lesson(played, rows, verdict, reward, valid, advantage, learned)
-
-
-def one_program(this: Run, train: learning.TrainState, tables: Sequence[tuple[selfplay.Match, Table]],
-                scenarios: Sequence[Any], iteration: int) -> tuple[learning.TrainState, Lesson]:
-    """The same, compiled as a whole.
-
-    Raises:
-      InputError: somebody is not on the device.
-    """
-    config = this.config
-    matches, tables = zip(*tables)
-    if not all(table.on_device for table in tables):
-        raise InputError('rollout.compiled: somebody at the table is not on the device, or speaks in other tokens')
-    numbers = [np.array(match.episodes, np.int32) for match in matches]
-    parts = [[scenarios[i] for i in match.episodes] for match in matches]
-    settings = compiled.Settings(
-        this.learner, this.roles.strategist.dtype, config.rollout.batch, config.reward.process, config.reward.outcome,
-        credit_rules(config))
-    trained = [[s for s, seat in enumerate(table.seats) if seat.trained] for table in tables]
-    count = sum(len(n) * len(seats) for n, seats in zip(numbers, trained))
-    order = compiled.order(count, config.learner.batch, config.learner.epochs, (config.seed, iteration))
-    asks = config.reward.outcome == 'judge' or config.reward.process != 'none'
-    with this.watch('program'), this.progress.phase('iteration', unit='episodes') as phase:
-        queues, groups, order = jax.device_put((
-            tuple(table.env.encode(part) for table, part in zip(tables, parts)),
-            tuple(n // config.rollout.group for n in numbers), order))
-        keys = tuple(keys_of(config.seed, iteration, n) for n in numbers)
-        train, result = compiled.iterate(
-            settings, train, tables, queues, keys, groups,
-            this.roles.judge if asks else None, order, base(this))
-        result = jax.tree.map(np.asarray, everywhere(result))
-        phase.advance(sum(map(len, numbers)))
-
-    played = [
-        Played(table, match.kinds, part, match.episodes, archive, {}, verdict_of(judged))
-        for match, table, part, archive, judged in zip(matches, tables, parts, result.archives, result.judged)]
-    episode = np.concatenate([np.tile(n, len(seats)) for n, seats in zip(numbers, trained)])
-    steps = [dict(zip(result.metrics, values)) for values in zip(*result.metrics.values())]
-    _, verdict = join([gather(p, config.rollout.group) for p in played])
-    return train, Lesson(played, result.rows.replace(episode=episode), verdict, result.reward, result.valid,
-                         result.advantage, average(steps, iteration))
-
-
-def verdict_of(judged: compiled.Judged) -> Verdict:
-    """What the program's judge said, with notes for the record."""
-    number = lambda value: round(float(value), 6)
-    note = tuple({'rating': number(10 * outcome) if ok else None,
-                  'potential': [number(p) for p in potential if np.isfinite(p)],
-                  'critical': [number(p) for p in critical if np.isfinite(p)]}
-                 for outcome, ok, potential, critical in zip(
-                     judged.outcome, judged.outcome_valid, judged.potential, judged.critical))
-    return Verdict(judged.process, judged.valid, judged.outcome, judged.outcome_valid, note)
-
-
-def play(this: Run, table: Table, kinds: tuple[str, ...], scenarios: Sequence[Any], numbers: Sequence[int], keys,
-         process: str) -> Played:
-    """Plays and judges scenarios.
-
-    Args:
-      kinds: of the strategists at the table.
-      numbers: of the episodes; keys: key[E]; process: method of the process reward.
-    """
-    env = table.env
-    tokens = lambda said: 0 if said is None else int(np.sum(np.asarray(said.length)))
-    with this.watch('rollout'), this.progress.phase('rollout', unit='turns') as phase:
-        archive, reasons = rollout(
-            table, env.encode(scenarios), keys, this.config.rollout.batch, on_turn=lambda turn: phase.advance(
-                int(np.sum(turn.live)), tokens(turn.strategy) + tokens(turn.message)))
-    with this.watch('judge'), this.progress.phase('judge', unit='turns'):
-        accounts = env.accounts(scenarios, archive.env, archive.messages)
-        read = with_outcome(this.config.reward.outcome, readings(table, archive, accounts), archive)
-        verdict = assess(this.roles.judge, read, turns_of(env), process)
-    return Played(table, kinds, scenarios, numbers, archive, reasons, verdict)
-
-
-def with_outcome(name: str, read: list[Reading], archive: Archive) -> list[Reading]:
-    """The readings with their score set by what config.reward.outcome names, where it is not the judge."""
-    if name == 'judge':
-        return read
-    if name == 'environment':
-        return [dataclasses.replace(reading, score=10 * float(value))
-                for reading, value in zip(read, np.asarray(archive.reward).T.reshape(-1))]
-    return scored(read, load_outcome(name))
-
-
-def gather(played: Played, group: int) -> tuple[Trajectory, Verdict]:
-    """The trained rows of a match and their verdicts."""
-    numbers = np.array(played.numbers)
-    rows = trajectory(played.table, played.archive, numbers // group)
-    at = rows.seat * len(numbers) + rows.episode
-    v = played.verdict
-    return rows.replace(episode=numbers[rows.episode]), Verdict(
-        v.process[at], v.valid[at], v.outcome[at], v.outcome_valid[at], tuple(v.note[n] for n in at))
-
-
-def join(parts: Sequence[tuple[Trajectory, Verdict]]) -> tuple[Trajectory, Verdict]:
-    """Puts the rows of several matches into one."""
-    rows = jax.tree.map(lambda *xs: np.concatenate(xs), *(rows for rows, _ in parts))
-    verdicts = [verdict for _, verdict in parts]
-    field = lambda name: np.concatenate([getattr(verdict, name) for verdict in verdicts])
-    return rows, Verdict(field('process'), field('valid'), field('outcome'), field('outcome_valid'),
-                         sum((verdict.note for verdict in verdicts), ()))
-
-
-def learn(this: Run, train: learning.TrainState, rows: Trajectory, advantage, valid,
-          iteration: int) -> tuple[learning.TrainState, dict[str, float]]:
-    """All gradient steps of an iteration: (state, metrics averaged over the steps)."""
-    c = this.config.learner
-    data = learning.Batch(rows.ids, rows.turn, rows.logprob, advantage, valid)
-    batches = [
-        batch for epoch in range(c.epochs) for batch in learning.batches(
-            data, c.batch, np.random.default_rng((this.config.seed, iteration, epoch)), c.length_bucket)]
-    steps = []
-    with this.progress.phase('learn', len(batches), 'steps') as phase:
-        for batch in batches:
-            train, metrics = this.learner.step(train, batch, base(this))
-            steps.append(metrics)
-            phase.advance(1, batch.ids.size)
-    return train, average(steps, iteration)
-
-
-def average(steps: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, float]:
-    """Metrics of an iteration's gradient steps.
+def mean_metrics(steps: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, float]:
+    """Return the metrics of an iteration's gradient steps.
 
     Raises:
       FloatingPointError: a loss or gradient is not finite.
@@ -316,25 +227,25 @@ def average(steps: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, flo
     for step in steps:
         if not math.isfinite(step['loss'] + step['gradient_norm']):
             raise FloatingPointError(
-                f'iteration {iteration + 1}: loss {step["loss"]}, gradient norm {step["gradient_norm"]}; the '
-                'checkpoint of the iteration before stands')
+                f'iteration {iteration + 1}: loss {step["loss"]}, gradient norm {step["gradient_norm"]}; training '
+                'stopped, and the last checkpoint is that of an earlier iteration')
     mean = {f'learner/{name}': float(np.mean([step[name] for step in steps])) for name in steps[0]}
-    # Only before the first step does the policy equal the one that sampled: there the gap is numerical error.
+    # Only before the first step is the policy the one that sampled; there the gap is numerical error.
     return mean | {'learner/logprob_gap': steps[0]['logprob_gap'], 'learner/steps': len(steps)}
 
 
-def describe(lesson: Lesson, saved: Optional[Sequence[dict]]) -> dict[str, float]:
-    """Metrics of an iteration's episodes; what has to be read from texts only where there are records."""
+def iteration_metrics(result: IterationResult, saved: Optional[Sequence[dict]]) -> dict[str, float]:
+    """Return the metrics of an iteration; those that need texts only where there are records."""
     mean = lambda values: float(np.mean(values)) if len(values) else math.nan
-    rows, verdict, reward, valid = lesson.rows, lesson.verdict, lesson.reward, lesson.valid
-    field = lambda name: np.concatenate([np.asarray(getattr(played.archive, name)) for played in lesson.played])
+    rows, verdict, credit = result.rows, result.verdict, result.credit
+    field = lambda name: np.concatenate([np.asarray(getattr(match.episodes, name)) for match in result.matches])
     turns = int(rows.turn_mask.sum())
-    metrics = dict(lesson.learned) | {
+    metrics = dict(result.metrics) | {
         'outcome/mean': mean(verdict.outcome[verdict.outcome_valid]),
         'outcome/missing': int((~verdict.outcome_valid).sum()),
         'reward/process': mean(verdict.process[verdict.valid]),
-        'reward/per_turn': mean(reward[valid]),
-        'reward/missing_turns': turns - int(valid.sum()),
+        'reward/per_turn': mean(credit.reward[credit.valid]),
+        'reward/missing_turns': turns - int(credit.valid.sum()),
         'episodes/count': len(field('cause')),
         'episodes/turns': mean(field('actions')),
         'episodes/truncated': int((field('cause') != 0).sum()),
@@ -343,8 +254,8 @@ def describe(lesson: Lesson, saved: Optional[Sequence[dict]]) -> dict[str, float
     }
     if saved is None:
         return metrics
-    texts = [turn['strategy'] for record in saved for turn in record['turns'] if turn['strategy']]
+    strategies = [turn['strategy'] for record in saved for turn in record['turns'] if turn['strategy']]
     events = [event for record in saved for event in record['events']]
-    kinds = set(events) | {'action/repaired', 'action/unparsable'}
-    return metrics | {'strategy/distinct': len(set(texts)) / max(len(texts), 1)} | {
-        name: events.count(name) for name in sorted(kinds)}
+    names = set(events) | {'action/repaired', 'action/unparsable'}
+    return metrics | {'strategy/distinct': len(set(strategies)) / max(len(strategies), 1)} | {
+        name: events.count(name) for name in sorted(names)}

@@ -90,9 +90,9 @@ def load_language(path: str, template: str, dtype: Any, mesh: Mesh, domain: Opti
       TokenizerError, ChatTemplateError, WeightsError: it cannot be used.
     """
     if path == 'scratch':
-        if domain is None or domain.language is None:
+        if domain is None or domain.scratch_model is None:
             raise FileNotFoundError("model 'scratch': this environment has no model of its own")
-        config, tokenizer, chat = domain.language()
+        config, tokenizer, chat = domain.scratch_model()
     else:
         tokenizer = testing.byte_tokenizer() if path == 'dummy' else load_tokenizer(find_model(path))
         chat = chat_segments(tokenizer, template or None)

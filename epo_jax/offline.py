@@ -12,7 +12,7 @@ from typing import Any, Iterator, Optional
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from epo_jax.config import ConfigError, open_workdir, validate_keys
+from epo_jax.config import ConfigError, defaults_of, open_workdir, validate_keys
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.language import Language, activation_dtype, load_language
@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
             remat='full'),        # rematerialization in the backward pass: none, dots or full
         learner=dict(
             # Optimizer and memory: the attributes of epo_jax.rl.learner.Learner.
-            learning.learner_defaults(exclude=('entropy', 'chunk', 'offload')),
+            defaults_of(learning.learner_keys(exclude=('entropy', 'chunk', 'offload'))),
             batch=32,             # conversations per gradient step
             epochs=3,             # passes over the file
             length_bucket=256,    # batches are padded to a multiple of this many tokens

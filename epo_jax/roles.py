@@ -1,10 +1,8 @@
 """From a configuration to the models behind the roles: strategist, actor, judge."""
 
 import dataclasses
-import functools
 from typing import Optional
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,7 +13,6 @@ from epo_jax.envs.base import Domain
 from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.lora import LoRA
 from epo_jax.models.sampling import SamplingConfig
-from epo_jax.models.transformer import unstack
 from epo_jax.rewards.judge import Judge
 from epo_jax.runtime.errors import InputError
 from epo_jax.text import tokenizer as text
@@ -23,12 +20,18 @@ from epo_jax.text import tokenizer as text
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """Who there is to play and to judge. Roles of one model share its weights."""
+    """The models of a run. Roles that use the same model share its weights.
+
+    Attributes:
+      strategist, actor: the language models.
+      strategist_agent, actor_agent: how they take part in an episode.
+      judge: the judge.
+    """
 
     strategist: Language
-    adviser: LocalAgent
+    strategist_agent: LocalAgent
     actor: Language
-    player: Agent
+    actor_agent: Agent
     judge: Judge
 
 
@@ -51,7 +54,7 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
     if config.actor.model == 'echo':
         actor, player = dataclasses.replace(strategist, params=None), Echo(config.actor.max_tokens)
     else:
-        env = domain.environment and domain.environment(config.environment)  # None: only a form in tokens, no text
+        env = domain.text_environment and domain.text_environment(config.environment)
         actor = language(config.actor)
         if config.actor.choose_action and not (env and env.prefixes):
             raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
@@ -79,15 +82,3 @@ def adapter(config: ConfigDict) -> Optional[LoRA]:
     """What the configuration adapts; None: everything is trained."""
     c = config.lora
     return LoRA(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
-
-
-def for_sampling(params, lora: Optional[LoRA], dtype, base=None):
-    """What was trained as parameters that sample: with an adapter, its base beside it."""
-    if lora is None:
-        return unstack(params, dtype)
-    return _join(lora, dtype, base, params)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _join(lora, dtype, base, adapter):
-    return lora.join(base, jax.tree.map(lambda x: x.astype(dtype), adapter))

@@ -1,8 +1,8 @@
 """The rollout: one function is one turn, and an episode is that function again and again.
 
-`turn` and `refill` serve two drivers. `play` runs them in one traced loop, where everybody at the table is on the
-device; `rollout` calls them from a host loop, where an API model or a host environment sits there. Both keep B
-slots busy: a slot whose episode is over files it in the archive and gets the next one.
+`turn` and `refill` serve two drivers. `rollout_compiled` runs them in one traced loop, where every agent is on the
+device. `rollout_on_host` calls them from a host loop, for API models and text environments. Both keep B slots busy: a
+slot whose episode is over stores it and starts the next one.
 
 Axis letters: B slots, E episodes, S seats, A actions of all seats together, T turns of one seat, L token positions,
 K tokens.
@@ -13,42 +13,44 @@ from typing import Any, Callable, NamedTuple, Optional
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from epo_jax.agents.base import Player, Seat
-from epo_jax.envs.base import Environment, View
+from epo_jax.envs.base import Environment, Observation
 from epo_jax.runtime.hosts import everywhere
 from epo_jax.text import tokenizer as text
-from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
+from epo_jax.text.tokens import Array, Tokens, concat, keep, pack, repeat
 
-# Why an episode was cut off, by number; in front of them, one number for each agent (see `who`).
-NEWS, ENVIRONMENT = -1, -2
+# Why an episode was cut off: one of these, or 1 + the number of the agent that failed (see `agent_number`).
+OBSERVATION, ENVIRONMENT = -1, -2
 
 
 @struct.dataclass
 class Table:
-    """Who plays what: everything about a rollout that does not change during it. A pytree of weights.
+    """Who plays what: all of a rollout that does not change during it. A pytree of weights.
 
     Attributes:
-      env, seats: what is played and by whom.
-      group: episodes come in groups of so many with the same scenario, which begin together in neighbouring slots.
-      room: tokens kept free for advice where there is no strategist, so that one program serves actors with and
-        without; 0: none are.
+      env: the environment.
+      seats: the agents.
+      group: episodes come in groups of this size with the same scenario, which start together in neighboring slots.
+      advice_width: number of token positions reserved for a strategy in what an actor without a strategist reads, so
+        that one program serves actors with and without; 0 reserves none.
     """
 
     env: Environment = struct.field(pytree_node=False)
     seats: tuple[Seat, ...]
     group: int = struct.field(pytree_node=False, default=1)
-    room: int = struct.field(pytree_node=False, default=0)
+    advice_width: int = struct.field(pytree_node=False, default=0)
 
     @property
     def players(self) -> list[Player]:
-        """Everybody, each with its number, the strategist of a seat before its actor."""
+        """Return all players, the strategist of a seat before its actor."""
         return [player for seat in self.seats for player in (seat.strategist, seat.actor) if player is not None]
 
     @property
     def on_device(self) -> bool:
-        """Whether a rollout can be one traced program."""
+        """Return whether a rollout can be one traced program."""
         same = all(seat.strategist is None or seat.strategist.tokenizer is seat.actor.tokenizer for seat in self.seats)
         return same and self.env.on_device and all(player.agent.on_device for player in self.players)
 
@@ -59,35 +61,42 @@ class TableState:
 
     Attributes:
       env: state of the environment.
-      strategists, actors: memory of every seat's agents (None: no strategist).
-      news: for every seat, what it has not read yet.
-      episode: i32[B] number of the episode in each slot; E: none.
-      next: i32[] first episode that nobody has begun.
-      keys: key[B] of the episodes.
-      done: bool[B] over, for whatever reason.
-      cause: i32[B] 0, or who or what cut the episode off: 1 + number of the agent, NEWS or ENVIRONMENT.
-      actions: i32[B] so far.
-      reward: f32[B, S] sum of the environment's own rewards.
-      strategies, messages: Tokens [B, A, K] (lengths i32[B, A]), what was written in each action.
+      strategists, actors: memory of the agents of every seat; None without a strategist.
+      unread: for every seat, the Observation (of Tokens) that it has not read yet.
+      episode: number of the episode in each slot; E for none.
+      next: number of the first episode that has not started.
+      keys: random keys of the episodes, key[B].
+      done: whether the episode is over, for whatever reason.
+      cause: 0, or why the episode was cut off: 1 + the number of an agent, OBSERVATION or ENVIRONMENT.
+      actions: number of actions so far.
+      reward: sum of the environment's rewards; NaN until there is one.
+      strategies, messages: what was written in each action, Tokens [B, A, K] (lengths i32[B, A]).
     """
 
     env: Any
     strategists: tuple[Any, ...]
     actors: tuple[Any, ...]
-    news: tuple[View, ...]
-    episode: Any
-    next: Any
-    keys: Any
-    done: Any
-    cause: Any
-    actions: Any
-    reward: Any
+    unread: tuple[Observation, ...]
+    episode: Int[Array, ' B']
+    next: Int[Array, '']
+    keys: jax.Array
+    done: Bool[Array, ' B']
+    cause: Int[Array, ' B']
+    actions: Int[Array, ' B']
+    reward: Float[Array, 'B S']
     strategies: Tokens
     messages: Tokens
 
 
 class Turn(NamedTuple):
-    """What was sampled in one turn: seat, live bool[B], strategy Tokens [B, K] or None, message Tokens [B, K]."""
+    """What was sampled in one turn.
+
+    Attributes:
+      seat: whose turn it was.
+      live: bool[B], the slots that took part.
+      strategy: Tokens [B, K], or None without a strategist.
+      message: Tokens [B, K].
+    """
 
     seat: int
     live: Any
@@ -97,119 +106,122 @@ class Turn(NamedTuple):
 
 @struct.dataclass
 class Conversation:
-    """What a session holds besides its cache: ids, turn i32[E, L], logprob f32[E, L], length, turns i32[E]."""
+    """What a strategist's session holds besides its cache; see models/sampling.py."""
 
-    ids: Any
-    turn: Any
-    logprob: Any
-    length: Any
-    turns: Any
+    ids: Int[Array, 'E L']
+    turn: Int[Array, 'E L']
+    logprob: Float[Array, 'E L']
+    length: Int[Array, ' E']
+    turns: Int[Array, ' E']
 
 
 @struct.dataclass
-class Archive:
+class Episodes:
     """Finished episodes, by number.
 
     Attributes:
-      env: the environment's state of each.
-      conversations: of every seat's strategist (None: not a trained one).
+      env: the environment's state at the end of each.
+      conversations: of the strategist of every seat; None where it is not trained.
       cause, actions, reward, strategies, messages: as in TableState.
     """
 
     env: Any
     conversations: tuple[Optional[Conversation], ...]
-    cause: Any
-    actions: Any
-    reward: Any
+    cause: Int[Array, ' E']
+    actions: Int[Array, ' E']
+    reward: Float[Array, 'E S']
     strategies: Tokens
     messages: Tokens
 
 
-def who(seat: int, actor: bool) -> int:
-    """Number of an agent at the table."""
+def agent_number(seat: int, actor: bool) -> int:
+    """Return the number of an agent at the table: the strategist of a seat, then its actor."""
     return 2 * seat + actor
 
 
-def settle(tree):
-    """In a host loop small arrays are NumPy's, so that nothing but the agents is compiled; in a trace they stay."""
+def on_host(tree):
+    """Turn small arrays into NumPy arrays in a host loop, so that only agents are compiled; keep traced ones."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), everywhere(tree))
 
 
-def numpy_or_jax(*trees):
-    """The array module that goes with settled arrays."""
+def array_module(*trees):
+    """Return `jax.numpy` if any leaf is a JAX array (traced ones included), else `numpy`."""
     return jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(trees)) else np
 
 
 def turn(table: Table, state: TableState, seat: int) -> tuple[TableState, Turn]:
-    """One seat's turn in every live slot: read, get advice, act; the environment answers.
+    """Play one turn of a seat in every live slot: read, get a strategy, act, and let the environment answer.
 
     Args:
       table: who plays what.
-      state: the slots before.
+      state: the slots before the turn.
       seat: whose turn it is.
 
     Returns:
-      (the slots after, what was written).
+      The slots after the turn, and what was written.
     """
     strategist, actor = table.seats[seat].strategist, table.seats[seat].actor
     strategists, actors = list(state.strategists), list(state.actors)
-    news, live = state.news[seat], ~state.done
-    xp = numpy_or_jax(live)
+    observation, live = state.unread[seat], ~state.done
+    xp = array_module(live)
     cause = state.cause
-    blame = lambda cause, broken, number: xp.where((cause == 0) & live & settle(broken), number, cause)
-    content, strategy, cues = [news.actor], None, table.env.cues(state.env, seat)
+    blame = lambda cause, broken, number: xp.where((cause == 0) & live & on_host(broken), number, cause)
+    content, strategy, cues = [observation.actor], None, table.env.cues(state.env, seat)
 
     if strategist is not None:
         strategists[seat], strategy = strategist.agent.respond(
-            strategist.params, strategists[seat], [news.strategist], cues.strategist, None, state.keys,
-            who(seat, False), live)
-        strategy = settle(strategy)
-        cause = blame(cause, strategist.agent.failed(strategists[seat]), 1 + who(seat, False))
+            strategist.params, strategists[seat], [observation.strategist], cues.strategist, None, state.keys,
+            agent_number(seat, False), live)
+        strategy = on_host(strategy)
+        cause = blame(cause, strategist.agent.failed(strategists[seat]), 1 + agent_number(seat, False))
         before, after = (keep(repeat(part, len(live)), live) for part in table.env.advice(seat))
         content += [before, translate(strategy, strategist, actor), after]
-    elif table.room:
+    elif table.advice_width:
         before, after = (repeat(part, len(live)) for part in table.env.advice(seat))
-        content += [keep(part, False) for part in (before, repeat([0] * table.room, len(live)), after)]
+        content += [keep(part, False) for part in (before, repeat([0] * table.advice_width, len(live)), after)]
     actors[seat], message = actor.agent.respond(
         actor.params, actors[seat], content, cues.actor, table.env.choices(state.env, seat), state.keys,
-        who(seat, True), live & (cause == 0))
-    cause, message = blame(cause, actor.agent.failed(actors[seat]), 1 + who(seat, True)), everywhere(message)
-    env, seen = table.env.step(state.env, seat, message, live & (cause == 0))
-    seen, message = settle((seen, message))
-    cause = blame(cause, seen.failed, ENVIRONMENT)
+        agent_number(seat, True), live & (cause == 0))
+    cause, message = blame(cause, actor.agent.failed(actors[seat]), 1 + agent_number(seat, True)), everywhere(message)
+    env, step = table.env.step(state.env, seat, message, live & (cause == 0))
+    step, message = on_host((step, message))
+    cause = blame(cause, step.failed, ENVIRONMENT)
 
     unread = []
-    for s, (old, new) in enumerate(zip(state.news, seen.views)):
+    for s, (old, new) in enumerate(zip(state.unread, step.observations, strict=True)):
         if s == seat:  # everything before this turn has been read
-            old = View(*(keep(part, False) for part in old))
-        unread.append(View(*(concat(pair, pair[1].ids.shape[1]) for pair in zip(old, new))))
-        for pair in zip(old, new):
-            cause = blame(cause, pair[0].length + pair[1].length > pair[1].ids.shape[1], NEWS)
+            old = Observation(*(keep(part, False) for part in old))
+        unread.append(Observation(*(concat(pair, pair[1].ids.shape[1]) for pair in zip(old, new, strict=True))))
+        for part, more in zip(old, new, strict=True):
+            cause = blame(cause, part.length + more.length > more.ids.shape[1], OBSERVATION)
 
     actions = state.actions + live
+    rewarded = live[:, None] & ~xp.isnan(step.reward)
     return state.replace(
-        env=env, strategists=tuple(strategists), actors=tuple(actors), news=tuple(unread),
-        done=state.done | seen.done | (cause != 0) | (actions >= table.env.max_turns),
-        cause=cause, actions=actions, reward=state.reward + xp.where(live[:, None], seen.reward, 0),
-        strategies=_note(state.strategies, strategy, state.actions, live),
-        messages=_note(state.messages, message, state.actions, live)), Turn(seat, live, strategy, message)
+        env=env, strategists=tuple(strategists), actors=tuple(actors), unread=tuple(unread),
+        done=state.done | step.done | (cause != 0) | (actions >= table.env.max_turns),
+        cause=cause, actions=actions,
+        reward=xp.where(rewarded, xp.where(xp.isnan(state.reward), 0, state.reward) + step.reward, state.reward),
+        strategies=_record(state.strategies, strategy, state.actions, live),
+        messages=_record(state.messages, message, state.actions, live)), Turn(seat, live, strategy, message)
 
 
-def _note(record: Tokens, said: Optional[Tokens], actions, live) -> Tokens:
-    """Tokens [B, A, K] with what was said in action number actions[B] of the live slots."""
-    if said is None:
+def _record(record: Tokens, written: Optional[Tokens], actions, live) -> Tokens:
+    """Put what was written in action number actions[B] of the live slots into Tokens [B, A, K]."""
+    if written is None:
         return record
-    xp = numpy_or_jax(live)
+    xp = array_module(live)
     now = (xp.arange(record.length.shape[1]) == actions[:, None]) & live[:, None]
-    ids = xp.pad(said.ids, ((0, 0), (0, record.ids.shape[2] - said.ids.shape[1])))
+    ids = xp.pad(written.ids, ((0, 0), (0, record.ids.shape[2] - written.ids.shape[1])))
     return Tokens(
-        xp.where(now[:, :, None], ids[:, None], record.ids), xp.where(now, said.length[:, None], record.length))
+        xp.where(now[:, :, None], ids[:, None], record.ids), xp.where(now, written.length[:, None], record.length))
 
 
 def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
-    """The same ids where both use one tokenizer; else the text of the message in the reader's tokens (host).
+    """Return a message in the reader's tokens: the same ids if both use one tokenizer, else by its text (host).
 
-    What becomes more than four times as long is cut there: the width of what is read must not depend on the text.
+    A translation that is more than four times as long as the longest message is cut there, so that the width of what
+    is read does not depend on the text.
     """
     if speaker.tokenizer is reader.tokenizer:
         return message
@@ -218,31 +230,33 @@ def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
     return pack(rows, width)
 
 
-def open_table(table: Table, batch: int, count: int, keys) -> tuple[TableState, Archive]:
-    """(`batch` empty slots, an archive for `count` episodes), to be refilled first."""
+def open_table(table: Table, batch: int, count: int, keys) -> tuple[TableState, Episodes]:
+    """Return `batch` empty slots, to be refilled first, and empty storage for `count` episodes."""
     env, S, A = table.env, len(table.seats), table.env.max_turns
     start = lambda player: player and player.agent.start(batch)
-    said = lambda rows, players: Tokens(
+    record = lambda rows, players: Tokens(
         np.zeros((rows, A, max((p.agent.width for p in players if p), default=0)), np.int32),
         np.zeros((rows, A), np.int32))
     strategists, actors = [seat.strategist for seat in table.seats], [seat.actor for seat in table.seats]
     nothing = Tokens(np.zeros((batch, env.width), np.int32), np.zeros(batch, np.int32))
     state = TableState(
         env=env.start(batch), strategists=tuple(map(start, strategists)), actors=tuple(map(start, actors)),
-        news=(View(nothing, nothing),) * S, episode=np.full(batch, count, np.int32), next=np.zeros((), np.int32),
-        keys=_pick(keys, np.zeros(batch, np.int32)),
+        unread=(Observation(nothing, nothing),) * S, episode=np.full(batch, count, np.int32),
+        next=np.zeros((), np.int32), keys=_pick(keys, np.zeros(batch, np.int32)),
         done=np.ones(batch, bool), cause=np.zeros(batch, np.int32), actions=np.zeros(batch, np.int32),
-        reward=np.zeros((batch, S), np.float32), strategies=said(batch, strategists), messages=said(batch, actors))
+        reward=np.full((batch, S), np.nan, np.float32), strategies=record(batch, strategists),
+        messages=record(batch, actors))
     blank = lambda x: np.zeros((count, *x.shape[1:]), x.dtype)
-    kept = (state.env, tuple(map(_conversation, table.seats, state.strategists)), state.cause, state.actions,
-            state.reward, state.strategies, state.messages)
-    return state, Archive(*jax.tree.map(blank, kept))
+    return state, jax.tree.map(blank, _finished(table, state))
 
 
-def _conversation(seat: Seat, memory) -> Optional[Conversation]:
-    if not seat.trained:
-        return None
-    return Conversation(memory.ids, memory.turn, memory.logprob, memory.length, memory.turns)
+def _finished(table: Table, state: TableState) -> Episodes:
+    """Return the part of the slots that is kept of finished episodes."""
+    conversations = tuple(
+        Conversation(memory.ids, memory.turn, memory.logprob, memory.length, memory.turns) if seat.trained else None
+        for seat, memory in zip(table.seats, state.strategists, strict=True))
+    return Episodes(state.env, conversations, state.cause, state.actions, state.reward, state.strategies,
+                    state.messages)
 
 
 @jax.jit
@@ -250,52 +264,55 @@ def _pick(keys, at):
     return keys[jnp.minimum(at, len(keys) - 1)]
 
 
-def refill(table: Table, state: TableState, archive: Archive, queue: Any,
-           keys: jax.Array) -> tuple[TableState, Archive]:
-    """Files the episodes that are over, and begins the next ones in their slots.
+def refill(table: Table, state: TableState, episodes: Episodes, queue: Any,
+           keys: jax.Array) -> tuple[TableState, Episodes]:
+    """Store the episodes that are over and start the next ones in their slots.
 
     Args:
       table: who plays what.
-      state, archive: the slots, and what was filed so far.
+      state: the slots.
+      episodes: what was stored so far.
       queue: the encoded scenarios of all E episodes.
       keys: key[E].
+
+    Returns:
+      The slots and the stored episodes.
     """
-    count = len(archive.cause)
-    xp = numpy_or_jax(state.done)
+    count = len(episodes.cause)
+    xp = array_module(state.done)
     over = xp.repeat(state.done.reshape(-1, table.group).all(axis=1), table.group)
     if xp is np and not over.any():
-        return state, archive
-    archive = archive_rows(archive, xp.where(over, state.episode, count), Archive(
-        state.env, tuple(map(_conversation, table.seats, state.strategists)), state.cause, state.actions,
-        state.reward, state.strategies, state.messages))
+        return state, episodes
+    episodes = store(episodes, xp.where(over, state.episode, count), _finished(table, state))
 
     number = state.next + xp.cumsum(over).astype(np.int32) - 1
     rows = over & (number < count)
     episode = xp.where(rows, number, xp.where(over, count, state.episode)).astype(np.int32)
     env, strategists, actors = state.env, state.strategists, state.actors
     if xp is jnp or rows.any():
-        env, openings = table.env.deal(env, queue, episode, rows)
+        env, first = table.env.reset(env, queue, episode, rows)
         begin = lambda player, memory, opening: player and player.agent.begin(
             player.params, memory, opening, rows, table.group)
         strategists = tuple(begin(seat.strategist, memory, opening.strategist)
-                            for seat, memory, opening in zip(table.seats, strategists, openings))
+                            for seat, memory, opening in zip(table.seats, strategists, first, strict=True))
         actors = tuple(begin(seat.actor, memory, opening.actor)
-                       for seat, memory, opening in zip(table.seats, actors, openings))
-    fresh = lambda x: xp.where(over.reshape(-1, *[1] * (x.ndim - 1)), xp.zeros_like(x), x)
-    clean = lambda tokens: tokens.replace(length=fresh(tokens.length))
+                       for seat, memory, opening in zip(table.seats, actors, first, strict=True))
+    fresh = lambda x, value=0: xp.where(over.reshape(-1, *[1] * (x.ndim - 1)), xp.full_like(x, value), x)
+    clear = lambda tokens: tokens.replace(length=fresh(tokens.length))
     return state.replace(
-        env=env, strategists=strategists, actors=actors, news=jax.tree.map(fresh, state.news), episode=episode,
+        env=env, strategists=strategists, actors=actors, unread=jax.tree.map(fresh, state.unread), episode=episode,
         next=state.next + rows.sum().astype(np.int32), keys=_pick(keys, episode),
         done=xp.where(over, ~rows, state.done), cause=fresh(state.cause), actions=fresh(state.actions),
-        reward=fresh(state.reward), strategies=clean(state.strategies), messages=clean(state.messages)), archive
+        reward=fresh(state.reward, np.nan), strategies=clear(state.strategies), messages=clear(state.messages)
+        ), episodes
 
 
-def archive_rows(archive: Archive, at, rows: Archive) -> Archive:
-    """The archive with slot b filed under number at[b]; numbers beyond it are not filed."""
+def store(episodes: Episodes, at, rows: Episodes) -> Episodes:
+    """Store slot b under number at[b]; numbers beyond the last episode are dropped."""
     if isinstance(at, np.ndarray):
-        kept = at < len(archive.cause)
+        kept = at < len(episodes.cause)
         if not kept.any():
-            return archive
+            return episodes
         rows = everywhere(rows)
 
         def put(into, x):
@@ -305,75 +322,78 @@ def archive_rows(archive: Archive, at, rows: Archive) -> Archive:
     else:
         def put(into, x):
             return into.at[at].set(x, mode='drop')
-    return jax.tree.map(put, archive, rows)
+    return jax.tree.map(put, episodes, rows)
 
 
-def play(table: Table, queue: Any, keys: jax.Array, batch: int) -> Archive:
-    """All episodes of the queue, as one traced loop; the table must be `on_device`.
+def rollout_compiled(table: Table, queue: Any, keys: jax.Array, batch: int) -> Episodes:
+    """Play all episodes of the queue in one traced loop; the table must be `on_device`.
 
     Args:
       table: who plays what.
       queue: the encoded scenarios of E episodes.
-      keys: key[E], one an episode: what an episode samples depends on its own key alone.
-      batch: slots, a multiple of the table's group.
+      keys: key[E], one an episode. What an episode samples depends on its own key alone.
+      batch: number of slots, a multiple of the table's group.
     """
     count = len(keys)
-    state, archive = jax.tree.map(jnp.asarray, open_table(table, batch, count, keys))
+    state, episodes = jax.tree.map(jnp.asarray, open_table(table, batch, count, keys))
 
-    def rounds(carry):
-        state, archive = carry
+    def play_round(carry):
+        state, episodes = carry
         for seat in range(len(table.seats)):
             state, _ = turn(table, state, seat)
-        return refill(table, state, archive, queue, keys)
+        return refill(table, state, episodes, queue, keys)
 
-    start = refill(table, state, archive, queue, keys)
-    _, archive = jax.lax.while_loop(lambda carry: (carry[0].episode < count).any(), rounds, start)
-    return archive
+    start = refill(table, state, episodes, queue, keys)
+    _, episodes = jax.lax.while_loop(lambda carry: (carry[0].episode < count).any(), play_round, start)
+    return episodes
 
 
-def rollout(table: Table, queue: Any, keys: jax.Array, batch: int,
-            on_turn: Callable[[Turn], None] = lambda record: None) -> tuple[Archive, dict[int, str]]:
-    """The same from a host loop, for any table.
+def rollout_on_host(table: Table, queue: Any, keys: jax.Array, batch: int,
+                    on_turn: Callable[[Turn], None] = lambda record: None) -> tuple[Episodes, dict[int, str]]:
+    """Play all episodes of the queue from a host loop, at any table.
 
     Args:
-      table, queue, keys, batch: see `play`.
-      on_turn: called after every turn (progress).
+      table: who plays what.
+      queue: the encoded scenarios of E episodes.
+      keys: key[E], as in `rollout_compiled`.
+      batch: number of slots, a multiple of the table's group.
+      on_turn: called after every turn, to report progress.
 
     Returns:
-      (archive, for every episode that was cut off by one of its agents: why, in that agent's words).
+      The episodes, and for every one that an agent cut off the reason in words.
     """
     count, reasons = len(keys), {}
-    state, archive = refill(table, *open_table(table, batch, count, keys), queue, keys)
+    state, episodes = refill(table, *open_table(table, batch, count, keys), queue, keys)
     while (state.episode < count).any():
         for seat in range(len(table.seats)):
             if state.done.all():
                 break
             state, record = turn(table, state, seat)
             on_turn(record)
-        reasons |= words(table, state)
-        state, archive = refill(table, state, archive, queue, keys)
-    return archive, reasons
+        reasons |= failure_reasons(table, state)
+        state, episodes = refill(table, state, episodes, queue, keys)
+    return episodes, reasons
 
 
-def words(table: Table, state: TableState) -> dict[int, str]:
-    """For every episode that sits in a slot, and that one of its agents has cut off, why (host)."""
-    said = {}
+def failure_reasons(table: Table, state: TableState) -> dict[int, str]:
+    """Return, for every episode in a slot that an agent cut off, the reason in words (host)."""
+    reasons = {}
     for b in np.flatnonzero(state.cause > 0):
         s, actor = divmod(int(state.cause[b]) - 1, 2)
         seat, memory = table.seats[s], (state.actors if actor else state.strategists)[s]
         player = seat.actor if actor else seat.strategist
-        said[int(state.episode[b])] = (
+        reasons[int(state.episode[b])] = (
             f'{"actor" if actor else "strategist"} of seat {s}: {player.agent.reasons(memory)[b]}')
-    return said
+    return reasons
 
 
-def turns_of(env: Environment) -> int:
-    """T, the turns one seat can have."""
+def max_seat_turns(env: Environment) -> int:
+    """Return T, the largest number of turns of one seat."""
     return -(-env.max_turns // env.num_seats)
 
 
 @jax.jit
-def episode_keys(key: jax.Array, iteration, episodes: jax.Array) -> jax.Array:
-    """key[E]: fold_in(fold_in(run, iteration), episode), for episode numbers i32[E]."""
-    key = jax.random.fold_in(key, iteration)
+def episode_keys(seed, iteration, episodes: Int[Array, ' E']) -> jax.Array:
+    """Return key[E] = fold_in(fold_in(key(seed), iteration), episode)."""
+    key = jax.random.fold_in(jax.random.key(seed), iteration)
     return jax.vmap(lambda episode: jax.random.fold_in(key, episode))(episodes)

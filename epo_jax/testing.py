@@ -8,8 +8,9 @@ from tokenizers import decoders, models, pre_tokenizers
 import transformers
 
 from epo_jax.models.config import ModelConfig
-from epo_jax.models.transformer import Transformer, unstack
-from epo_jax.rewards.reading import Reading
+from epo_jax.models.layout import unstack
+from epo_jax.models.transformer import Transformer
+from epo_jax.rewards.prompts import JudgePrompt
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -43,7 +44,7 @@ def dummy_params(config: ModelConfig, stacked: bool, seed: int = 0):
     return params if stacked else unstack(params)
 
 
-def share_of_e(readings: Sequence[Reading]) -> list[float]:
-    """An outcome that is a simple function of the strategies: the share of the letter e in them, in [0, 1]."""
-    texts = [''.join(reading.strategies) for reading in readings]
+def share_of_e(prompts: Sequence[JudgePrompt]) -> list[float]:
+    """Return the share of the letter e in the strategies, in [0, 1]: an outcome that is easy to learn."""
+    texts = [''.join(prompt.strategies) for prompt in prompts]
     return [text.count('e') / max(len(text), 1) for text in texts]

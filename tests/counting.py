@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flax import struct
 import jax.numpy as jnp
 
-from epo_jax.envs.base import Account, Domain, Observation, View
+from epo_jax.envs.base import Domain, EnvironmentStep, EpisodeText, Observation
 from epo_jax.text.tokens import Tokens, repeat
 
 NEVER = 99
@@ -17,7 +17,8 @@ NEVER = 99
 
 class Scenario(NamedTuple):
     """An episode lasts `turns` actions; in action number `broken` the environment fails, and from number `loud` on it
-    says as much as fits a view."""
+    says as much as fits a view.
+    """
 
     id: str
     turns: int
@@ -56,13 +57,13 @@ class Counting:
     def start(self, batch):
         return State(*[jnp.zeros(batch, jnp.int32)] * 6)
 
-    def deal(self, state, queue, episode, rows):
+    def reset(self, state, queue, episode, rows):
         dealt = queue[jnp.minimum(episode, len(queue) - 1)]
         pick = lambda new, old: jnp.where(rows, new, old)
         state = State(*(pick(dealt[:, i], old) for i, old in enumerate(
             (state.scenario, state.turns, state.broken, state.loud))), pick(0, state.actions), pick(0, state.total))
         hello = lambda role: self._say(state.scenario + role, rows, 3)
-        return state, tuple(View(hello(2 * s), hello(2 * s + 1)) for s in range(2))
+        return state, tuple(Observation(hello(2 * s), hello(2 * s + 1)) for s in range(2))
 
     def _say(self, number, rows, count):
         """Tokens [B, width]: so many letters that depend on a number."""
@@ -74,7 +75,7 @@ class Counting:
 
     def cues(self, state, seat):
         cue = repeat([60 + seat], len(state.actions))
-        return View(cue, cue)
+        return Observation(cue, cue)
 
     def choices(self, state, seat):
         """In its second turn, seat 0 may say one of three words, which differ from scenario to scenario."""
@@ -90,15 +91,15 @@ class Counting:
         said = self._say(total, live, jnp.where(state.actions >= state.loud, self.width, 3))
         actions = state.actions + live
         reward = jnp.zeros((len(actions), 2)).at[:, seat].set((total % 11).astype(jnp.float32))
-        return state.replace(actions=actions, total=total), Observation(
-            (View(said, said),) * 2, live & (actions >= state.turns), reward, failed)
+        return state.replace(actions=actions, total=total), EnvironmentStep(
+            (Observation(said, said),) * 2, live & (actions >= state.turns), reward, failed)
 
-    def accounts(self, scenarios, state, messages):
+    def texts(self, scenarios, state):
         facts = lambda s: {'scenario': s.id, 'environment': 'counting', 'category': s.category,
                            'situation': '', 'seats': [{'name': name, 'goal': ''} for name in 'AB']}
         return [
-            Account(facts(s), [(n % 2, str(messages.length[e, n])) for n in range(state.actions[e])], ['', ''],
-                    [float(state.total[e] % 11)] * 2, (), 'broken' if state.actions[e] > s.broken else None)
+            EpisodeText(facts(s), [(n % 2, str(state.total[e])) for n in range(state.actions[e])], ['', ''], (),
+                        'broken' if state.actions[e] > s.broken else None)
             for e, s in enumerate(scenarios)]
 
 
@@ -111,4 +112,4 @@ def scenarios(path, options):
 DOMAIN = Domain(
     seats=2, options=dict(longest=5), scenarios=scenarios,
     check=lambda options: [] if options.longest > 0 else ['environment.longest must be positive'],
-    tokens=lambda options, tokenizer, width: Counting(options.longest, width))
+    device_environment=lambda options, tokenizer, width: Counting(options.longest, width), judged=False)

@@ -8,7 +8,6 @@ import functools
 import threading
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -18,11 +17,11 @@ from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.host import HostAgent
 from epo_jax.agents.local import LocalAgent
-from epo_jax.envs.base import TextStep, View
+from epo_jax.envs.base import Observation, TextEnvironment, TextStep
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import Transformer
-from epo_jax.rollout import Archive, Table, TableState, Turn, episode_keys, open_table, refill, turn, words
+from epo_jax.rollout import Episodes, Table, TableState, Turn, episode_keys, failure_reasons, open_table, refill, turn
 from epo_jax.text.chat import chat_segments
 
 TURNS = 6  # of both seats together
@@ -44,7 +43,7 @@ CASES = (Case('one', 1), Case('two', 2), Case('five', 5), Case('six', 9))
 
 
 @dataclasses.dataclass(frozen=True)
-class Script:
+class Script(TextEnvironment):
     """A TextEnvironment whose state is (case, messages so far)."""
 
     cue: str = ''
@@ -53,12 +52,10 @@ class Script:
     num_seats = 2
     max_turns = TURNS
     advice = ('[', ']')
-    prefixes = ()
-    closing = ''
 
     def reset(self, case, advised):
         opening = lambda role, seat: f'{case.name} {role}{seat}.'
-        return (case, ()), tuple(View(opening('S', s) if advised[s] else '', opening('A', s)) for s in (0, 1))
+        return (case, ()), tuple(Observation(opening('S', s) if advised[s] else '', opening('A', s)) for s in (0, 1))
 
     def step(self, state, seat, message):
         case, said = state
@@ -72,32 +69,29 @@ class Script:
             raise SystemExit('goodbye')
         if n == case.at and case.trouble == 'nothing':
             return None
-        if case.trouble == 'flood':  # each fits a view, but together they outgrow the context
+        if case.trouble == 'flood':  # each fits an observation, but together they outgrow the context
             line = f'{n}' * 55
-        if case.trouble == 'news':  # each fits a view, but not two of them
+        if case.trouble == 'observation':  # each fits an observation, but not two of them
             line = f'{n}' * (WIDTH - 20)
         if n == case.at and case.trouble == 'long':
             line = 'x' * (WIDTH + 1)
-        own, other = View(line, ''), View(line, line)
-        views = (own, other) if seat == 0 else (other, own)
-        return (case, (*said, message)), TextStep(views, n + 1 >= case.turns, (1.0, float(n)), (f'event{n}',))
+        own, other = Observation(line, ''), Observation(line, line)
+        observations = (own, other) if seat == 0 else (other, own)
+        return (case, (*said, message)), TextStep(observations, n + 1 >= case.turns, (1.0, float(n)), (f'event{n}',))
 
     def cues(self, state, seat):
-        return View(self.cue, self.cue)
+        return Observation(self.cue, self.cue)
 
     def choices(self, state, seat):
         return self.orders if len(state[1]) == 3 else ()
 
-    def transcript(self, state):
+    def transcript(self, state, messages):
         return tuple((n % 2, f'{n}:{message[:4]};') for n, message in enumerate(state[1]))
 
-    def brief(self, state, seat):
+    def judge_prompt(self, state, seat):
         return f'{state[0].name} {seat}'
 
-    def score(self, state, seat):
-        return None
-
-    def describe(self, state):
+    def describe(self, scenario, state):
         return {'scenario': state[0].name, 'seats': [{'name': 'A'}, {'name': 'B'}]}
 
 
@@ -152,7 +146,7 @@ def host_seats():
 
 def episode_numbers(count):
     """The keys of so many episodes."""
-    return episode_keys(jax.random.key(7), 0, np.arange(count))
+    return episode_keys(7, 0, np.arange(count))
 
 
 def make_table(seats, env=Script(), timeout=None, group=1):
@@ -164,19 +158,20 @@ class Game(NamedTuple):
 
     Attributes:
       table, cases: who played what.
-      state: the slots after the last turn; archive, reasons: what was filed.
+      state: the slots after the last turn.
+      episodes, reasons: what was stored.
       turns: every turn.
     """
 
     table: Table
     cases: tuple
     state: TableState
-    archive: Archive
+    episodes: Episodes
     reasons: dict[int, str]
     turns: list[Turn]
 
-    def accounts(self):
-        return self.table.env.accounts(self.cases, self.archive.env, self.archive.messages)
+    def texts(self):
+        return self.table.env.texts(self.cases, self.episodes.env)
 
 
 def perform(seats, cases, env=Script(), timeout=None, keys=None) -> Game:
@@ -184,10 +179,10 @@ def perform(seats, cases, env=Script(), timeout=None, keys=None) -> Game:
     table, turns = make_table(seats, env, timeout), []
     keys = episode_numbers(len(cases)) if keys is None else keys
     queue = table.env.encode(cases)
-    state, archive = refill(table, *open_table(table, len(cases), len(cases), keys), queue, keys)
+    state, episodes = refill(table, *open_table(table, len(cases), len(cases), keys), queue, keys)
     while not state.done.all():
         state, record = turn(table, state, len(turns) % len(seats))
         turns.append(record)
-    reasons = words(table, state)
-    _, archive = refill(table, state, archive, queue, keys)
-    return Game(table, cases, state, archive, reasons, turns)
+    reasons = failure_reasons(table, state)
+    _, episodes = refill(table, state, episodes, queue, keys)
+    return Game(table, cases, state, episodes, reasons, turns)

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from epo_jax import compiled, experiment, iteration
-from epo_jax.rl.learner import Batch, batches
+from epo_jax import compiled, experiment
+from epo_jax.rl.batching import batches, orders
+from epo_jax.rl.learner import Batch
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,17 +37,17 @@ def runs(tmp_path_factory):
     found = {}
     for driver in (False, True):
         workdir = tmp_path_factory.mktemp(f'compiled_{driver}')
-        program = compiled.iterate
+        program = compiled.iteration_program
 
         def guarded(*args):
             with jax.transfer_guard('disallow'):
                 return program(*args)
 
-        iteration.compiled.iterate = guarded
+        compiled.iteration_program = guarded
         try:
             experiment.run(config(compiled=driver), workdir)
         finally:
-            iteration.compiled.iterate = program
+            compiled.iteration_program = program
         found[driver] = workdir
     return found
 
@@ -81,7 +82,6 @@ def test_the_rows_of_the_steps_are_those_of_the_host_loop():
     count, size, epochs = 7, 3, 2
     rows = Batch(np.arange(count)[:, None] + 1, np.zeros((count, 1), int), np.zeros((count, 1)), np.zeros((count, 1)),
                  np.ones((count, 1), bool))
-    want = [batch.ids[:, 0] - 1 for epoch in range(epochs)
-            for batch in batches(rows, size, np.random.default_rng((5, 2, epoch)), 1)]
-    got = compiled.order(count, size, epochs, (5, 2))
+    want = [batch.ids[:, 0] - 1 for batch in batches(rows, size, epochs, (5, 2), 1)]
+    got = orders(count, size, epochs, (5, 2))
     np.testing.assert_array_equal(np.where(got == count, -1, got), want)  # an empty place has id 0

@@ -51,7 +51,7 @@ def test_presets_are_valid(preset):
 
 
 def test_a_configuration_begins_with_the_options_of_its_environment():
-    config = default_config('counting')  # a module of one's own, tests/counting.py
+    config = default_config('counting')  # a module, tests/counting.py
     assert config.environment.to_dict() == dict(longest=5, name='counting', timeout=0.0)
     config.rollout.compiled = True
     validate(config)
@@ -62,11 +62,11 @@ def test_a_configuration_begins_with_the_options_of_its_environment():
 
 @pytest.mark.parametrize('name', ['chess', '', '.chess', 'epo_jax.testing', 'epo_jax.envs.base', 5])
 def test_an_unknown_environment_names_those_there_are(name):
-    with pytest.raises(ValueError, match='no environment.*alfworld, bargain, sotopia, webshop'):
+    with pytest.raises(ValueError, match='no environment.*alfworld, bargain, bargain_selfplay, sotopia, webshop'):
         default_config(name)
     config = ConfigDict(default_config().to_dict())
     config.environment = ConfigDict(dict(config.environment, name=name))
-    assert complaints(config).startswith('environment.name: no environment')
+    assert complaints(config).startswith('environment.name: there is no environment')
     config.environment = ConfigDict()
     assert complaints(config).startswith('environment.name: ')
 
@@ -74,7 +74,7 @@ def test_an_unknown_environment_names_those_there_are(name):
 def test_a_compiled_iteration_needs_an_environment_on_the_device(monkeypatch):
     config = default_config('counting')
     config.rollout.compiled = True
-    monkeypatch.setattr(counting, 'DOMAIN', dataclasses.replace(counting.DOMAIN, tokens=None))
+    monkeypatch.setattr(counting, 'DOMAIN', dataclasses.replace(counting.DOMAIN, device_environment=None))
     assert complaints(config) == 'rollout.compiled: the environment counting has no form on the device'
 
 

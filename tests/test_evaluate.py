@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from epo_jax.evaluate import Row, by_category, compare, table, to_json
+from epo_jax.evaluate import Row, by_category, compare, table_of, to_json
 
 NAN = np.nan
 SCORES = {
@@ -107,7 +107,7 @@ def test_json_has_null_where_nothing_was_scored():
 
 def test_table_cells():
     rows = [Row('none', 4.0, 3.456, 5.001, None, 8, 0), Row('policy', 5.25, 4.0, 6.0, (1.25, -0.5, 2.0), 7, 1)]
-    columns, cells = table(rows)
+    columns, cells = table_of(rows)
     assert columns == ['condition', 'goal 0-10 [95 %]', 'difference to none', 'scored', 'missing']
     assert cells == [['none', '4.00 [3.46, 5.00]', '', '8', '0'],
                      ['policy', '5.25 [4.00, 6.00]', '+1.25 [-0.50, +2.00]', '7', '1']]

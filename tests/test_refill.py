@@ -13,35 +13,45 @@ from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.scripted import Echo
 from epo_jax.models.transformer import Transformer
-from epo_jax.rl.trajectory import trajectory
-from epo_jax.rollout import ENVIRONMENT, NEWS, Table, open_table, play, refill, rollout, turn, who
+from epo_jax.rl.trajectory import trajectories
+from epo_jax.rollout import (
+    ENVIRONMENT,
+    OBSERVATION,
+    Table,
+    agent_number,
+    open_table,
+    refill,
+    rollout_compiled,
+    rollout_on_host,
+    turn,
+)
 
 CASES = tuple(Case(f'case{n}', turns) for n, turns in enumerate((6, 1, 3, 2, 5, 4, 1, 1, 6, 2, 3, 6, 1, 4, 5, 2)))
 
 
-def episodes(archive):
+def contents(stored):
     """By episode, all that is exact: what was said, and the ids and turns of both strategists."""
-    rows = [np.asarray(x) for conversation in archive.conversations if conversation is not None
+    rows = [np.asarray(x) for conversation in stored.conversations if conversation is not None
             for x in (conversation.ids, conversation.turn, conversation.length, conversation.turns)]
-    said = [[tokens.ids[e, n, :tokens.length[e, n]].tolist() for n in range(archive.actions[e])]
-            for e in range(len(archive.cause)) for tokens in (archive.strategies, archive.messages)]
-    return [(said[2 * e:2 * e + 2], [row[e].tolist() for row in rows], archive.cause[e], archive.actions[e],
-             archive.reward[e].tolist()) for e in range(len(archive.cause))]
+    said = [[tokens.ids[e, n, :tokens.length[e, n]].tolist() for n in range(stored.actions[e])]
+            for e in range(len(stored.cause)) for tokens in (stored.strategies, stored.messages)]
+    return [(said[2 * e:2 * e + 2], [row[e].tolist() for row in rows], stored.cause[e], stored.actions[e],
+             stored.reward[e].tolist()) for e in range(len(stored.cause))]
 
 
-def logprobs(archive):
-    return np.stack([np.asarray(conversation.logprob) for conversation in archive.conversations])
+def logprobs(stored):
+    return np.stack([np.asarray(conversation.logprob) for conversation in stored.conversations])
 
 
 @functools.cache
 def in_four_slots():
     table = make_table(local_seats())
-    return table, rollout(table, CASES, episode_numbers(16), 4)[0]
+    return table, rollout_on_host(table, CASES, episode_numbers(16), 4)[0]
 
 
 def assert_same(one, other):
     """Equal but for rounding in what a matrix product of another height gives."""
-    assert episodes(one) == episodes(other)
+    assert contents(one) == contents(other)
     np.testing.assert_allclose(logprobs(one), logprobs(other), atol=1e-5)
 
 
@@ -50,9 +60,9 @@ def assert_same(one, other):
 
 def test_an_episode_does_not_depend_on_how_many_are_played_at_once():
     _, four = in_four_slots()
-    sixteen = perform(local_seats(), CASES, keys=episode_numbers(16)).archive
+    sixteen = perform(local_seats(), CASES, keys=episode_numbers(16)).episodes
     assert_same(four, sixteen)
-    assert len({str(said) for said, *_ in episodes(four)}) == 16  # and all differ
+    assert len({str(said) for said, *_ in contents(four)}) == 16  # and all differ
     assert four.env.episodes.tolist() == sixteen.env.episodes.tolist()
     assert not four.cause.any() and [len(said) for _, said in four.env.episodes] == [case.turns for case in CASES]
 
@@ -60,18 +70,18 @@ def test_an_episode_does_not_depend_on_how_many_are_played_at_once():
 def test_an_episode_does_not_depend_on_its_slot_and_neighbours():
     table, straight = in_four_slots()
     order = np.random.default_rng(0).permutation(16)
-    mixed, _ = rollout(table, [CASES[n] for n in order], episode_numbers(16)[order], 4)
+    mixed, _ = rollout_on_host(table, [CASES[n] for n in order], episode_numbers(16)[order], 4)
     assert_same(mixed, jax.tree.map(lambda x: np.asarray(x)[order], straight))
 
 
 def test_an_opening_that_a_group_shares_is_as_good_as_read_alone():
     keys, cases = episode_numbers(12), [case for case in CASES[:6] for _ in BOTH]
-    alone, _ = rollout(make_table(local_seats()), cases, keys, 4)
+    alone, _ = rollout_on_host(make_table(local_seats()), cases, keys, 4)
     table = make_table(local_seats(), group=2)
-    shared, _ = rollout(table, cases, keys, 4)
+    shared, _ = rollout_on_host(table, cases, keys, 4)
     assert_same(alone, shared)
-    assert all(a != b for a, b in zip(episodes(shared)[::2], episodes(shared)[1::2]))  # a group shares nothing else
-    rows = trajectory(table, shared, np.arange(12) // 2)
+    assert all(a != b for a, b in zip(contents(shared)[::2], contents(shared)[1::2]))  # a group shares nothing else
+    rows = trajectories(table, shared, np.arange(12), 2)
     assert rows.group.tolist() == [2 * (n // 2) for n in range(12)] + [2 * (n // 2) + 1 for n in range(12)]
 
 
@@ -107,8 +117,8 @@ def played(cases, batch, group=1):
         heard.clear()
 
     table = make_table(tuple(Seat(host(reply)) for _ in BOTH), group=group)
-    archive, reasons = rollout(table, cases, episode_numbers(len(cases)), batch, on_turn)
-    assert not reasons and archive.actions.tolist() == [case.turns for case in cases]
+    stored, reasons = rollout_on_host(table, cases, episode_numbers(len(cases)), batch, on_turn)
+    assert not reasons and stored.actions.tolist() == [case.turns for case in cases]
     return rounds
 
 
@@ -136,9 +146,9 @@ def test_sixteen_short_and_long_episodes_need_fewer_rounds_than_four_full_batche
 
 def test_empty_slots_are_never_asked():
     table = make_table(host_seats())
-    state, archive = open_table(table, 4, 2, episode_numbers(2))
+    state, stored = open_table(table, 4, 2, episode_numbers(2))
     assert state.done.all() and (state.episode == 2).all()
-    state, archive = refill(table, state, archive, CASES[:2], episode_numbers(2))
+    state, stored = refill(table, state, stored, CASES[:2], episode_numbers(2))
     assert state.done.tolist() == [False, False, True, True] and state.episode.tolist() == [0, 1, 2, 2]
     state, record = turn(table, state, 0)
     assert record.live.tolist() == [True, True, False, False]
@@ -150,9 +160,9 @@ def test_nothing_is_filed_before_it_is_over():
     table = make_table(host_seats())
     opened = refill(table, *open_table(table, 2, 2, episode_numbers(2)), CASES[:2], episode_numbers(2))
     state, _ = turn(table, opened[0], 0)
-    after, archive = refill(table, state, opened[1], CASES[:2], episode_numbers(2))
-    assert after.done.tolist() == [False, True] and archive.actions.tolist() == [0, 1]  # episode 1 took one action
-    assert not archive.env.episodes[0] and archive.env.episodes[1][0] == CASES[1]
+    after, stored = refill(table, state, opened[1], CASES[:2], episode_numbers(2))
+    assert after.done.tolist() == [False, True] and stored.actions.tolist() == [0, 1]  # episode 1 took one action
+    assert not stored.env.episodes[0] and stored.env.episodes[1][0] == CASES[1]
 
 
 # Both drivers
@@ -176,7 +186,7 @@ def counting_table(modest=False, group=1):
 
 @functools.partial(jax.jit, static_argnums=3)
 def compiled_play(table, queue, keys, batch):
-    return play(table, queue, keys, batch)
+    return rollout_compiled(table, queue, keys, batch)
 
 
 def assert_identical(x, y):
@@ -188,20 +198,20 @@ def test_both_drivers_file_the_same_archive():
     table = counting_table()
     queue, keys = table.env.encode(SCENARIOS), episode_numbers(11)
     traced = compiled_play(table, queue, keys, 4)
-    hosted, reasons = rollout(table, queue, keys, 4)
+    hosted, reasons = rollout_on_host(table, queue, keys, 4)
     assert jax.tree.structure(traced) == jax.tree.structure(hosted)
     jax.tree.map(assert_identical, traced, hosted)
     # There is something to be got wrong: lengths differ, slots are dealt again, and every kind of end occurs.
     causes = set(traced.cause.tolist())
-    assert {0, NEWS, ENVIRONMENT} < causes and causes & {1 + who(s, a) for s in BOTH for a in BOTH}
+    assert {0, OBSERVATION, ENVIRONMENT} < causes and causes & {1 + agent_number(s, a) for s in BOTH for a in BOTH}
     assert set(reasons) == set(np.flatnonzero(np.asarray(traced.cause) > 0).tolist())
-    assert len(set(traced.actions.tolist())) > 3 and traced.reward.any()
+    assert len(set(traced.actions.tolist())) > 3 and np.nansum(traced.reward)
     for e, scenario in enumerate(SCENARIOS):
         assert traced.actions[e] == scenario.turns or traced.cause[e] and traced.actions[e] < scenario.turns
-        if traced.actions[e] > 2 and traced.cause[e] != 1 + who(0, True):  # the words between which seat 0 chooses
+        if traced.actions[e] > 2 and traced.cause[e] != 1 + agent_number(0, True):  # the words between which seat 0 chooses
             words = [[i + e % 5 for i in word] for word in ([70, 71, 72], [70, 71], [73])]
             assert traced.messages.ids[e, 2, :traced.messages.length[e, 2]].tolist() in words
-    rows = [trajectory(table, archive, np.arange(11)) for archive in (traced, hosted)]
+    rows = [trajectories(table, stored, np.arange(11), 1) for stored in (traced, hosted)]
     jax.tree.map(np.testing.assert_array_equal, *rows)
 
 
@@ -209,7 +219,7 @@ def test_a_traced_group_shares_its_opening_and_both_drivers_still_agree():
     table = counting_table(modest=True, group=2)
     queue, keys = table.env.encode([SCENARIOS[n] for n in (0, 0, 1, 1, 2, 2)]), episode_numbers(6)
     queue = queue.at[1::2, 0].set(queue[::2, 0])  # the same scenario, and so the same opening
-    traced, (hosted, _) = compiled_play(table, queue, keys, 4), rollout(table, queue, keys, 4)
+    traced, (hosted, _) = compiled_play(table, queue, keys, 4), rollout_on_host(table, queue, keys, 4)
     jax.tree.map(assert_identical, traced, hosted)
     for conversation in traced.conversations:
         opening = np.asarray(conversation.ids)[:, :len(local().agent.chat.open) + 3]

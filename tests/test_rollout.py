@@ -24,9 +24,9 @@ from tables import (
 )
 
 from epo_jax.agents.base import Seat
-from epo_jax.rewards.reading import readings
-from epo_jax.rl.trajectory import trajectory
-from epo_jax.rollout import episode_keys, rollout
+from epo_jax.rewards.prompts import judge_prompts
+from epo_jax.rl.trajectory import trajectories
+from epo_jax.rollout import episode_keys, rollout_on_host
 from epo_jax.text.tokenizer import decode, encode
 
 
@@ -61,11 +61,11 @@ def test_episodes_of_unequal_length_are_kept_apart():
     game = local_game()
     lived = np.array([turn.live for turn in game.turns])
     assert [turn.seat for turn in game.turns] == [0, 1, 0, 1, 0, 1]
-    assert lived.sum(axis=0).tolist() == game.archive.actions.tolist() == [1, 2, 5, 6]
+    assert lived.sum(axis=0).tolist() == game.episodes.actions.tolist() == [1, 2, 5, 6]
     assert [len(messages(game, b)) for b in range(4)] == [1, 2, 5, 6]
-    assert not game.archive.cause.any() and not game.reasons
-    rows = trajectory(game.table, game.archive, [4, 4, 5, 6])
-    assert rows.episode.tolist() == [0, 1, 2, 3] * 2 and rows.seat.tolist() == [0] * 4 + [1] * 4
+    assert not game.episodes.cause.any() and not game.reasons
+    rows = trajectories(game.table, game.episodes, [8, 9, 10, 12], 2)
+    assert rows.episode.tolist() == [8, 9, 10, 12] * 2 and rows.seat.tolist() == [0] * 4 + [1] * 4
     assert rows.turn_mask.shape == (8, 3)
     assert rows.turn_mask.sum(axis=1).tolist() == [1, 1, 3, 3, 0, 1, 2, 3]
     assert rows.group.tolist() == [8, 8, 10, 12, 9, 9, 11, 13]
@@ -74,8 +74,8 @@ def test_episodes_of_unequal_length_are_kept_apart():
 
 def test_rewards_and_events_of_the_environment_add_up():
     game = local_game()
-    assert game.archive.reward.tolist() == [[1, 0], [2, 1], [5, 10], [6, 15]]
-    assert [account.events for account in game.accounts()][2] == tuple(f'event{n}' for n in range(5))
+    assert game.episodes.reward.tolist() == [[1, 0], [2, 1], [5, 10], [6, 15]]
+    assert [account.events for account in game.texts()][2] == tuple(f'event{n}' for n in range(5))
 
 
 def test_what_was_written_is_archived_action_by_action():
@@ -83,19 +83,19 @@ def test_what_was_written_is_archived_action_by_action():
     for b in range(4):
         for n in range(TURNS):
             turn = game.turns[n]
-            for record, said in ((game.archive.strategies, turn.strategy), (game.archive.messages, turn.message)):
+            for record, said in ((game.episodes.strategies, turn.strategy), (game.episodes.messages, turn.message)):
                 assert record.ids[b, n, :record.length[b, n]].tolist() == (said.rows()[b] if turn.live[b] else [])
-    spoken = [account.lines for account in game.accounts()]
+    spoken = [account.lines for account in game.texts()]
     assert spoken == [tuple((n % 2, f'{n}:{m[:4]};') for n, m in enumerate(messages(game, b))) for b in range(4)]
-    told = readings(game.table, game.archive, game.accounts())
-    assert [(r.brief, r.seat, r.turns) for r in told[2::4]] == [('five 0', 0, 3), ('five 1', 1, 2)]
+    told = judge_prompts(game.table, game.episodes, game.texts())
+    assert [(r.prompt, r.seat, r.turns) for r in told[2::4]] == [('five 0', 0, 3), ('five 1', 1, 2)]
     assert told[6].strategies == tuple(
         decode(tokenizer(), game.turns[n].strategy.rows()[2]).strip() for n in (1, 3))
 
 
 def test_trained_ids_are_the_sampled_ids_that_reached_actor_and_environment():
     game = local_game()
-    rows = trajectory(game.table, game.archive, range(4))
+    rows = trajectories(game.table, game.episodes, np.arange(4), 1)
     stop = local().agent.sampling.stop
     taken = np.zeros(len(rows.ids), int)
     lengths = set()
@@ -152,7 +152,7 @@ def test_every_conversation_is_the_chat_of_what_was_read_and_said_token_for_toke
 
 def test_cues_stand_before_what_is_sampled_and_are_not_trained():
     game = perform(local_seats(), CASES, Script(cue='Go: '))
-    rows = trajectory(game.table, game.archive, range(4))
+    rows = trajectories(game.table, game.episodes, np.arange(4), 1)
     cue = encode(tokenizer(), 'Go: ')
     for n in range(8):
         starts = np.flatnonzero((rows.turn[n][1:] >= 0) & (rows.turn[n][1:] != rows.turn[n][:-1])) + 1
@@ -177,14 +177,14 @@ def test_an_actor_with_choices_takes_one_of_them_and_speaks_freely_where_there_a
 
 def test_a_table_without_a_trained_seat_has_no_trajectory():
     game = perform((Seat(host(talk)), Seat(host(talk), host(plan))), CASES)
-    assert game.archive.conversations == (None, None)
+    assert game.episodes.conversations == (None, None)
     with pytest.raises(ValueError, match='trained'):
-        trajectory(game.table, game.archive, range(4))
+        trajectories(game.table, game.episodes, np.arange(4), 1)
 
 
 def test_one_trained_seat_gives_one_row_an_episode():
     game = perform((Seat(host(talk)), Seat(local(), local(), trained=True)), CASES)
-    rows = trajectory(game.table, game.archive, [0, 1, 2, 3])
+    rows = trajectories(game.table, game.episodes, np.arange(4), 1)
     assert rows.seat.tolist() == [1] * 4 and rows.group.tolist() == [1, 3, 5, 7]
     assert rows.turn_mask.sum(axis=1).tolist() == [0, 1, 2, 3]
 
@@ -223,7 +223,7 @@ def test_a_seat_without_strategist_gets_no_advice():
     assert all('[' not in text for _, text in game.state.actors[0].histories[3])
     assert '[plan S1 0]' in game.state.actors[1].histories[3][0][1]
     assert [turn.strategy is None for turn in game.turns] == [True, False] * 3
-    told = readings(game.table, game.archive, game.accounts())
+    told = judge_prompts(game.table, game.episodes, game.texts())
     assert told[3].strategies == ('', '', '') and told[7].strategies == ('plan S1 0', 'plan S1 1', 'plan S1 2')
 
 
@@ -231,13 +231,13 @@ def test_a_seat_without_strategist_gets_no_advice():
 
 
 def test_other_keys_give_other_episodes():
-    game = perform(local_seats(), CASES, keys=episode_keys(jax.random.key(8), 0, np.arange(4)))
+    game = perform(local_seats(), CASES, keys=episode_keys(8, 0, np.arange(4)))
     assert all(messages(game, b) != messages(local_game(), b) for b in (2, 3))
 
 
 def test_the_key_of_an_episode_depends_on_run_iteration_and_number():
     data = lambda seed, iteration, numbers: jax.random.key_data(
-        episode_keys(jax.random.key(seed), iteration, np.array(numbers))).tolist()
+        episode_keys(seed, iteration, np.array(numbers))).tolist()
     assert data(7, 0, [5, 2]) == [data(7, 0, range(6))[n] for n in (5, 2)]
     keys = [tuple(key) for seed in (7, 8) for iteration in (0, 1) for key in data(seed, iteration, range(8))]
     assert len(set(keys)) == len(keys)
@@ -245,7 +245,7 @@ def test_the_key_of_an_episode_depends_on_run_iteration_and_number():
 
 def test_progress_is_told_of_every_turn():
     table, seen = make_table(tuple(Seat(host(talk)) for _ in BOTH)), []
-    rollout(table, CASES[:2], episode_numbers(2), 2, on_turn=seen.append)
+    rollout_on_host(table, CASES[:2], episode_numbers(2), 2, on_turn=seen.append)
     assert [turn.seat for turn in seen] == [0, 1]
     assert [turn.live.tolist() for turn in seen] == [[True, True], [False, True]]
 
@@ -266,7 +266,7 @@ def test_advice_crosses_from_one_tokenizer_to_another_as_text():
             assert turn.strategy.rows()[3] == encode((own, other)[seat], text)
             assert turn.message.rows()[3] == encode((other, own)[seat], f'line A{seat} {t}')
     assert encode(own, 'thank') != encode(other, 'thank')
-    told = readings(game.table, game.archive, game.accounts())
+    told = judge_prompts(game.table, game.episodes, game.texts())
     assert told[3].strategies == told[7].strategies == tuple(f'thank them, {t}' for t in range(3))
     assert messages(game, 3) == tuple(f'line A{n % 2} {n // 2}' for n in range(TURNS))
 
@@ -274,7 +274,7 @@ def test_advice_crosses_from_one_tokenizer_to_another_as_text():
 def test_advice_that_grows_in_another_tokenizer_does_not_stop_the_run():
     # Bytes that are no text become U+FFFD, which is three bytes in the actor's tokenizer.
     game = perform(tuple(Seat(host(talk, other_tokenizer()), local(), trained=True) for _ in BOTH), CASES)
-    assert not game.archive.cause.any()
+    assert not game.episodes.cause.any()
     for seat in BOTH:
         for t, turn in enumerate(game.turns[seat::2]):
             advice = decode(tokenizer(), turn.strategy.rows()[3])

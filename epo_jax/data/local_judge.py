@@ -10,7 +10,7 @@ from epo_jax.data import sharegpt
 from epo_jax.language import activation_dtype, load_language
 from epo_jax.rewards.judge import Judge
 from epo_jax.rewards.process import assess
-from epo_jax.rewards.reading import Reading
+from epo_jax.rewards.prompts import JudgePrompt, encode_prompts
 from epo_jax.runtime.parallel import make_mesh
 
 TURNS = 8  # programs are compiled for multiples of so many turns
@@ -38,9 +38,11 @@ class LocalJudge:
         while group := list(itertools.islice(items, self._batch)):
             # Groups are the same in every run, so that a resumed one computes the same numbers.
             if any(answers.get(item.key, 0) is None for item in group):
-                readings = [reading(item, source.layout, self._domain) for item in group]
+                prompts = [judge_prompt(item, source.layout, self._domain) for item in group]
                 turns = -(-max(len(item.strategies) for item in group) // TURNS) * TURNS
-                verdict = assess(self._judge, readings, turns, 'critical')
+                conversations = encode_prompts(self._judge, prompts, turns, 'critical', read=False)
+                verdict = assess(self._judge, conversations, 'critical', rate=False)
+                notes = verdict.notes()
                 for n, item in enumerate(group):
                     count = len(item.strategies)
                     if not verdict.valid[n, :count].all():
@@ -50,18 +52,17 @@ class LocalJudge:
                     chosen = np.flatnonzero(verdict.process[n, :count])
                     answers.put(item.key, 0, json.dumps({
                         'indexes': [item.strategies[t] for t in chosen],
-                        'probabilities': verdict.note[n]['critical']}), None, 0.0)
+                        'probabilities': notes[n]['critical']}), None, 0.0)
             rows += len(group)
             report(group[-1].span, f'{rows} rows')
         return {}
 
 
-def reading(item: Any, layout: sharegpt.Layout, domain: str) -> Reading:
-    """A row as the judge reads it: what the adviser was told first, then every strategy with what followed."""
+def judge_prompt(item: Any, layout: sharegpt.Layout, domain: str) -> JudgePrompt:
+    """Return a row as the judge reads it: what the strategist read first, then every strategy and its consequences."""
     texts: Sequence[str] = [message[layout.content] for message in item.messages]
     first = item.strategies[0]
     followed = [texts[i + 1] if i + 1 < len(texts) else 'The end.' for i in item.strategies]
-    scale = 10 / sharegpt.BEST[domain]  # the judge is told scores of 10
-    return Reading(
-        brief='\n'.join(texts[i] for i in range(0, first, 2)), seat=0, lines=tuple((0, text) for text in followed),
-        strategies=tuple(texts[i] for i in item.strategies), score=item.score * scale, complete=True)
+    return JudgePrompt(
+        prompt='\n'.join(texts[i] for i in range(0, first, 2)), seat=0, lines=tuple((0, text) for text in followed),
+        strategies=tuple(texts[i] for i in item.strategies), reward=item.score / sharegpt.BEST[domain], complete=True)

@@ -1,11 +1,12 @@
-"""Environments: what a table talks about.
+"""Environments: the games, shops, houses and conversations in which agents act.
 
-Two forms. A `TextEnvironment` is one episode in plain Python and text: what a researcher writes. An `Environment`
-is a batch of episodes in tokens: what the rollout drives. `envs/host.py` turns the first into the second; an
-environment in array code is of the second form from the start, and a whole rollout with it can be one program.
+There are two forms. A `TextEnvironment` is one episode in plain Python and text; it is what a researcher writes. An
+`Environment` is a batch of episodes in tokens; it is what a rollout drives. `envs/host.py` turns the first into the
+second. An environment written in array code implements the second directly and can be compiled into one program with
+the rollout.
 
-Axis letters: B slots, each with one episode at a time; E episodes of a rollout; S seats; A actions of all seats
-together; K tokens.
+Axis letters: B slots, each of which holds one episode at a time; E episodes of a rollout; S seats; A actions of all
+seats together; K tokens.
 """
 
 import dataclasses
@@ -13,112 +14,158 @@ import importlib
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Protocol, Sequence
 
 from flax import struct
+from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from epo_jax.models.config import ModelConfig
+from epo_jax.runtime.errors import InputError
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokens import Tokens
+from epo_jax.text.tokens import Array, Tokens
 
 
-class View(NamedTuple):
-    """What one seat gets to read, text or Tokens [B, K]; strategist and actor read different things."""
+class Observation(NamedTuple):
+    """What one seat gets to read: text, or Tokens [B, K]. Strategist and actor may read different things."""
 
     strategist: Any
     actor: Any
 
 
 class TextStep(NamedTuple):
-    """What follows from one action in one episode.
+    """The consequences of one action in one episode.
 
     Attributes:
-      views: a View of text for every seat ('' for nothing new).
-      done: the episode is over.
-      rewards: the environment's own reward for every seat.
-      events: names of things to count ('action/repaired', ...).
+      observations: one Observation of text for every seat; '' where there is nothing new to read.
+      done: whether the episode is over.
+      rewards: the reward of every seat for this step, or None for a seat that gets none. The rewards of an episode
+        add up to the seat's outcome, which lies in [0, 1]; a judge rates the seats that never got one. An empty tuple
+        means None for every seat.
+      events: names of things to count, such as 'action/repaired'.
     """
 
-    views: tuple[View, ...]
+    observations: Sequence[Observation]
     done: bool
-    rewards: tuple[float, ...]
-    events: tuple[str, ...] = ()
-
-
-class TextEnvironment(Protocol):
-    """One episode at a time; the state is an immutable value.
-
-    Attributes:
-      num_seats: seats at the table, which speak in turn, seat 0 first.
-      max_turns: actions of all seats together, at most.
-      advice: text put before and after a strategy in what the actor reads.
-      prefixes: with what replies may begin, where the actor is made to choose their kind first.
-      closing: a character with which a reply ends, such as the quotation mark that its cue opened; '': none.
-    """
-
-    num_seats: int
-    max_turns: int
-    advice: tuple[str, str]
-    prefixes: tuple[str, ...]
-    closing: str
-
-    def reset(self, scenario: Any, advised: Sequence[bool]) -> tuple[Any, tuple[View, ...]]:
-        """Starts an episode: (state, opening View of every seat); `advised`: which seats have a strategist."""
-
-    def step(self, state: Any, seat: int, message: str) -> tuple[Any, TextStep]:
-        """The actor of `seat` has written `message`."""
-
-    def cues(self, state: Any, seat: int) -> View:
-        """Text with which the strategist's and the actor's next reply begin; '' leaves it to them."""
-
-    def choices(self, state: Any, seat: int) -> Sequence[str]:
-        """The only replies that the actor may give now, after its cue; () where it may say anything."""
-
-    def transcript(self, state: Any) -> Sequence[tuple[int, str]]:
-        """(seat, what everybody at the table could see), one entry an action, in order."""
-
-    def brief(self, state: Any, seat: int) -> str:
-        """What a judge of the seat's goal reads before the transcript."""
-
-    def score(self, state: Any, seat: int) -> Optional[float]:
-        """How well the seat reached its goal, 0 to 10, where that can be checked; None: ask the judge."""
-
-    def describe(self, state: Any) -> Mapping[str, Any]:
-        """Facts for the episode's record, as JSON: scenario, environment, category, situation, and the name and
-        goal of every seat under 'seats'."""
-
-
-@struct.dataclass
-class Observation:
-    """What follows from one action in every slot.
-
-    Attributes:
-      views: for every seat a View of Tokens.
-      done: bool[B] the episode is over.
-      reward: f32[B, S].
-      failed: bool[B] the environment raised or stalled, or its text did not fit.
-    """
-
-    views: tuple[View, ...]
-    done: Any
-    reward: Any
-    failed: Any
+    rewards: Sequence[Optional[float]] = ()
+    events: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
-    """A finished episode in text, for the judge and the record.
+class Scenario:
+    """The least that a scenario has to have; environments add what they need.
+
+    Attributes:
+      id: unique name.
+      category: what kind of task it is; evaluations report each category.
+      split: 'train' or 'held_out'.
+    """
+
+    id: str
+    category: str = 'all'
+    split: str = 'train'
+
+
+class TextEnvironment:
+    """An environment in text. Subclasses implement `reset` and `step`, and override the rest as needed.
+
+    An object holds settings only. The state of an episode is an immutable value that goes in and comes out, so that
+    an episode can be continued from any of its states.
+
+    Attributes:
+      num_seats: number of seats. They act in turn, and seat 0 begins.
+      max_turns: largest number of actions of all seats together.
+      advice: text before and after a strategy in what the actor reads.
+      prefixes: how replies may begin, for `actor.choose_action`, which draws the kind of action first.
+      closing: a character that ends a reply, such as the quotation mark that its cue opened; '' for none.
+    """
+
+    num_seats: int = 1
+    max_turns: int = 10
+    advice: tuple[str, str] = ('\nAdvice: ', '\n')
+    prefixes: tuple[str, ...] = ()
+    closing: str = ''
+
+    def reset(self, scenario: Any, advised: Sequence[bool]) -> tuple[Any, Sequence[Observation]]:
+        """Start an episode.
+
+        Args:
+          scenario: one of `Domain.scenarios`.
+          advised: for every seat, whether it has a strategist.
+
+        Returns:
+          The state and the first Observation of every seat.
+        """
+        raise NotImplementedError
+
+    def step(self, state: Any, seat: int, message: str) -> tuple[Any, TextStep]:
+        """Apply the message that the actor of `seat` wrote; return the new state and the consequences."""
+        raise NotImplementedError
+
+    def cues(self, state: Any, seat: int) -> Observation:
+        """Return text that begins the next reply of the strategist and of the actor; '' leaves it to them."""
+        return Observation('', '')
+
+    def choices(self, state: Any, seat: int) -> Sequence[str]:
+        """Return the only replies that the actor may give after its cue; () allows any reply."""
+        return ()
+
+    def transcript(self, state: Any, messages: Sequence[tuple[int, str]]) -> Sequence[tuple[int, str]]:
+        """Return (seat, text that everybody could see) for every action, in order.
+
+        Args:
+          state: the state at the end.
+          messages: (seat, message) of every action, as the actors wrote them.
+        """
+        return messages
+
+    def judge_prompt(self, state: Any, seat: int) -> str:
+        """Return what a judge reads before the transcript to rate how well `seat` reached its goal.
+
+        An environment that rewards every episode itself, and is trained without process rewards, needs none; its
+        Domain has `judged=False`.
+        """
+        raise NotImplementedError
+
+    def describe(self, scenario: Any, state: Any) -> Mapping[str, Any]:
+        """Return facts for the record of an episode, as JSON.
+
+        The keys are scenario, environment, category, situation, and seats, a list of the name and goal of each seat.
+        """
+        return {
+            'scenario': scenario.id, 'environment': type(self).__name__, 'category': scenario.category,
+            'situation': '', 'seats': [{'name': f'seat {seat}', 'goal': ''} for seat in range(self.num_seats)]}
+
+
+@struct.dataclass
+class EnvironmentStep:
+    """The consequences of one action in every slot.
+
+    Attributes:
+      observations: for every seat an Observation of Tokens [B, K].
+      done: whether the episode is over.
+      reward: reward of the step; NaN for a seat that gets none (see TextStep).
+      failed: the environment raised an error, took too long, or wrote a text that does not fit.
+    """
+
+    observations: tuple[Observation, ...]
+    done: Bool[Array, ' B']
+    reward: Float[Array, 'B S']
+    failed: Bool[Array, ' B']
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeText:
+    """A finished episode in text, for judges and records.
 
     Attributes:
       facts: see TextEnvironment.describe.
-      lines: (seat, text), see TextEnvironment.transcript.
-      briefs, scores: by seat, see TextEnvironment.brief and score.
-      events: names of what happened, to be counted.
-      failure: why the environment broke off the episode; None where it did not.
+      lines: (seat, text) of every action, see TextEnvironment.transcript.
+      judge_prompts: by seat, see TextEnvironment.judge_prompt; () where the environment is not judged.
+      events: names of things to count.
+      failure: why the environment cut the episode off, or None.
     """
 
     facts: Mapping[str, Any]
     lines: Sequence[tuple[int, str]]
-    briefs: Sequence[str]
-    scores: Sequence[Optional[float]]
+    judge_prompts: Sequence[str] = ()
     events: Sequence[str] = ()
     failure: Optional[str] = None
 
@@ -128,8 +175,8 @@ class Environment(Protocol):
 
     Attributes:
       num_seats, max_turns: as in TextEnvironment.
-      width: tokens of every View.
-      on_device: everything but `encode` and `accounts` is array code that can be traced.
+      width: number of tokens of every observation.
+      on_device: whether everything but `encode` and `texts` is array code that JAX can trace.
     """
 
     num_seats: int
@@ -138,79 +185,136 @@ class Environment(Protocol):
     on_device: bool
 
     def encode(self, scenarios: Sequence[Any]) -> Any:
-        """Scenarios in the form that `deal` takes: arrays [E, ...] on the device, or what suits the environment."""
+        """Return the scenarios in the form that `reset` takes: arrays [E, ...] on the device, else anything."""
 
     def start(self, batch: int) -> Any:
-        """The state of `batch` slots in which nothing has begun."""
+        """Return the state of `batch` slots without episodes."""
 
-    def deal(self, state: Any, queue: Any, episode, rows) -> tuple[Any, tuple[View, ...]]:
-        """Starts episodes: in every slot of rows bool[B], number episode i32[B] of the encoded queue.
+    def reset(self, state: Any, queue: Any, episode: Int[Array, ' B'],
+              rows: Bool[Array, ' B']) -> tuple[Any, tuple[Observation, ...]]:
+        """Start episodes.
+
+        Args:
+          state: the state of all slots.
+          queue: the encoded scenarios of E episodes.
+          episode: number of the episode that each slot starts.
+          rows: the slots that start one.
 
         Returns:
-          (state, opening View of Tokens of every seat; rows that do not start have no tokens).
+          The state and the first Observation of every seat; rows that do not start have no tokens.
         """
 
     def advice(self, seat: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Ids put before and after a strategy in what the actor of `seat` reads."""
+        """Return the ids before and after a strategy in what the actor of `seat` reads."""
 
-    def cues(self, state: Any, seat: int) -> View:
-        """Tokens with which the next replies of a seat begin."""
+    def cues(self, state: Any, seat: int) -> Observation:
+        """Return the tokens that begin the next replies of a seat."""
 
     def choices(self, state: Any, seat: int) -> Optional[Tokens]:
-        """Tokens [B, C, K] (lengths i32[B, C]): the only replies the actor may give now, empty ones not counted;
-        None, or a row without any: it may say anything."""
+        """Return the only replies the actor may give.
 
-    def step(self, state: Any, seat: int, message: Tokens, live) -> tuple[Any, Observation]:
-        """Applies the messages of `seat` in the live slots."""
+        Returns:
+          Tokens [B, C, K] (lengths i32[B, C]), of which empty ones do not count. None, or a row without any, allows
+          every reply.
+        """
 
-    def accounts(self, scenarios: Sequence[Any], state: Any, messages: Tokens) -> list[Account]:
-        """What happened, in text, on the host.
+    def step(self, state: Any, seat: int, message: Tokens, live: Bool[Array, ' B']) -> tuple[Any, EnvironmentStep]:
+        """Apply the messages of `seat` in the live slots."""
+
+    def judge_prompts(self, queue: Any, state: Any, seat: int) -> tuple[Tokens, Tokens]:
+        """Return what a judge of a seat reads, where the environment is on the device and judged.
 
         Args:
-          scenarios: E of them.
-          state: the state by episode, B = E, as it was when each ended.
-          messages: Tokens [E, A, K] (lengths i32[E, A]), the messages in their order.
+          queue: the encoded scenarios.
+          state: the state of every episode (B = E) when it ended.
+          seat: whose goal is judged.
+
+        Returns:
+          The prompts, Tokens [E, K], and one line for every action, Tokens [E, A, K] (lengths i32[E, A]).
+        """
+
+    def texts(self, scenarios: Sequence[Any], state: Any) -> list[EpisodeText]:
+        """Return the finished episodes in text (host).
+
+        Args:
+          scenarios: the E scenarios.
+          state: the state of every episode (B = E) when it ended.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """How an experiment meets an environment. A module with a `DOMAIN` of this type can be named in a config.
+    """How an experiment meets an environment. A config names a module that has a `DOMAIN` of this type.
 
     Attributes:
-      seats: at its table.
-      options: keys of config.environment with their defaults.
-      check: of config.environment, what is wrong with it, one message each.
-      scenarios: (config.scenarios, config.environment) -> the scenarios, each with an `id`, a `category` and a
-        `split`, 'train' or 'held_out'; '' names the set that comes with the environment.
-      environment: of config.environment, the TextEnvironment; None: there is only the form in tokens.
-      tokens: (config.environment, tokenizer of everybody, width of views) -> an Environment on the device; None:
-        there is none.
-      language: (config, tokenizer, chat segments) of a small model of the environment's own, trained from scratch.
-      variant: of config.environment, the name under which results are reported; others are not to be compared with.
+      seats: number of seats.
+      scenarios: (config.scenarios, config.environment) -> the scenarios, each with the attributes of `Scenario`. The
+        path '' names the set that comes with the environment.
+      text_environment: config.environment -> the TextEnvironment; None if there is only the form on the device.
+      device_environment: (config.environment, tokenizer of all models, width of observations) -> an Environment on
+        the device; None if there is none.
+      options: the keys of config.environment, each a `config.Key` or a plain default.
+      check: config.environment -> what is wrong with it, one message each.
+      rewarded: whether every episode gets rewards from the environment (needed by reward.outcome='environment').
+      judged: whether a judge can read its episodes (needed by process rewards and by reward.outcome='judge').
+      scratch_model: () -> (shape, tokenizer, chat segments) of a small model in the environment's own language, which
+        is trained from scratch.
+      variant: config.environment -> the name under which results are reported. Only results of the same name may be
+        compared.
     """
 
     seats: int
-    options: Mapping[str, Any]
-    check: Callable[[ConfigDict], list[str]]
     scenarios: Callable[[str, ConfigDict], Sequence[Any]]
-    environment: Optional[Callable[[ConfigDict], TextEnvironment]] = None
-    tokens: Optional[Callable[[ConfigDict, Any, int], Environment]] = None
-    language: Optional[Callable[[], tuple[ModelConfig, Any, ChatSegments]]] = None
+    text_environment: Optional[Callable[[ConfigDict], TextEnvironment]] = None
+    device_environment: Optional[Callable[[ConfigDict, Any, int], Environment]] = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    check: Callable[[ConfigDict], list[str]] = lambda environment: []
+    rewarded: bool = True
+    judged: bool = True
+    scratch_model: Optional[Callable[[], tuple[ModelConfig, Any, ChatSegments]]] = None
     variant: Callable[[ConfigDict], str] = lambda environment: environment.name
 
 
-NAMES = ('alfworld', 'bargain', 'sotopia', 'webshop')
+def check_environment(domain: Domain, options: ConfigDict) -> None:
+    """Check that a domain's text environment keeps its contract.
+
+    Raises:
+      InputError: it is no TextEnvironment, has another number of seats, or cannot be judged although it should be.
+    """
+    if domain.text_environment is None:
+        return
+    env = domain.text_environment(options)
+    name = type(env).__name__
+    if not isinstance(env, TextEnvironment):
+        raise InputError(f'{options.name}: {name} must be a subclass of epo_jax.envs.base.TextEnvironment')
+    if env.num_seats != domain.seats:
+        raise InputError(f'{options.name}: {name} has {env.num_seats} seats, but its Domain has {domain.seats}')
+    if domain.judged and type(env).judge_prompt is TextEnvironment.judge_prompt:
+        raise InputError(f'{options.name}: {name} has no judge_prompt; write one, or set judged=False in its Domain')
+
+
+DOMAINS = {
+    'alfworld': 'epo_jax.envs.alfworld.domain', 'bargain': 'epo_jax.envs.bargain.domain',
+    'bargain_selfplay': 'epo_jax.envs.bargain.domain:SELFPLAY', 'sotopia': 'epo_jax.envs.sotopia.domain',
+    'webshop': 'epo_jax.envs.webshop.domain'}
 
 
 def load_domain(name: str) -> Domain:
-    """The DOMAIN of a named environment, or of a module of one's own, 'package.module'.
+    """Return the domain of an environment.
+
+    Args:
+      name: a key of DOMAINS, or an importable module that has a `DOMAIN`: 'package.module', or 'package.module:NAME'
+        where the domain has another name.
 
     Raises:
-      ValueError: there is none; the message names those that there are.
+      ValueError: there is no such module, or no Domain in it; the message names the built-in environments.
     """
-    module = f'epo_jax.envs.{name}.domain' if name in NAMES else name
+    module, _, attribute = str(DOMAINS.get(name, name)).partition(':')
     try:
-        return importlib.import_module(module).DOMAIN
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f'no environment {name!r}: {", ".join(NAMES)}, or a module with a DOMAIN ({error})') from None
+        domain = getattr(importlib.import_module(module), attribute or 'DOMAIN')
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'there is no environment {name!r} ({error}); choose one of {", ".join(DOMAINS)}, or name a '
+                         'Python module that has a DOMAIN') from None
+    if not isinstance(domain, Domain):
+        raise ValueError(f'environment {name!r}: expected an epo_jax.envs.base.Domain, found {type(domain).__name__}')
+    return domain

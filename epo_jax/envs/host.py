@@ -1,49 +1,61 @@
-"""Text episodes on the host, seen from the rollout as tokens.
+"""Text environments on the host, driven in tokens.
 
-With several processes, each holds the episodes of its own slots (see `epo_jax.runtime.hosts`), and only their texts travel.
+With several processes, each one holds the episodes of its own slots (see `epo_jax.runtime.hosts`) and only their
+texts are exchanged.
 """
 
 import dataclasses
+import math
 from typing import Any, Optional, Sequence
 
 from flax import struct
 import numpy as np
 
 from epo_jax.agents.base import Seat
-from epo_jax.envs.base import Account, Observation, TextEnvironment, View
+from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation, TextEnvironment, TextStep
 from epo_jax.runtime import hosts
 from epo_jax.runtime.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, TooLongError, pack
 
-CUE_TOKENS = 32  # room for the beginning of a reply
+CUE_TOKENS = 32  # longest beginning of a reply
+
+
+class StepError(ValueError):
+    """An environment returned something else than its contract says; the message names what is wrong."""
 
 
 @struct.dataclass
 class HostState:
-    """What is in the slots.
+    """The episodes in the slots.
 
     Attributes:
-      episodes: object[B] states of the TextEnvironment; None: nothing has begun, or another process has it.
-      failures: object[B] why the environment broke, or None.
-      events: object[B] tuples of names.
+      episodes: object[B], states of the TextEnvironment; None for an empty slot, or one of another process.
+      failures: object[B], why the environment failed, or None.
+      events: object[B], tuples of names.
+      messages: object[B], tuples of (seat, message) as the actors wrote them; () for a slot of another process.
     """
 
     episodes: np.ndarray
     failures: np.ndarray
     events: np.ndarray
+    messages: np.ndarray
+
+    def copy(self) -> 'HostState':
+        """Return a state whose arrays may be written to."""
+        return HostState(self.episodes.copy(), self.failures.copy(), self.events.copy(), self.messages.copy())
 
 
 @dataclasses.dataclass(frozen=True)
 class HostEnvironment:
-    """Drives one TextEnvironment for B episodes; text is tokenized once, when it enters.
+    """Drives one TextEnvironment for B episodes. Every text is tokenized once, when it enters.
 
     Attributes:
       env: the environment.
-      seats: who sits at the table (their tokenizers are the edges of the text).
-      width: tokens of one view at most.
-      timeout: seconds a step of all episodes may take; None: unlimited, one after the other.
-      choice_shape: most choices of one reply, and tokens of one at most.
+      seats: the agents, whose tokenizers the texts are encoded with.
+      width: largest number of tokens of one observation.
+      timeout: seconds that a step of all episodes may take; None sets no limit and steps them one after the other.
+      choice_shape: largest number of choices of one reply, and largest number of tokens of one.
     """
 
     env: TextEnvironment
@@ -56,10 +68,12 @@ class HostEnvironment:
 
     @property
     def num_seats(self) -> int:
+        """See Environment."""
         return self.env.num_seats
 
     @property
     def max_turns(self) -> int:
+        """See Environment."""
         return self.env.max_turns
 
     def advice(self, seat: int) -> tuple[list[int], list[int]]:
@@ -69,139 +83,179 @@ class HostEnvironment:
         return text.encode(tokenizer, before), text.encode(tokenizer, after)
 
     def encode(self, scenarios: Sequence[Any]) -> Sequence[Any]:
-        """See Environment.encode: the scenarios themselves."""
+        """See Environment.encode; the scenarios stay as they are."""
         return scenarios
 
     def start(self, batch: int) -> HostState:
         """See Environment.start."""
-        events = np.empty(batch, object)
-        events[:] = [()] * batch
-        return HostState(np.full(batch, None, object), np.full(batch, None, object), events)
+        nothing, empty = np.full(batch, None, object), np.empty(batch, object)
+        empty[:] = [()] * batch
+        return HostState(nothing, nothing, empty, empty)
 
-    def deal(self, state: HostState, queue: Sequence[Any], episode, rows) -> tuple[HostState, tuple[View, ...]]:
-        """See Environment.deal.
+    def reset(self, state: HostState, queue: Sequence[Any], episode, rows) -> tuple[HostState, tuple[Observation, ...]]:
+        """See Environment.reset.
 
         Raises:
-          TooLongError: an opening is longer than `width`.
+          StepError: the environment does not return a state and an observation for every seat.
+          TooLongError: a first observation is longer than `width`.
         """
         advised = [seat.strategist is not None for seat in self.seats]
-        episodes, failures, events = state.episodes.copy(), state.failures.copy(), state.events.copy()
-        views = [View([()] * len(rows), [()] * len(rows)) for _ in self.seats]
+        state, observations = state.copy(), self._no_observations(len(rows))
 
         def reset(b):
-            episodes[b], opening = self.env.reset(queue[episode[b]], advised)
-            return opening
+            result = self.env.reset(queue[episode[b]], advised)
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise StepError(f'{type(self.env).__name__}.reset must return (state, observations), not {result!r:.80}')
+            check_observations(result[1], self.num_seats, f'{type(self.env).__name__}.reset')
+            state.episodes[b], first = result
+            return first
 
-        openings = hosts.share(np.flatnonzero(rows & hosts.own(len(rows))), reset)
+        first = hosts.share(np.flatnonzero(rows & hosts.own(len(rows))), reset)
         for b in np.flatnonzero(rows):
-            failures[b], events[b] = None, ()
-            for s, view in enumerate(views):
-                for role in (0, 1):
-                    try:
-                        view[role][b] = self._encode(s, role, openings[b][s][role])
-                    except TooLongError as error:
-                        raise TooLongError(f'{error}: an opening is too long, raise rollout.view_tokens') from None
-        return HostState(episodes, failures, events), self._pack(views)
+            state.failures[b], state.events[b], state.messages[b] = None, (), ()
+            try:
+                self._encode_observations(observations, b, first[b])
+            except TooLongError as error:
+                raise TooLongError(f'the opening of an episode is too long ({error}): raise rollout.view_tokens') from None
+        return state, self._pack(observations)
 
-    def cues(self, state: HostState, seat: int) -> View:
+    def cues(self, state: HostState, seat: int) -> Observation:
         """See Environment.cues."""
-        told = hosts.share(_here(state), lambda b: self.env.cues(state.episodes[b], seat))
-        cues = [told.get(b, View('', '')) for b in range(len(state.episodes))]
-        return View(*(pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
+        cues = hosts.share(_local(state), lambda b: self.env.cues(state.episodes[b], seat))
+        cues = [cues.get(b, Observation('', '')) for b in range(len(state.episodes))]
+        return Observation(*(pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
 
     def choices(self, state: HostState, seat: int) -> Optional[Tokens]:
-        """See Environment.choices. The arrays have one shape, `choice_shape`, and there are none at all where no
-        episode restricts its actor.
+        """See Environment.choices. The arrays have the fixed shape `choice_shape`; None if no episode restricts its
+        actor.
 
         Raises:
-          TooLongError: there are more choices than the shape holds, or longer ones than the actor can write.
+          TooLongError: there are more choices than the shape holds, or one is longer than the actor can write.
         """
-        told = hosts.share(_here(state), lambda b: self.env.choices(state.episodes[b], seat))
-        rows = [told.get(b, ()) for b in range(len(state.episodes))]
+        choices = hosts.share(_local(state), lambda b: self.env.choices(state.episodes[b], seat))
+        rows = [choices.get(b, ()) for b in range(len(state.episodes))]
         if not any(rows):
             return None
         count, width = self.choice_shape
         ids, length = np.zeros((len(rows), count, width), np.int32), np.zeros((len(rows), count), np.int32)
         for b, row in enumerate(rows):
             if len(row) > count:
-                raise TooLongError(f'{len(row)} replies to choose from do not fit into {count}')
+                raise TooLongError(f'the environment allows {len(row)} replies; at most {count} fit')
             encoded = [self._encode(seat, 1, choice) for choice in row]
             longest = max(map(len, encoded), default=0)
-            if longest >= self.seats[seat].actor.agent.width:  # its end takes one more
-                raise TooLongError(f'a reply to choose from has {longest} tokens: raise actor.max_tokens above that')
+            if longest >= self.seats[seat].actor.agent.width:  # the end token takes one more
+                raise TooLongError(f'an allowed reply has {longest} tokens: raise actor.max_tokens above that')
             packed = pack(encoded, width)
             ids[b, :len(row)], length[b, :len(row)] = packed.ids, packed.length
         return Tokens(ids, length)
 
-    def step(self, state: HostState, seat: int, message: Tokens, live) -> tuple[HostState, Observation]:
-        """See Environment.step."""
+    def step(self, state: HostState, seat: int, message: Tokens, live) -> tuple[HostState, EnvironmentStep]:
+        """See Environment.step. An error, a stall or a wrong return value of the environment fails its own episode."""
         live = np.asarray(live)
-        rows = np.flatnonzero(live)
         messages = message.rows()
         tokenizer = self.seats[seat].actor.tokenizer
-        mine = [b for b in _here(state) if live[b]]
+        local = [b for b in _local(state) if live[b]]
 
-        texts = {b: text.decode(tokenizer, messages[b]) for b in mine}
-        calls = [lambda b=b: self.env.step(state.episodes[b], seat, texts[b]) for b in mine]
-        results = dict(zip(mine, call_all(calls, self.timeout)))
+        texts = {b: text.decode(tokenizer, messages[b]) for b in local}
+        calls = [lambda b=b: self._checked_step(state.episodes[b], seat, texts[b]) for b in local]
+        results = dict(zip(local, call_all(calls, self.timeout), strict=True))
 
-        episodes, failures, events = state.episodes.copy(), state.failures.copy(), state.events.copy()
-        views = [View([()] * len(live), [()] * len(live)) for _ in range(self.num_seats)]
+        state, observations = state.copy(), self._no_observations(len(live))
         done = np.zeros(len(live), bool)
-        reward = np.zeros((len(live), self.num_seats), np.float32)
+        reward = np.full((len(live), self.num_seats), np.nan, np.float32)
 
-        def after(b):  # the state stays here
+        def without_state(b):  # states stay in their own process
             if isinstance(results[b], Failure):
                 return results[b]
-            try:
-                episodes[b], step = results[b]
-                return step
-            except (TypeError, ValueError) as error:
-                return Failure(f'{type(error).__name__}: {error}')
+            state.episodes[b], step = results[b]
+            state.messages[b] += ((seat, texts[b]),)
+            return step
 
-        steps = hosts.share(mine, after)
-        for b in rows:
+        steps = hosts.share(local, without_state)
+        for b in np.flatnonzero(live):
             step = steps[b]
             if isinstance(step, Failure):
-                failures[b] = step.reason
+                state.failures[b] = step.reason
                 continue
+            done[b], state.events[b] = step.done, (*state.events[b], *step.events)
+            if step.rewards:
+                reward[b] = [math.nan if r is None else r for r in step.rewards]
             try:
-                done[b], reward[b], events[b] = step.done, step.rewards, events[b] + step.events
-                for s, view in enumerate(views):
-                    for role in (0, 1):
-                        view[role][b] = self._encode(s, role, step.views[s][role])
+                self._encode_observations(observations, b, step.observations)
             except TooLongError as error:
-                failures[b] = str(error)
-            except (TypeError, ValueError, AttributeError) as error:  # what came back is no step of this table
-                failures[b] = f'{type(error).__name__}: {error}'
-        failed = np.array([reason is not None for reason in failures])
-        return HostState(episodes, failures, events), Observation(self._pack(views), done, reward, failed)
+                state.failures[b] = str(error)
+        failed = np.array([reason is not None for reason in state.failures])
+        return state, EnvironmentStep(self._pack(observations), done, reward, failed)
 
-    def accounts(self, scenarios: Sequence[Any], state: HostState, messages: Tokens) -> list[Account]:
-        """See Environment.accounts."""
+    def _checked_step(self, episode: Any, seat: int, message: str) -> tuple[Any, TextStep]:
+        result = self.env.step(episode, seat, message)
+        check_step(result, self.num_seats, f'{type(self.env).__name__}.step')
+        return result
+
+    def texts(self, scenarios: Sequence[Any], state: HostState) -> list[EpisodeText]:
+        """See Environment.texts."""
         seats = range(self.num_seats)
+        judged = type(self.env).judge_prompt is not TextEnvironment.judge_prompt
 
-        def account(b):
+        def episode_text(b):
             episode = state.episodes[b]
-            return Account(
-                self.env.describe(episode), self.env.transcript(episode), [self.env.brief(episode, s) for s in seats],
-                [self.env.score(episode, s) for s in seats], state.events[b], state.failures[b])
+            return EpisodeText(
+                self.env.describe(scenarios[b], episode), self.env.transcript(episode, state.messages[b]),
+                [self.env.judge_prompt(episode, seat) for seat in seats] if judged else (), state.events[b],
+                state.failures[b])
 
-        told = hosts.share(_here(state), account)
-        return [told[b] for b in range(len(state.episodes))]
+        episodes = hosts.share(_local(state), episode_text)
+        return [episodes[b] for b in range(len(state.episodes))]
 
     def _encode(self, seat: int, role: int, part: str) -> list[int]:
-        """Ids of what a role (0 strategist, 1 actor) of a seat reads."""
+        """Return the ids of what a role (0 strategist, 1 actor) of a seat reads."""
         player = (self.seats[seat].strategist, self.seats[seat].actor)[role]
         ids = text.encode(player.tokenizer, part) if player and part else []
         if len(ids) > self.width:
             raise TooLongError(f'a text of {len(ids)} tokens does not fit into {self.width}')
         return ids
 
-    def _pack(self, views: Sequence[View]) -> tuple[View, ...]:
-        return tuple(View(*(pack(ids, self.width) for ids in view)) for view in views)
+    def _no_observations(self, batch: int) -> list[Observation]:
+        return [Observation([()] * batch, [()] * batch) for _ in range(self.num_seats)]
+
+    def _encode_observations(self, into: list[Observation], b: int, observations: Sequence[Observation]) -> None:
+        for seat, (rows, observation) in enumerate(zip(into, observations, strict=True)):
+            for role in (0, 1):
+                rows[role][b] = self._encode(seat, role, observation[role])
+
+    def _pack(self, observations: Sequence[Observation]) -> tuple[Observation, ...]:
+        return tuple(Observation(*(pack(ids, self.width) for ids in rows)) for rows in observations)
 
 
-def _here(state: HostState) -> list[int]:
-    """The slots whose episodes this process has."""
+def check_observations(observations: Any, seats: int, source: str) -> None:
+    """Raise StepError unless there is one Observation of two texts for every seat."""
+    if not isinstance(observations, (tuple, list)) or len(observations) != seats:
+        count = len(observations) if isinstance(observations, (tuple, list)) else repr(observations)[:80]
+        raise StepError(f'{source} must return one Observation for each of {seats} seats, not {count}')
+    for seat, observation in enumerate(observations):
+        if not isinstance(observation, tuple) or len(observation) != 2 or not all(
+                isinstance(part, str) for part in observation):
+            raise StepError(f'{source}: the Observation of seat {seat} must be two texts, for strategist and actor, '
+                            f'not {observation!r:.80}')
+
+
+def check_step(result: Any, seats: int, source: str) -> None:
+    """Raise StepError unless `result` is what TextEnvironment.step must return."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], TextStep):
+        raise StepError(f'{source} must return (state, TextStep), not {result!r:.80}')
+    step = result[1]
+    check_observations(step.observations, seats, source)
+    if not isinstance(step.done, (bool, np.bool_)):
+        raise StepError(f'{source}: done must be a bool, not {step.done!r:.80}')
+    rewards = step.rewards
+    number = lambda r: r is None or isinstance(r, (int, float, np.number)) and math.isfinite(r)
+    if not isinstance(rewards, (tuple, list)) or len(rewards) not in (0, seats) or not all(map(number, rewards)):
+        raise StepError(f'{source}: rewards must be one finite number or None for each of {seats} seats, or (); not '
+                        f'{rewards!r:.80}')
+    if isinstance(step.events, str) or not all(isinstance(event, str) for event in step.events):
+        raise StepError(f'{source}: events must be a sequence of names, not {step.events!r:.80}')
+
+
+def _local(state: HostState) -> list[int]:
+    """Return the slots whose episodes this process holds."""
     return [b for b, episode in enumerate(state.episodes) if episode is not None]

@@ -13,7 +13,6 @@ checkpointed and sharded. `stacked=False`: one subtree a layer and an unrolled l
 trained around (models/lora.py) is held in memory once; its cache has the leading layer axis as well.
 """
 
-import functools
 from typing import Any, Optional
 
 from einops import rearrange
@@ -246,27 +245,3 @@ class Transformer(nn.Module):
         if self.stacked:
             return tuple(place(jnp.zeros((c.num_layers, *shape), self.dtype), None) for shape in shapes)
         return tuple(tuple(place(jnp.zeros(shape, self.dtype)) for shape in shapes) for _ in range(c.num_layers))
-
-
-def unstack(params, dtype=None):
-    """Stacked layout -> one subtree a layer (`layer_0`, ...), cast to `dtype` where given.
-
-    What lies outside the layers and has that dtype is not copied: once it is donated, it is gone here too.
-    """
-    cast = lambda x: x if dtype is None or x.dtype == dtype else x.astype(dtype)
-    rest = {k: jax.tree.map(cast, v) for k, v in params.items() if k != 'layers'}
-    count = jax.tree.leaves(params['layers'])[0].shape[0]
-    return rest | {f'layer_{i}': _layer(params['layers'], i, dtype) for i in range(count)}
-
-
-@functools.partial(jax.jit, static_argnames='dtype')
-def _layer(layers, number, dtype):
-    """One layer. A program for any of them: XLA takes seconds to compile slices of all."""
-    return jax.tree.map(lambda x: x[number].astype(dtype or x.dtype), layers)
-
-
-def stack(params):
-    """One subtree a layer -> stacked layout."""
-    names = sorted((k for k in params if k.startswith('layer_')), key=lambda k: int(k[6:]))
-    rest = {k: v for k, v in params.items() if k not in names}
-    return rest | {'layers': jax.tree.map(lambda *xs: jnp.stack(xs), *(params[k] for k in names))}

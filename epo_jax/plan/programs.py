@@ -24,7 +24,7 @@ from epo_jax.envs.base import load_domain
 from epo_jax.models import sampling
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.transformer import Transformer
-from epo_jax.rewards.judge import Judge, follow
+from epo_jax.rewards.judge import Judge, read_stages
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config
 from epo_jax.roles import adapter
 from epo_jax.runtime.errors import InputError
@@ -200,7 +200,7 @@ def judge_pass(this: Setting):
                   c.rollout.chunk)
     texts = Tokens(this.array((stages, count, c.rollout.view_tokens), jnp.int32, None, 'rows'),
                    this.array((stages, count), jnp.int32, None, 'rows'))
-    return follow.trace(judge, texts, jax.ShapeDtypeStruct((), bool), True)
+    return read_stages.trace(judge, texts, jax.ShapeDtypeStruct((), bool), True)
 
 
 PROGRAMS = {'train_step': train_step, 'decode_step': decode_step, 'read_chunk': read_chunk,

@@ -1,43 +1,44 @@
-"""Outcomes by a function of one's own."""
+"""Outcomes by a user's function."""
 
 import dataclasses
 import importlib
 from typing import Callable, Sequence
 
-from epo_jax.rewards.reading import Reading
+from epo_jax.rewards.prompts import JudgePrompt
 
-# Finished episodes, one Reading a seat -> for each an outcome in [0, 1].
-Outcome = Callable[[Sequence[Reading]], Sequence[float]]
+# Finished episodes, one JudgePrompt a seat -> the outcome of each, in [0, 1].
+Outcome = Callable[[Sequence[JudgePrompt]], Sequence[float]]
 
 
 def load_outcome(name: str) -> Outcome:
-    """The function named 'package.module:function'.
+    """Return the function named 'package.module:function'.
 
     Raises:
       ValueError: there is no such function.
     """
     module, _, function = name.partition(':')
     try:
-        found = getattr(importlib.import_module(module), function)
-        if not callable(found):
-            raise ValueError('it is no function')
-        return found
+        outcome = getattr(importlib.import_module(module), function)
+        if not callable(outcome):
+            raise ValueError(f'it is a {type(outcome).__name__}, not a function')
+        return outcome
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"no outcome function {name!r} ('judge' or 'package.module:function'): {error}") from None
+        raise ValueError(f"there is no outcome function {name!r} ({error}); reward.outcome is 'judge', 'environment' or "
+                         "'package.module:function'") from None
 
 
-def scored(readings: Sequence[Reading], outcome: Outcome) -> list[Reading]:
-    """The readings with their score (0 to 10) set by `outcome`.
+def with_outcome(prompts: Sequence[JudgePrompt], outcome: Outcome) -> list[JudgePrompt]:
+    """Return the prompts with their reward set by `outcome`.
 
     Raises:
-      ValueError: the function returned something other than a number in [0, 1] for each.
+      ValueError: the function did not return one number in [0, 1] for each prompt.
     """
-    returned = outcome(readings)
+    returned = outcome(prompts)
     try:
         values = [float(value) for value in returned]
     except (TypeError, ValueError):
         values = []
-    if len(values) != len(readings) or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f'an outcome function returns one number in [0, 1] for each of {len(readings)} readings, '
-                         f'not {returned!r:.200}')
-    return [dataclasses.replace(reading, score=10 * value) for reading, value in zip(readings, values)]
+    if len(values) != len(prompts) or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f'an outcome function must return one number in [0, 1] for each of {len(prompts)} '
+                         f'conversations, not {returned!r:.200}')
+    return [dataclasses.replace(prompt, reward=value) for prompt, value in zip(prompts, values, strict=True)]

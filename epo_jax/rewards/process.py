@@ -1,128 +1,132 @@
-"""Process rewards: which turns mattered, by two methods behind one interface.
+"""Outcomes and process rewards: how an episode ended, and which of its turns mattered.
 
-Axis letters: N readings (one an episode and seat), T turns of that seat.
+One function serves a host loop (NumPy arrays) and a compiled iteration (traced arrays).
+
+Axis letters: N judged conversations (one an episode and seat), T turns of that seat.
 """
 
-import dataclasses
-from typing import Sequence
+from typing import Any, Callable, Optional
 
+from flax import struct
+import jax
+from jaxtyping import Bool, Float
 import numpy as np
 
-from epo_jax.rewards.judge import Judge, follow, name_turns, pad, stacked
-from epo_jax.rewards.reading import Reading
+from epo_jax.rewards.judge import Judge, name_critical, read_stages
+from epo_jax.rewards.prompts import JudgeInput
+from epo_jax.rollout import array_module
 from epo_jax.runtime.hosts import everywhere
+from epo_jax.text import tokenizer as text
+from epo_jax.text.tokens import Array, Tokens, concat, pack
 
-CRITICAL = (
-    '\n\nThe final score for the goal was {score:.1f} of 10. Before each turn, a strategy was chosen:{strategies}\n'
-    'Which of these strategies were critical for the outcome? Answer Yes or No for each.')
+METHODS = ('potential', 'critical', 'none')
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Verdict:
-    """What the judge made of a batch.
+    """What became of conversations, by the environment's own reward and by the judge.
 
     Attributes:
-      process: f64[N, T] reward of every turn; valid: bool[N, T].
-      outcome: f64[N] in [0, 1], goal rating / 10; outcome_valid: bool[N].
-      note: for every reading what the judge's numbers were, for the episode file.
+      process: reward of every turn; 0 where it is not valid.
+      valid: turns with a process reward.
+      outcome: how well the goal was reached, in [0, 1]; 0 where it is not valid.
+      outcome_valid: conversations with an outcome.
+      rewarded: conversations whose outcome is the environment's own reward.
+      turn_mask: turns that took place.
+      potential: probability that the goal is reached, before the first turn and after each; None if not asked.
+      critical: probability that each turn was critical; None if not asked.
     """
 
-    process: np.ndarray
-    valid: np.ndarray
-    outcome: np.ndarray
-    outcome_valid: np.ndarray
-    note: tuple[dict, ...]
+    process: Float[Array, 'N T']
+    valid: Bool[Array, 'N T']
+    outcome: Float[Array, ' N']
+    outcome_valid: Bool[Array, ' N']
+    rewarded: Bool[Array, ' N']
+    turn_mask: Bool[Array, 'N T']
+    potential: Optional[Float[Array, 'N T+1']] = None
+    critical: Optional[Float[Array, 'N T']] = None
+
+    def __getitem__(self, rows: Any) -> 'Verdict':
+        """Return the verdict on some of the conversations."""
+        return jax.tree.map(lambda x: x[rows], self)
+
+    def notes(self) -> list[dict[str, Any]]:
+        """Return the judge's numbers on every conversation, for the record of its episode (host)."""
+        number = lambda value: round(float(value), 6) if np.isfinite(value) else None
+        turns, notes = self.turn_mask.sum(axis=1), []
+        for n, count in enumerate(turns):
+            note = {'by_rule': bool(self.rewarded[n]),
+                    'rating': number(10 * self.outcome[n]) if self.outcome_valid[n] else None}
+            if self.potential is not None:
+                note['potential'] = [number(p) for p in self.potential[n, :count + 1]]
+            if self.critical is not None:
+                note['critical'] = [number(p) for p in self.critical[n, :count]]
+            notes.append(note)
+        return notes
 
 
-def assess(judge: Judge, readings: Sequence[Reading], turns: int, method: str) -> Verdict:
-    """Reads every episode once, and answers for the outcome and for every turn.
+def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate: bool) -> Verdict:
+    """Judge finished conversations.
 
-    `potential`: before the seat's first turn and after each (with the replies to it), the judge's probability
-    that the goal has been reached; a turn's reward is the change it made.
-    `critical`: after the end, the judge goes through the seat's strategies and says Yes or No to each; 1 for
-    those named. The answer is one of the two by construction, so it always parses.
-    `none`: zeros.
+    The outcome is the environment's own reward where there is one, else the judge's rating / 10. The process reward
+    of a turn is by `method`:
+
+    `potential`: before the seat's first turn and after each (with the replies to it), the judge's probability that the
+    goal has been reached; the reward of a turn is the change of this probability.
+    `critical`: after the end, the judge goes through the seat's strategies and says Yes or No to each; 1 for those
+    it names, else 0.
+    `none`: 0.
 
     Args:
-      judge: not asked where every reading has a score and the method needs nothing either.
-      readings: N of them.
-      turns: T.
-      method: as above.
+      judge: the judge; None where it is not asked.
+      conversations: what there is to read.
+      method: one of METHODS.
+      rate: whether the judge rates the conversations that have no reward; otherwise they have no outcome.
+
+    Raises:
+      ValueError: the method is unknown.
     """
-    if method not in ('potential', 'critical', 'none'):
-        raise ValueError(f"the process reward is 'potential', 'critical' or 'none', not {method!r}")
-    had = np.arange(turns) < np.array([reading.turns for reading in readings])[:, None]
-    complete = np.array([reading.complete for reading in readings])
-    rating = np.array([np.nan if reading.score is None else reading.score for reading in readings], np.float64)
-    ruled = np.isfinite(rating)
-    process = np.zeros((len(readings), turns))
-    note = [{'by_rule': bool(rule)} for rule in ruled]
-    if method == 'potential' or not ruled.all():
-        potential, judged = _read(judge, readings, turns, method == 'potential', not ruled.all())
-        rating = np.where(ruled, rating, judged)
-        if method == 'potential':
-            process = np.diff(potential, axis=1)
-            for n, reading in enumerate(readings):
-                note[n]['potential'] = [_number(p) for p in potential[n, :reading.turns + 1]]
+    if method not in METHODS:
+        raise ValueError(f'the process reward is one of {", ".join(METHODS)}, not {method!r}')
+    xp = array_module(conversations.reward)
+    mask, reward = conversations.turn_mask, conversations.reward
+    process, outcome, potential, critical = xp.zeros(mask.shape, reward.dtype), reward, None, None
+    if method == 'potential' or rate:
+        reached, rating = _in_batches(judge, conversations.stages, lambda part: read_stages(
+            judge, jax.tree.map(lambda x: xp.moveaxis(x, 1, 0), part), xp.bool_(method == 'potential'), rate))
+        outcome = xp.where(xp.isfinite(reward), reward, rating / 10)  # NaN where nobody rates
+    if method == 'potential':
+        potential = xp.where(xp.pad(mask, ((0, 0), (1, 0)), constant_values=True), reached, xp.nan)
+        process = xp.diff(potential, axis=1)
     if method == 'critical':
-        process, chances = _critical(judge, readings, turns, rating)
-        for n, reading in enumerate(readings):
-            note[n]['critical'] = [_number(p) for p in chances[n, :reading.turns]]
-    for n, value in enumerate(rating):
-        note[n]['rating'] = _number(value)
-    valid = had & complete[:, None] & np.isfinite(process)
-    outcome_valid = complete & np.isfinite(rating)
-    return Verdict(np.where(valid, process, 0.0), valid, np.where(outcome_valid, rating / 10, 0.0), outcome_valid,
-                   tuple(note))
+        message = _with_score(judge, *conversations.question, outcome)
+        critical = _in_batches(judge, (message, mask), lambda part: name_critical(judge, *part))
+        process = xp.where(xp.isnan(critical), xp.nan, critical >= 0.5)
+    valid = mask & conversations.complete[:, None] & xp.isfinite(process)
+    outcome_valid = conversations.complete & xp.isfinite(outcome)
+    return Verdict(
+        xp.where(valid, process, 0), valid, xp.where(outcome_valid, outcome, 0), outcome_valid, xp.isfinite(reward),
+        mask, potential, critical)
 
 
-def _read(judge: Judge, readings: Sequence[Reading], turns: int, potential: bool,
-          rate: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(probability that the goal is reached at every stage [N, T + 1], rating [N]); NaN where not asked."""
-    parts = []
-    for batch in _batches(judge, readings):
-        stages = [[judge.encode(reading.brief + piece if i == 0 else piece, first=i == 0)
-                   for i, piece in enumerate(_pieces(reading, turns, potential))] for reading in batch]
-        packed = stacked([pad(rows, judge.batch, judge.capacity) for rows in zip(*stages)])
-        chances, rating = everywhere(follow(judge, packed, np.bool_(potential), rate))
-        parts.append((np.asarray(chances, np.float64)[:len(batch)], np.asarray(rating, np.float64)[:len(batch)]))
-    chances, rating = map(np.concatenate, zip(*parts))
-    return chances, rating
+def _with_score(judge: Judge, before: Tokens, after: Tokens, outcome) -> Tokens:
+    """Put the outcomes f[N], as scores out of 10, into the question about critical turns; cut to the capacity."""
+    xp = array_module(outcome)
+    scores = pack([text.encode(judge.tokenizer, f'{tenths / 10:.1f}') for tenths in range(101)])
+    at = xp.round(100 * xp.nan_to_num(outcome)).astype(int)
+    score = jax.tree.map(lambda x: xp.asarray(x)[at], scores)
+    message = concat([before, score, after], judge.capacity)
+    return message.replace(length=xp.minimum(message.length, judge.capacity))
 
 
-def _pieces(reading: Reading, turns: int, potential: bool) -> list[str]:
-    """T + 1 pieces of the transcript; where no question comes between, everything at once."""
-    stages = reading.stages(turns)
-    return stages if potential else [''.join(stages), *[''] * turns]
-
-
-def _batches(judge: Judge, readings: Sequence[Reading]) -> list[Sequence[Reading]]:
-    return [readings[i:i + judge.batch] for i in range(0, len(readings), judge.batch)]
-
-
-def _critical(judge: Judge, readings: Sequence[Reading], turns: int, rating) -> tuple[np.ndarray, np.ndarray]:
-    """(1 for the strategies the judge names and 0 for the others [N, T], its probability of naming each).
-
-    The answer is built strategy by strategy: 'Strategy 1:' Yes, 'Strategy 2:' No, and each is asked with the
-    answers before it in view.
-    """
-    texts = []
-    for reading, score in zip(readings, np.nan_to_num(rating)):
-        listed = ''.join(f'\n{t + 1}. {s}' for t, s in enumerate(reading.strategies))
-        transcript = ''.join(f'\n{line}' for _, line in reading.lines)
-        texts.append(reading.brief + transcript + CRITICAL.format(score=score, strategies=listed))
-    had = np.arange(turns) < np.array([len(reading.strategies) for reading in readings])[:, None]
-    parts = []
-    for i in range(0, len(texts), judge.batch):
-        rows = [judge.encode(part, first=True) for part in texts[i:i + judge.batch]]
-        turned = np.zeros((judge.batch, turns), bool)
-        turned[:len(rows)] = had[i:i + judge.batch]
-        named = everywhere(name_turns(judge, pad(rows, judge.batch, judge.capacity), turned))
-        parts.append(np.asarray(named)[:len(rows)])
-    chances = np.concatenate(parts).astype(np.float64)
-    return np.where(np.isnan(chances), np.nan, chances >= 0.5), chances
-
-
-def _number(value: float):
-    """For JSON: a missing number is None."""
-    return None if not np.isfinite(value) else round(float(value), 6)
+def _in_batches(judge: Judge, rows: Any, ask: Callable[[Any], Any]) -> Any:
+    """Return what `ask` answers about a tree of rows [N, ...], asked `judge.batch` rows at once."""
+    count = len(jax.tree.leaves(rows)[0])
+    xp, missing = array_module(rows), -count % judge.batch
+    batches = jax.tree.map(
+        lambda x: xp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))).reshape(-1, judge.batch, *x.shape[1:]), rows)
+    if xp is np:
+        answers = [everywhere(ask(jax.tree.map(lambda x: x[i], batches))) for i in range(-(-count // judge.batch))]
+        return jax.tree.map(lambda *xs: np.concatenate(xs).astype(np.float64)[:count], *answers)
+    answers = jax.lax.map(ask, batches)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], answers)

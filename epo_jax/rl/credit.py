@@ -6,14 +6,25 @@ did not take place, or whose reward is missing, has no part in any sum, mean or 
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from epo_jax.text.tokens import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """How credit is assigned; static. See `combine` (combine, weight), `returns` (gamma), `baseline`, `normalise`."""
+class CreditRules:
+    """How credit is assigned; static.
+
+    Attributes:
+      combine, weight: see `combine`.
+      gamma: see `returns`.
+      baseline: see `baseline`.
+      normalise: see `normalise`.
+    """
 
     combine: str
     weight: float
@@ -22,12 +33,37 @@ class Rules:
     normalise: str
 
 
+class Credit(NamedTuple):
+    """Credit of every turn.
+
+    Attributes:
+      reward: process reward and outcome combined; 0 where no turn took place.
+      valid: turns that can be trained on: nothing in their conversation is missing.
+      advantage: what the loss of a turn is weighted with; 0 where it is not valid.
+    """
+
+    reward: Float[Array, 'N T']
+    valid: Bool[Array, 'N T']
+    advantage: Float[Array, 'N T']
+
+
 @functools.partial(jax.jit, static_argnames='rules')
-def assign(process, process_valid, outcome, outcome_valid, turn_mask, group, rules: Rules):
-    """From what the judge said to what the learner takes: (reward, valid, advantage), each [N, T]."""
+def assign(process, process_valid, outcome, outcome_valid, turn_mask, group, rules: CreditRules) -> Credit:
+    """Turn rewards into advantages.
+
+    Args:
+      process: f[N, T], process rewards.
+      process_valid: bool[N, T], turns with a process reward.
+      outcome: f[N], in [0, 1].
+      outcome_valid: bool[N], conversations with an outcome.
+      turn_mask: bool[N, T], turns that took place.
+      group: i32[N], conversations of the same scenario and seat have the same number.
+      rules: see there.
+    """
     reward, valid = combine(
         process, process_valid, outcome, outcome_valid, turn_mask, rules.combine, rules.weight)
-    return reward, valid, advantages(reward, valid, group, rules.gamma, rules.baseline, rules.normalise)
+    advantage = advantages(reward, valid, group, rules.gamma, rules.baseline, rules.normalise)
+    return Credit(reward, valid, advantage)
 
 
 @functools.partial(jax.jit, static_argnames=('how',))

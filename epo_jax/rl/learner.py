@@ -1,29 +1,38 @@
 """The gradient step on the strategist.
 
-Axis letters: N conversations of one step, M micro-batches, L token positions, T turns.
+Axis letters: N conversations of one step, L token positions, T turns.
 """
 
 import dataclasses
 import functools
 import math
+import re
 from typing import Any, Mapping, Optional, Sequence
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Bool, Float, Int
 import optax
 
+from epo_jax.config import Key
 from epo_jax.models import scoring
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy
 from epo_jax.runtime.parallel import constrain, param_shardings
+from epo_jax.text.tokens import Array
 
 
 @struct.dataclass
 class TrainState:
-    """What training carries from step to step: float32 parameters (stacked layout), optimiser, steps taken."""
+    """What training carries from step to step.
+
+    Attributes:
+      step: number of steps taken.
+      params: what is trained, float32: all parameters (stacked layout) or an adapter.
+      optimizer: state of the optimizer.
+    """
 
     step: jax.Array
     params: Any
@@ -32,18 +41,21 @@ class TrainState:
 
 @struct.dataclass
 class Batch:
-    """Rows for one gradient step.
+    """The conversations of one gradient step.
 
     Attributes:
-      ids, turn: i32[N, L]; logprob: f32[N, L] at sampling.
-      advantage: f32[N, T]; valid: bool[N, T].
+      ids: the tokens.
+      turn: the turn in which a token was sampled; -1 for context, which is not trained.
+      logprob: log-probability of a token when it was sampled.
+      advantage: weight of every turn in the loss.
+      valid: turns that are trained.
     """
 
-    ids: Any
-    turn: Any
-    logprob: Any
-    advantage: Any
-    valid: Any
+    ids: Int[Array, 'N L']
+    turn: Int[Array, 'N L']
+    logprob: Float[Array, 'N L']
+    advantage: Float[Array, 'N T']
+    valid: Bool[Array, 'N T']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +64,20 @@ class Learner:
 
     Attributes:
       model: the decoder, stacked layout.
-      learning_rate: the peak; warmup_ratio: share of total_steps until it is reached, linearly; then a cosine to
-        0 ('cosine') or no change ('constant').
-      total_steps: gradient steps of the whole run.
-      clip: largest global norm of a gradient; weight_decay, b1, b2: AdamW.
-      micro_batch: conversations run through the model at once.
-      lora: where given, what is trained is an adapter of a frozen base.
-      entropy: weight of the strategies' entropy in the objective, scaled as the learning rate is by its schedule.
-      chunk: tokens whose vocabulary is projected at once.
-      offload: whether the optimiser's moments lie in the host's memory; they come to the device to be updated.
+      total_steps: number of gradient steps of the whole run.
+      learning_rate: peak learning rate.
+      schedule: learning rate after the warmup: cosine (to 0) or constant.
+      warmup_ratio: share of all steps in which the learning rate rises linearly to its peak.
+      clip: largest global norm of a gradient.
+      weight_decay: weight decay of AdamW.
+      b1: decay of the first moment of AdamW.
+      b2: decay of the second moment of AdamW.
+      micro_batch: number of conversations that are run through the model at once.
+      lora: the adapter that is trained on a frozen base; None trains the whole model.
+      entropy: weight of the entropy of the strategies in the objective; it is scaled by the schedule of the learning
+        rate.
+      chunk: number of tokens whose logits are computed at once.
+      offload: whether the optimizer's moments are kept in host memory, which is slower and leaves room on the device.
     """
 
     model: Transformer
@@ -79,12 +96,12 @@ class Learner:
     offload: bool = False
 
     def rate(self) -> optax.Schedule:
-        """Learning rate by step."""
+        """Return the learning rate as a function of the step."""
         warmup = math.ceil(self.warmup_ratio * self.total_steps)
         if self.schedule == 'constant':
             return optax.linear_schedule(self.learning_rate / max(warmup, 1), self.learning_rate, max(warmup - 1, 1))
         if self.schedule != 'cosine':
-            raise ValueError(f"the schedule is 'cosine' or 'constant', not {self.schedule!r}")
+            raise ValueError(f"the schedule must be 'cosine' or 'constant', not {self.schedule!r}")
 
         def cosine(step):
             rising = (step + 1) / max(warmup, 1)
@@ -93,7 +110,7 @@ class Learner:
         return cosine
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Clipping, then AdamW."""
+        """Return the optimizer: clipping, then AdamW."""
         return optax.chain(*self._parts())
 
     def _parts(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -102,8 +119,12 @@ class Learner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, params) -> TrainState:
-        """A fresh state around what is trained, stacked parameters or an adapter, which becomes float32; the
-        optimiser's moments are split as they are."""
+        """Return the state before the first step.
+
+        Args:
+          params: what is trained, stacked parameters or an adapter; it becomes float32. The optimizer's moments are
+            sharded in the same way.
+        """
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         optimizer = self.optimizer().init(params)
         if self.model.mesh is not None:
@@ -124,17 +145,17 @@ class Learner:
         return jax.jit(self.init).lower(params).compile().out_info
 
     def _update(self, state: TrainState, gradient, change: jax.Array) -> TrainState:
-        """The state after a step; the same one unless `change`."""
+        """Return the state after a step, or the same state unless `change` is true."""
         def move(state):
             updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
             return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
 
-        if not self.offload:  # a branch needs no second copy of the moments, as a selection does
+        if not self.offload:  # unlike a selection, a branch needs no second copy of the moments
             return jax.lax.cond(change, move, lambda state: state, state)
 
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(change, a, b), new, old)
-        # Moments come to the device and go back one parameter at a time, each waiting for the one before: left alone,
-        # the compiler fetches all of them at once.
+        # Moments are moved to the device and back one parameter at a time. Without the barriers, the compiler would
+        # fetch all of them at once.
         clip, adam = self._parts()
         gradient, _ = clip.update(gradient, state.optimizer[0])
         leaves, structure = jax.tree.flatten(state.params)
@@ -156,21 +177,29 @@ class Learner:
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
     def step(self, state: TrainState, batch: Batch, base: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One gradient step; `state` is donated. `base`: the frozen parameters (stacked) under an adapter.
+        """Take one gradient step.
 
-        The loss is the mean over the conversations with a valid turn, counted over the whole batch, so it does
-        not depend on the micro-batches. A batch without any changes nothing.
+        The loss is the mean over the conversations with a valid turn, counted over the whole batch, so it does not
+        depend on the micro-batches. A batch without any changes nothing.
+
+        Args:
+          state: the state before; donated.
+          batch: N conversations.
+          base: the frozen parameters (stacked) under an adapter.
 
         Returns:
-          (state, metrics): loss, gradient norm, learning rate, and over the sampled tokens the largest and the
-          mean difference between the log-probability now and at sampling. On the first step after a rollout the
-          former is the sampler's numerical error.
+          The new state, and metrics: loss, gradient norm, learning rate, the number of conversations, and over the
+          sampled tokens the largest (logprob_gap) and the mean (drift) difference between the log-probability now and
+          at sampling. On the first step after a rollout, the gap is the numerical error of the sampler.
+
+        Raises:
+          ValueError: the batch cannot be split into micro-batches.
         """
         rows = batch.ids.shape[0]
         if rows % self.micro_batch:
-            raise ValueError(f'{rows} conversations do not divide into micro-batches of {self.micro_batch}')
+            raise ValueError(f'{rows} conversations cannot be split into micro-batches of {self.micro_batch}')
         count = has_turns(batch.turn, batch.valid).sum()
-        # Rows that are split over devices stay there: a micro-batch takes its share from every one.
+        # Every micro-batch takes its share of the rows from every device, so that no row moves.
         place = lambda x, *axes: constrain(self.model.mesh, x, *axes)
         batch = jax.tree.map(lambda x: place(x, 'rows'), batch)
         parts = jax.tree.map(lambda x: place(
@@ -181,7 +210,7 @@ class Learner:
         def loss(params, part):
             params = params if self.lora is None else self.lora.join(base, params)
 
-            def objective(numbers):  # linear, so its gradient anywhere is the weights of the sum
+            def objective(numbers):  # linear, so that its gradient is the weight of every number
                 total = epo_loss(numbers[0], part.advantage, part.turn, part.valid)
                 if self.entropy:
                     total -= weight * mean_entropy(numbers[1], part.turn, part.valid)
@@ -198,7 +227,7 @@ class Learner:
             gradient = jax.tree.map(jnp.add, gradient, new)
             return (gradient, total + value, jnp.maximum(largest, gap), drift + change), None
 
-        if rows == self.micro_batch:  # no second gradient to add to
+        if rows == self.micro_batch:  # saves the memory of a second gradient
             (total, (gap, drift)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
         else:
             zero = jnp.zeros(())
@@ -217,42 +246,26 @@ class Learner:
         }
 
 
-def learner_defaults(exclude: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the defaults of the configuration group `learner`: the fields of `Learner` that a user may set.
+def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
+    """Return the keys of the configuration group `learner` that are attributes of `Learner`.
 
     Args:
-      exclude: Names of fields to leave out.
+      exclude: attributes to leave out.
     """
-    return {field.name: field.default for field in dataclasses.fields(Learner)
+    meanings = dict(re.findall(r'^ {6}(\w+): ((?:.|\n {8})*)', Learner.__doc__, re.MULTILINE))
+    return {field.name: Key(field.default, ' '.join(meanings[field.name].split()).rstrip('.'))
+            for field in dataclasses.fields(Learner)
             if field.name not in ('model', 'total_steps', 'lora', *exclude)}
 
 
 def from_config(c: Mapping[str, Any], model: Transformer, total_steps: int, lora: Optional[LoRA] = None) -> Learner:
-    """The learner of a configuration's group `learner`: keys and attributes go by the same names."""
-    named = {field.name: c[field.name] for field in dataclasses.fields(Learner) if field.name in c}
-    return Learner(model=model, total_steps=total_steps, lora=lora, **named)
-
-
-def batches(rows: Batch, size: int, rng: np.random.Generator, bucket: int) -> list[Batch]:
-    """Cuts rows into shuffled batches of `size`, the last one filled up with rows that train nothing.
-
-    Lengths are cut to the longest conversation, rounded up to a multiple of `bucket` so that few programs serve
-    all batches.
+    """Return the learner of a configuration group `learner`, whose keys are named like the attributes.
 
     Args:
-      rows: NumPy arrays of N conversations. A row may be empty; its turn is -1 everywhere.
+      c: the configuration group.
+      model: the decoder, stacked layout.
+      total_steps: number of gradient steps of the whole run.
+      lora: the adapter that is trained; None for the whole model.
     """
-    longest = int(np.max(np.where((rows.turn >= 0).any(axis=1), rows.turn.shape[1] - np.argmax(
-        rows.turn[:, ::-1] >= 0, axis=1), 1)))  # what follows the last strategy is not needed
-    length = min(-(-longest // bucket) * bucket, rows.ids.shape[1])
-    order = rng.permutation(len(rows.ids))
-    missing = -len(order) % size
-
-    def take(x, filling):
-        x = x[order]
-        return np.concatenate([x, np.full((missing, *x.shape[1:]), filling, x.dtype)])
-
-    cut = Batch(
-        take(rows.ids[:, :length], 0), take(rows.turn[:, :length], -1), take(rows.logprob[:, :length], 0),
-        take(rows.advantage, 0), take(rows.valid, False))
-    return [jax.tree.map(lambda x: x[i:i + size], cut) for i in range(0, len(cut.ids), size)]
+    named = {field.name: c[field.name] for field in dataclasses.fields(Learner) if field.name in c}
+    return Learner(model=model, total_steps=total_steps, lora=lora, **named)

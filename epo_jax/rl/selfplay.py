@@ -59,7 +59,7 @@ def draw_snapshot(seed: int, iteration: int, count: int) -> int:
     return int(np.random.default_rng((seed, iteration)).integers(count))
 
 
-def remember(snapshots: tuple, params, size: int) -> tuple:
+def add_snapshot(snapshots: tuple, params, size: int) -> tuple:
     """The pool with a new snapshot at its end; the oldest beyond `size` is dropped."""
     return (*snapshots, params)[-size:] if size else ()
 

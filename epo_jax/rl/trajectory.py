@@ -1,61 +1,76 @@
-"""From finished episodes to rows for the learner, one a trained conversation.
+"""From finished episodes to rows for the learner, one for each trained conversation.
 
 Axis letters: E episodes, S seats, N trained conversations (seat-major: all episodes of one trained seat, then of the
 next), T turns of one seat, L token positions.
 """
 
-from typing import Any
-
 from flax import struct
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from epo_jax.rollout import Archive, Table, numpy_or_jax, turns_of
+from epo_jax.rollout import Episodes, Table, array_module, max_seat_turns
+from epo_jax.text.tokens import Array
 
 
 @struct.dataclass
 class Trajectory:
-    """What the learner gets, one row a trained conversation.
+    """Trained conversations.
 
     Attributes:
-      ids: i32[N, L] the strategist's conversation.
-      turn: i32[N, L] turn in which an id was sampled; -1: context, not trained.
-      logprob: f32[N, L] log-probability at which it was sampled.
-      length: i32[N].
-      turn_mask: bool[N, T] turns that took place.
-      truncated: bool[N] the episode was cut off.
-      episode, seat: i32[N] where the row comes from.
-      group: i32[N] rows of the same scenario and seat have the same number.
+      ids: the strategist's conversation.
+      turn: the turn in which an id was sampled; -1 for context, which is not trained.
+      logprob: log-probability of an id when it was sampled.
+      length: number of ids.
+      turn_mask: turns that took place.
+      truncated: whether the episode was cut off.
+      episode, seat: where the row comes from.
+      group: rows of the same scenario and seat have the same number.
     """
 
-    ids: Any
-    turn: Any
-    logprob: Any
-    length: Any
-    turn_mask: Any
-    truncated: Any
-    episode: Any
-    seat: Any
-    group: Any
+    ids: Int[Array, 'N L']
+    turn: Int[Array, 'N L']
+    logprob: Float[Array, 'N L']
+    length: Int[Array, ' N']
+    turn_mask: Bool[Array, 'N T']
+    truncated: Bool[Array, ' N']
+    episode: Int[Array, ' N']
+    seat: Int[Array, ' N']
+    group: Int[Array, ' N']
 
 
-def trajectory(table: Table, archive: Archive, groups) -> Trajectory:
-    """The conversations of the trained strategists.
+def trajectories(table: Table, episodes: Episodes, numbers: Int[Array, ' E'], group: int) -> Trajectory:
+    """Return the conversations of the trained strategists.
 
     Args:
       table: who played.
-      archive: what came out.
-      groups: i32[E]; episodes of the same scenario share a number.
+      episodes: what was played.
+      numbers: number of each episode within the iteration; `group` neighbors share a scenario.
+      group: see Table.group.
+
+    Raises:
+      ValueError: no seat is trained.
     """
-    S, count = len(table.seats), len(archive.cause)
-    xp = numpy_or_jax(archive.cause)
-    trained = [s for s, seat in enumerate(table.seats) if seat.trained]
+    S, count = len(table.seats), len(episodes.cause)
+    xp = array_module(episodes.cause)
+    trained = trained_seats(table)
     if not trained:
         raise ValueError('no seat at this table is trained')
-    join = lambda name: xp.concatenate([getattr(archive.conversations[s], name) for s in trained])
+    join = lambda name: xp.concatenate([getattr(episodes.conversations[s], name) for s in trained])
+    numbers = xp.asarray(numbers, np.int32)
     return Trajectory(
         ids=join('ids'), turn=join('turn'), logprob=join('logprob'), length=join('length'),
-        turn_mask=xp.arange(turns_of(table.env)) < join('turns')[:, None],
-        truncated=xp.tile(archive.cause != 0, len(trained)),
-        episode=xp.tile(xp.arange(count, dtype=np.int32), len(trained)),
+        turn_mask=xp.arange(max_seat_turns(table.env)) < join('turns')[:, None],
+        truncated=xp.tile(episodes.cause != 0, len(trained)),
+        episode=xp.tile(numbers, len(trained)),
         seat=xp.repeat(xp.array(trained, np.int32), count),
-        group=xp.concatenate([xp.asarray(groups, np.int32) * S + s for s in trained]))
+        group=xp.concatenate([numbers // group * S + s for s in trained]))
+
+
+def trained_seats(table: Table) -> list[int]:
+    """Return the numbers of the trained seats."""
+    return [s for s, seat in enumerate(table.seats) if seat.trained]
+
+
+def trained_rows(table: Table, count: int) -> np.ndarray:
+    """Return which of S E seat-major rows (verdicts on all seats of `count` episodes) belong to trained seats."""
+    return np.concatenate([s * count + np.arange(count) for s in trained_seats(table)])

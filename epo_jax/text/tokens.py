@@ -13,6 +13,8 @@ import numpy as np
 
 from epo_jax.runtime.errors import InputError
 
+Array = jax.Array | np.ndarray
+
 
 @struct.dataclass
 class Tokens:

@@ -20,7 +20,7 @@ def texts(tokens):
 def deal(env, episode, rows, state=None):
     rows = np.array(rows)
     state = env.start(len(rows)) if state is None else state
-    return env.deal(state, env.encode(CASES), np.array(episode), rows)
+    return env.reset(state, env.encode(CASES), np.array(episode), rows)
 
 
 def act(env, state, seat, *messages, live):
@@ -34,7 +34,7 @@ def test_only_the_rows_that_start_are_dealt_and_read_an_opening():
         [f'five {role}{seat}.', '', f'one {role}{seat}.'] for seat in (0, 1) for role in 'SA']
     assert state.episodes.tolist() == [(CASES[2], ()), None, (CASES[0], ())]
     state, seen = act(env, state, 0, 'Hi', '', 'Oh', live=[True, False, True])
-    assert seen.done.tolist() == [False, False, True] and seen.reward.tolist() == [[1, 0], [0, 0], [1, 0]]
+    assert seen.done.tolist() == [False, False, True] and np.nan_to_num(seen.reward, nan=-1).tolist() == [[1, 0], [-1, -1], [1, 0]]
     again, openings = deal(env, [2, 1, 3], [False, True, True], state)
     assert texts(openings[0].actor) == ['', 'two A0.', 'six A0.']
     assert again.episodes[0] == state.episodes[0] == (CASES[2], ('Hi',)) and again.episodes[2] == (CASES[3], ())
@@ -64,12 +64,12 @@ def test_choices_that_do_not_fit_stop_the_run(orders, reason):
 
 def test_accounts_tell_what_happened_and_why_it_broke():
     env, cases = environment(), [CASES[1], Case('bad', 5, 'raise', at=1)]
-    state, _ = env.deal(env.start(2), cases, np.arange(2), np.ones(2, bool))
+    state, _ = env.reset(env.start(2), cases, np.arange(2), np.ones(2, bool))
     for seat in (0, 1):
         state, seen = act(env, state, seat, 'Hi', 'Ho', live=[True, True])
     assert seen.failed.tolist() == [False, True]
-    sound, broken = env.accounts(cases, state, pack([[]] * 2))
+    sound, broken = env.texts(cases, state)
     assert sound.lines == ((0, '0:Hi;'), (1, '1:Hi;')) and sound.failure is None
-    assert sound.briefs == ['two 0', 'two 1'] and sound.scores == [None, None]
+    assert sound.judge_prompts == ['two 0', 'two 1']
     assert sound.facts['scenario'] == 'two' and sound.events == ('event0', 'event1')
     assert broken.lines == ((0, '0:Ho;'),) and broken.failure == 'RuntimeError: the script says so'

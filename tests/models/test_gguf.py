@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from epo_jax.models import weights
-from epo_jax.models.transformer import rope_frequencies, unstack
+from epo_jax.models.layout import unstack
+from epo_jax.models.transformer import rope_frequencies
 from epo_jax.models.weights import WeightsError
 
 

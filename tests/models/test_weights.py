@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from epo_jax.models import weights
-from epo_jax.models.transformer import Transformer, unstack
+from epo_jax.models.layout import unstack
+from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import WeightsError
 from epo_jax.runtime.parallel import make_mesh, param_shardings
 

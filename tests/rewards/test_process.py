@@ -11,10 +11,10 @@ from tokenizers import normalizers
 
 from epo_jax import testing
 from epo_jax.models.transformer import Transformer
+from epo_jax.rewards import process
 from epo_jax.rewards.judge import RATING, REACHED, Judge
-from epo_jax.rewards.outcome import load_outcome, scored
-from epo_jax.rewards.process import CRITICAL, assess
-from epo_jax.rewards.reading import Reading
+from epo_jax.rewards.outcome import load_outcome, with_outcome
+from epo_jax.rewards.prompts import CRITICAL, JudgePrompt, encode_prompts
 from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import encode
 
@@ -31,17 +31,24 @@ def judge():
     return Judge(Transformer(config), params, tokenizer, chat_segments(tokenizer), CAPACITY, chunk=128)
 
 
-def reading(seat=0, lines=4, **changes):
+def assess(judge, prompts, turns, method):
+    """The verdict of a host loop on prompts."""
+    rate = any(prompt.reward is None for prompt in prompts)
+    conversations = encode_prompts(judge, prompts, turns, method, read=rate or method == 'potential')
+    return process.assess(judge, conversations, method, rate)
+
+
+def prompt(seat=0, lines=4, **changes):
     """An episode of the given lines, or of so many, seat 0 first."""
     if isinstance(lines, int):
         lines = tuple((i % 2, f'{"AB"[i % 2]} said: "{"Hi no"[:i + 1]}"') for i in range(lines))
     turns = sum(s == seat for s, _ in lines)
-    return dataclasses.replace(Reading(
+    return dataclasses.replace(JudgePrompt(
         'A sells to B.', seat, lines, tuple(f'Plan {t}.' for t in range(turns)), None, True), **changes)
 
 
 # Of seat 0 with two turns, of seat 1 with two turns and three lines before the last, of seat 0 with all three turns.
-READINGS = (reading(0, 4), reading(1, 4, brief='B buys.'), reading(0, 5, brief='A has a dog, and B wants it.'))
+PROMPTS = (prompt(0, 4), prompt(1, 4, prompt='B buys.'), prompt(0, 5, prompt='A has a dog, and B wants it.'))
 
 
 @functools.cache
@@ -82,7 +89,7 @@ def transcript(lines):
 def stage(r, t):
     """All that was said before turn t of the reading's seat."""
     own = [i for i, (seat, _) in enumerate(r.lines) if seat == r.seat] + [len(r.lines)] * (TURNS + 1)
-    return r.brief + transcript(r.lines[:own[t]])
+    return r.prompt + transcript(r.lines[:own[t]])
 
 
 def expected_potential(r):
@@ -91,7 +98,7 @@ def expected_potential(r):
 
 def expected_rating(r):
     """The mean over '0' ... '9' and '10', where '10' is a '1' that a '0' follows."""
-    question = r.brief + transcript(r.lines) + RATING
+    question = r.prompt + transcript(r.lines) + RATING
     first = next_token(question)[[byte(str(n)) for n in range(10)]]
     ten = first[1] * next_token(question, answer='1')[byte('0')]
     mass = np.array([first[0], first[1] - ten, *first[2:], ten])
@@ -101,7 +108,7 @@ def expected_rating(r):
 @pytest.mark.parametrize('seat, want', [
     (0, ['', '\na\nb', '\nc\nd', '\ne']), (1, ['\na', '\nb\nc', '\nd\ne', ''])])
 def test_stages_are_cut_before_each_turn_of_the_seat(seat, want):
-    r = reading(seat, lines=tuple((i % 2, text) for i, text in enumerate('abcde')))
+    r = prompt(seat, lines=tuple((i % 2, text) for i, text in enumerate('abcde')))
     assert r.stages(3) == want
     assert r.turns == (3, 2)[seat]
     assert ''.join(r.stages(3)) == transcript(r.lines)
@@ -109,47 +116,47 @@ def test_stages_are_cut_before_each_turn_of_the_seat(seat, want):
 
 
 def test_potential_and_rating_are_those_of_full_forward_passes():
-    verdict = assess(judge(), READINGS, TURNS, 'potential')
-    for n, r in enumerate(READINGS):
+    verdict = assess(judge(), PROMPTS, TURNS, 'potential')
+    for n, r in enumerate(PROMPTS):
         potential = expected_potential(r)
-        np.testing.assert_allclose(verdict.note[n]['potential'], potential, atol=TOLERANCE)
+        np.testing.assert_allclose(verdict.notes()[n]['potential'], potential, atol=TOLERANCE)
         np.testing.assert_allclose(verdict.process[n, :r.turns], np.diff(potential), atol=TOLERANCE)
         np.testing.assert_allclose(verdict.outcome[n], expected_rating(r) / 10, atol=TOLERANCE)
-        np.testing.assert_allclose(verdict.note[n]['rating'], expected_rating(r), atol=10 * TOLERANCE)
-        assert verdict.note[n]['by_rule'] is False
+        np.testing.assert_allclose(verdict.notes()[n]['rating'], expected_rating(r), atol=10 * TOLERANCE)
+        assert verdict.notes()[n]['by_rule'] is False
     assert np.abs(verdict.process).max() > 100 * TOLERANCE  # there is something to be got wrong
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
     assert not verdict.process[~verdict.valid].any() and verdict.outcome_valid.all()
 
 
 def test_the_two_tokens_of_ten_are_told_from_one():
-    rows = [next_token(r.brief + transcript(r.lines) + RATING) for r in READINGS]
+    rows = [next_token(r.prompt + transcript(r.lines) + RATING) for r in PROMPTS]
     first = [row[[byte(str(n)) for n in range(10)]] for row in rows]
     wrong = [(mass * np.arange(10)).sum() / mass.sum() for mass in first]
-    right = [expected_rating(r) for r in READINGS]
-    got = assess(judge(), READINGS, TURNS, 'none')
+    right = [expected_rating(r) for r in PROMPTS]
+    got = assess(judge(), PROMPTS, TURNS, 'none')
     assert min(abs(a - b) for a, b in zip(wrong, right)) > 0.001
     np.testing.assert_allclose(10 * got.outcome, right, atol=10 * TOLERANCE)
 
 
 def test_critical_answers_are_asked_one_after_the_other():
-    verdict = assess(judge(), READINGS, TURNS, 'critical')
-    for n, r in enumerate(READINGS):
+    verdict = assess(judge(), PROMPTS, TURNS, 'critical')
+    for n, r in enumerate(PROMPTS):
         listed = ''.join(f'\n{t + 1}. {s}' for t, s in enumerate(r.strategies))
-        question = r.brief + transcript(r.lines) + CRITICAL.format(score=expected_rating(r), strategies=listed)
+        question = r.prompt + transcript(r.lines) + f'{CRITICAL[0]}{expected_rating(r):.1f}{CRITICAL[1]}{listed}{CRITICAL[2]}'
         answer, chances = '', []
         for t in range(r.turns):
             answer += f'Strategy {t + 1}:'
             chances.append(chance_of_yes(next_token(question, answer)))
             answer += ' Yes\n' if chances[-1] >= 0.5 else ' No\n'
-        np.testing.assert_allclose(verdict.note[n]['critical'], chances, atol=TOLERANCE)
+        np.testing.assert_allclose(verdict.notes()[n]['critical'], chances, atol=TOLERANCE)
         assert verdict.process[n, :r.turns].tolist() == [float(p >= 0.5) for p in chances]
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
 
 
 def test_a_verdict_does_not_depend_on_how_many_are_judged_at_once():
-    pairs = dataclasses.replace(judge(), batch=2)  # three readings: a full batch, and one that is filled up
-    one, other = (assess(j, READINGS, TURNS, 'potential') for j in (judge(), pairs))
+    pairs = dataclasses.replace(judge(), batch=2)  # three prompts: a full batch, and one that is filled up
+    one, other = (assess(j, PROMPTS, TURNS, 'potential') for j in (judge(), pairs))
     np.testing.assert_allclose(one.process, other.process, atol=TOLERANCE)
     np.testing.assert_allclose(one.outcome, other.outcome, atol=TOLERANCE)
     np.testing.assert_array_equal(one.valid, other.valid)
@@ -164,30 +171,30 @@ def test_a_tokenizer_without_a_token_for_every_digit_cannot_judge():
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
 def test_what_does_not_fit_has_no_verdict_and_the_others_keep_theirs(method):
-    first, second, _ = READINGS
+    first, second, _ = PROMPTS
     long = dataclasses.replace(second, lines=((0, 'x' * CAPACITY), *second.lines[1:]))
     whole, cut = (assess(judge(), (first, r, first), TURNS, method) for r in (second, long))
-    assert not cut.outcome_valid[1] and cut.outcome[1] == 0 and cut.note[1]['rating'] is None
+    assert not cut.outcome_valid[1] and cut.outcome[1] == 0 and cut.notes()[1]['rating'] is None
     assert not cut.process[1].any() and cut.valid[1].any() == (method == 'none')  # where zero is what it is
     for n in (0, 2):
         np.testing.assert_array_equal(cut.process[n], whole.process[n])
-        assert cut.outcome[n] == whole.outcome[n] and cut.outcome_valid[n] and cut.note[n] == whole.note[n]
+        assert cut.outcome[n] == whole.outcome[n] and cut.outcome_valid[n] and cut.notes()[n] == whole.notes()[n]
 
 
-def test_a_reading_that_fits_without_its_question_has_no_verdict():
+def test_a_prompt_that_fits_without_its_question_has_no_verdict():
     room = CAPACITY - len(judge().chat.open) - len('B.') - 1
-    tight = reading(0, lines=((0, 'x' * (room - 30)),), brief='B.')
-    verdict = assess(judge(), (tight, READINGS[0], READINGS[0]), TURNS, 'potential')
-    assert verdict.note[0] == {'by_rule': False, 'potential': [pytest.approx(expected_potential(
+    tight = prompt(0, lines=((0, 'x' * (room - 30)),), prompt='B.')
+    verdict = assess(judge(), (tight, PROMPTS[0], PROMPTS[0]), TURNS, 'potential')
+    assert verdict.notes()[0] == {'by_rule': False, 'potential': [pytest.approx(expected_potential(
         dataclasses.replace(tight, lines=()))[0], abs=TOLERANCE), None], 'rating': None}
     assert not verdict.valid[0].any() and not verdict.outcome_valid[0] and verdict.outcome_valid[1]
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
 def test_episodes_that_were_cut_off_count_for_nothing(method):
-    readings = (dataclasses.replace(READINGS[0], complete=False),
-                dataclasses.replace(READINGS[1], complete=False, score=7.0), READINGS[2])
-    verdict = assess(judge(), readings, TURNS, method)
+    prompts = (dataclasses.replace(PROMPTS[0], complete=False),
+                dataclasses.replace(PROMPTS[1], complete=False, reward=0.7), PROMPTS[2])
+    verdict = assess(judge(), prompts, TURNS, method)
     assert not verdict.valid[:2].any() and not verdict.outcome_valid[:2].any()
     assert not verdict.process[:2].any() and not verdict.outcome[:2].any()
     assert verdict.valid[2].all() and verdict.outcome_valid[2]
@@ -196,35 +203,35 @@ def test_episodes_that_were_cut_off_count_for_nothing(method):
 @pytest.mark.parametrize('method', ['potential', 'critical'])
 def test_numbers_that_are_none_count_for_nothing(method):
     broken = dataclasses.replace(judge(), params=jax.tree.map(lambda x: x * np.nan, judge().params))
-    verdict = assess(broken, READINGS, TURNS, method)
+    verdict = assess(broken, PROMPTS, TURNS, method)
     assert not verdict.valid.any() and not verdict.outcome_valid.any()
     assert not verdict.process.any() and not verdict.outcome.any()
-    assert all(note['rating'] is None and set(note[method]) == {None} for note in verdict.note)
+    assert all(note['rating'] is None and set(note[method]) == {None} for note in verdict.notes())
 
 
 def test_scores_by_rule_go_before_the_judges():
-    readings = (dataclasses.replace(READINGS[0], score=7.5), READINGS[1], dataclasses.replace(READINGS[2], score=0.0))
-    verdict = assess(judge(), readings, TURNS, 'potential')
-    judged = assess(judge(), READINGS, TURNS, 'potential')
+    prompts = (dataclasses.replace(PROMPTS[0], reward=0.75), PROMPTS[1], dataclasses.replace(PROMPTS[2], reward=0.0))
+    verdict = assess(judge(), prompts, TURNS, 'potential')
+    judged = assess(judge(), PROMPTS, TURNS, 'potential')
     np.testing.assert_allclose(verdict.outcome, [0.75, judged.outcome[1], 0.0])
     assert verdict.outcome_valid.all()
     np.testing.assert_array_equal(verdict.process, judged.process)
-    assert [note['by_rule'] for note in verdict.note] == [True, False, True]
-    assert [note['rating'] for note in verdict.note][::2] == [7.5, 0.0]
+    assert [note['by_rule'] for note in verdict.notes()] == [True, False, True]
+    assert [note['rating'] for note in verdict.notes()][::2] == [7.5, 0.0]
 
 
 def test_where_every_score_is_known_no_judge_is_needed():
-    readings = [dataclasses.replace(r, score=score) for r, score in zip(READINGS, (0.0, 2.5, 10.0))]
-    verdict = assess(None, readings, TURNS, 'none')
+    prompts = [dataclasses.replace(r, reward=reward) for r, reward in zip(PROMPTS, (0.0, 0.25, 1.0))]
+    verdict = assess(None, prompts, TURNS, 'none')
     np.testing.assert_array_equal(verdict.outcome, [0, 0.25, 1])
     assert verdict.outcome_valid.all() and not verdict.process.any()
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
-    assert verdict.note[1] == {'by_rule': True, 'rating': 2.5}
+    assert verdict.notes()[1] == {'by_rule': True, 'rating': 2.5}
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'shapley'"):
-        assess(None, READINGS, TURNS, 'shapley')
+        assess(judge(), PROMPTS, TURNS, 'shapley')
 
 
 # Outcome functions
@@ -242,11 +249,11 @@ def test_a_name_without_a_function_is_refused(name):
         load_outcome(name)
 
 
-def test_outcomes_become_scores():
-    got = scored(READINGS, lambda readings: [0, 0.25, np.float32(1)])
-    assert [r.score for r in got] == [0, 2.5, 10]
-    assert [dataclasses.replace(r, score=None) for r in got] == list(READINGS)
-    assert [r.score for r in scored([dataclasses.replace(READINGS[0], score=3.0)], lambda readings: [1])] == [10]
+def test_outcomes_become_rewards():
+    got = with_outcome(PROMPTS, lambda prompts: [0, 0.25, np.float32(1)])
+    assert [r.reward for r in got] == [0, 0.25, 1]
+    assert [dataclasses.replace(r, reward=None) for r in got] == list(PROMPTS)
+    assert [r.reward for r in with_outcome([dataclasses.replace(PROMPTS[0], reward=0.3)], lambda prompts: [1])] == [1]
 
 
 @pytest.mark.parametrize('values', [
@@ -254,4 +261,4 @@ def test_outcomes_become_scores():
     [0.5, 0.5, 'good'], None, 0.5], ids=str)
 def test_anything_but_a_number_from_0_to_1_each_is_refused(values):
     with pytest.raises(ValueError, match='outcome function'):
-        scored(READINGS, lambda readings: values)
+        with_outcome(PROMPTS, lambda prompts: values)

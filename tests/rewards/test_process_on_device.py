@@ -1,34 +1,35 @@
-"""The judge within the compiled iteration says what the judge of a host loop says of the same episodes."""
+"""Judging in a compiled program says what judging from a host loop says about the same episodes."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from epo_jax import compiled, testing
+from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.scripted import Echo
 from epo_jax.envs.sotopia.dialogue import Sotopia
 from epo_jax.envs.sotopia.profiles import load_scenarios
 from epo_jax.envs.sotopia.tokens import TokenSotopia
 from epo_jax.models.transformer import Transformer
-from epo_jax.rewards import process
 from epo_jax.rewards.judge import Judge
-from epo_jax.rewards.reading import readings
-from epo_jax.rollout import Archive, Table
+from epo_jax.rewards.process import assess
+from epo_jax.rewards.prompts import encode_prompts, gather_prompts, judge_prompts
+from epo_jax.rollout import Episodes, Table
 from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import encode
 from epo_jax.text.tokens import Tokens, pack
 
-WIDTH, ACTIONS = 1024, 5  # of one seat three turns, of the other two
-SAID = (['Hello."', 'Hi."', 'Forty dollars?"', 'Fifty."', 'Deal."'], ['Good day."', 'No."', 'Bye."'])
+WIDTH, ACTIONS = 1024, 5  # three turns of one seat, two of the other
+MESSAGES = (['Hello."', 'Hi."', 'Forty dollars?"', 'Fifty."', 'Deal."'], ['Good day."', 'No."', 'Bye."'])
 PLANS = (['Be kind.', 'Wait.', 'Ask for less.', 'Hold on.', 'Agree.'], ['Greet.', 'Refuse.', 'Go.'])
 
 
 @pytest.fixture(scope='module')
 def played():
-    """(judge, table, queue, archive, readings): two dialogues, the second one shorter and cut off; the judge of three rows."""
+    """(judge of three rows, table, queue, episodes, prompts) of two dialogues; the second is shorter and cut off."""
     tokenizer, model = testing.byte_tokenizer(), testing.dummy_config()
     params = testing.dummy_params(model, stacked=False)
     params['final_norm']['scale'] = params['final_norm']['scale'] * 12  # opinions that differ
@@ -38,44 +39,57 @@ def played():
     table = Table(env, (Seat(player, player, trained=True),) * 2)
     scenarios = load_scenarios('')[:2]
     queue = env.encode(scenarios)
-    state, _ = env.deal(env.start(2), queue, np.arange(2), np.ones(2, bool))
+    state, _ = env.reset(env.start(2), queue, np.arange(2), np.ones(2, bool))
     for a in range(ACTIONS):
-        live = np.array([a < len(said) for said in SAID])
-        message = pack([encode(tokenizer, said[a]) if on else [] for said, on in zip(SAID, live)], 32)
+        live = np.array([a < len(messages) for messages in MESSAGES])
+        message = pack([encode(tokenizer, messages[a]) if on else [] for messages, on in zip(MESSAGES, live)], 32)
         state, _ = env.step(state, a % 2, message, live)
     plans = [pack([encode(tokenizer, plan) for plan in rows] + [[]] * (ACTIONS - len(rows)), 16) for rows in PLANS]
     plans = Tokens(*(np.stack([getattr(p, name) for p in plans]) for name in ('ids', 'length')))
-    archive = Archive(
+    episodes = Episodes(
         env=state, conversations=(None, None), cause=np.array([0, 1]), actions=np.array([5, 3]),
-        reward=np.zeros((2, 2), np.float32), strategies=plans, messages=plans)
-    told = readings(table, archive, env.accounts(scenarios, state, None))
-    texts = [dataclasses.replace(reading, score=None) for reading in told]  # goals with a rule are judged, too
-    assert texts[1].strategies == ('Greet.', 'Go.') and not texts[1].complete
-    return judge, table, jax.tree.map(np.asarray, queue), archive, texts
+        reward=np.full((2, 2), np.nan, np.float32), strategies=plans, messages=plans)
+    prompts = judge_prompts(table, episodes, env.texts(scenarios, state))
+    assert prompts[1].strategies == ('Greet.', 'Go.') and not prompts[1].complete
+    return judge, table, queue, episodes, prompts
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def judge_on_device(judge, table, queue, episodes, method, rate):
+    conversations = gather_prompts(judge, table, queue, episodes, method, rate or method == 'potential')
+    return assess(judge, conversations, method, rate)
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
 def test_both_judges_agree(played, method):
-    judge, table, queue, archive, texts = played
-    settings = compiled.Settings(None, None, 2, method, 'judge', None)
-    got = jax.jit(compiled.assess, static_argnums=0)(
-        settings, table, judge, queue, jax.tree.map(np.asarray, archive))
-    want = process.assess(judge, texts, 3, method)
+    judge, table, queue, episodes, prompts = played
+    got = judge_on_device(judge, table, queue, episodes, method, True)
+    want = assess(judge, encode_prompts(judge, prompts, 3, method, True), method, True)
     np.testing.assert_array_equal(got.valid, want.valid)
     np.testing.assert_array_equal(got.outcome_valid, want.outcome_valid)
     np.testing.assert_allclose(got.outcome, want.outcome, atol=2e-5)
     np.testing.assert_allclose(got.process, want.process, atol=2e-5)
     if method != 'none':
         numbers = np.asarray(getattr(got, method))
-        for row, note in zip(numbers, want.note):
-            np.testing.assert_allclose(row[np.isfinite(row)], note[method], atol=2e-5)
+        np.testing.assert_allclose(numbers, getattr(want, method), atol=2e-5)
         assert np.ptp(numbers[np.isfinite(numbers)]) > 1e-3
 
 
+def test_rewards_go_before_ratings(played):
+    judge, table, queue, episodes, prompts = played
+    reward = np.array([[0.25, np.nan], [np.nan, 1.0]], np.float32)
+    got = judge_on_device(judge, table, queue, dataclasses.replace(episodes, reward=reward), 'none', True)
+    prompts = [dataclasses.replace(prompt, reward=0.25) if n == 0 else prompt for n, prompt in enumerate(prompts)]
+    want = assess(judge, encode_prompts(judge, prompts, 3, 'none', True), 'none', True)
+    assert got.outcome[0] == want.outcome[0] == 0.25 and np.asarray(got.rewarded).tolist() == [True, False, False, True]
+    np.testing.assert_allclose(got.outcome, want.outcome, atol=2e-5)
+    np.testing.assert_array_equal(got.outcome_valid, [True, False, True, False])  # the second dialogue was cut off
+
+
 def test_a_message_that_is_too_long_has_no_verdict(played):
-    judge, table, queue, archive, texts = played
-    short = judge.replace(capacity=max(len(judge.encode(text.brief)) for text in texts) + 200)
-    settings = compiled.Settings(None, None, 2, 'critical', 'environment', None)
-    got = jax.jit(compiled.assess, static_argnums=0)(settings, table, short, queue, archive)
+    judge, table, queue, episodes, prompts = played
+    short = judge.replace(capacity=max(len(judge.encode(prompt.prompt)) for prompt in prompts) + 200)
+    got = judge_on_device(
+        short, table, queue, dataclasses.replace(episodes, reward=np.zeros((2, 2), np.float32)), 'critical', False)
     assert not np.asarray(got.valid).any() and np.isnan(got.critical).all()
-    assert np.asarray(got.outcome_valid).any()
+    assert np.asarray(got.outcome_valid).tolist() == [True, False, True, False]

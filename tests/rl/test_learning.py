@@ -6,34 +6,31 @@ import numpy as np
 from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.local import LocalAgent
-from epo_jax.envs.base import TextStep, View
+from epo_jax.envs.base import Observation, TextEnvironment, TextStep
 from epo_jax.envs.host import HostEnvironment
+from epo_jax.models.layout import unstack
 from epo_jax.models.sampling import SamplingConfig
-from epo_jax.models.transformer import Transformer, unstack
-from epo_jax.rl import credit, learner as learning
-from epo_jax.rl.trajectory import trajectory
-from epo_jax.rollout import Table, episode_keys, rollout
+from epo_jax.models.transformer import Transformer
+from epo_jax.rl import credit
+from epo_jax.rl.batching import batches
+from epo_jax.rl.learner import Batch, Learner
+from epo_jax.rl.trajectory import trajectories
+from epo_jax.rollout import Table, episode_keys, rollout_on_host
 from epo_jax.text.chat import chat_segments
 
 EPISODES, TOKENS = 48, 6
 
 
-class Parrot:
+class Parrot(TextEnvironment):
     """Two seats take one turn each; nothing but the openings is ever said."""
 
-    num_seats, max_turns, advice, prefixes, closing = 2, 2, (' ', ''), (), ''
+    num_seats, max_turns, advice = 2, 2, (' ', '')
 
     def reset(self, scenario, advised):
-        return (), (View('Go', 'Act'),) * 2
-
-    def cues(self, state, seat):
-        return View('', '')
-
-    def choices(self, state, seat):
-        return ()
+        return (), (Observation('Go', 'Act'),) * 2
 
     def step(self, state, seat, message):
-        return state, TextStep((View('.', '.'),) * 2, False, (0.0, 0.0))
+        return state, TextStep((Observation('.', '.'),) * 2, False)
 
 
 def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_iterations():
@@ -41,7 +38,7 @@ def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_it
     chat = chat_segments(tokenizer)
     favourite = tokenizer.convert_tokens_to_ids('e')
     agent = lambda size: LocalAgent(Transformer(config), chat, SamplingConfig(size, chat.stop), capacity=96, chunk=32)
-    learner = learning.Learner(
+    learner = Learner(
         Transformer(config, stacked=True), learning_rate=2e-2, total_steps=30, schedule='constant', micro_batch=96)
     state = learner.init(testing.dummy_params(config, stacked=True))
     frozen = testing.dummy_params(config, stacked=False)
@@ -50,9 +47,9 @@ def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_it
         strategist = Player(agent(TOKENS), jax.jit(unstack)(state.params), tokenizer)
         seats = (Seat(Player(agent(1), frozen, tokenizer), strategist, trained=True),) * 2
         table = Table(HostEnvironment(Parrot(), seats, width=16), seats)
-        keys = episode_keys(jax.random.key(0), iteration, np.arange(EPISODES))
-        archive, _ = rollout(table, [None] * EPISODES, keys, EPISODES)
-        rows = trajectory(table, archive, np.zeros(EPISODES, int))
+        keys = episode_keys(0, iteration, np.arange(EPISODES))
+        episodes, _ = rollout_on_host(table, [None] * EPISODES, keys, EPISODES)
+        rows = trajectories(table, episodes, np.arange(EPISODES), EPISODES)
 
         sampled = rows.turn >= 0
         share = ((rows.ids == favourite) & sampled).sum(axis=1) / TOKENS  # of the longest possible strategy
@@ -61,9 +58,9 @@ def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_it
         reward, valid = credit.combine(
             np.zeros(valid.shape), valid, share, np.ones(len(share), bool), rows.turn_mask, 'sum')
         advantage = credit.advantages(reward, valid, rows.group, 0.99, 'batch', 'batch')
-        batch, = learning.batches(
-            learning.Batch(rows.ids, rows.turn, rows.logprob, np.asarray(advantage), np.asarray(valid)),
-            96, np.random.default_rng(iteration), bucket=96)
+        batch, = batches(
+            Batch(rows.ids, rows.turn, rows.logprob, np.asarray(advantage), np.asarray(valid)), 96, 1, (iteration,),
+            bucket=96)
         state, metrics = learner.step(state, batch)
         assert metrics['logprob_gap'] < 1e-3
     assert shares[0] < 0.03, 'one token of 259 is chance'

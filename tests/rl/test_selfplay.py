@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from epo_jax.rl.selfplay import KINDS, draw_snapshot, matches, remember
+from epo_jax.rl.selfplay import KINDS, add_snapshot, draw_snapshot, matches
 
 
 @pytest.mark.parametrize('episodes', [1, 2, 3, 7, 16])
@@ -30,11 +30,11 @@ def test_an_odd_episode_is_played_in_the_order_given():
 def test_the_pool_keeps_the_last_snapshots_in_order():
     pool, seen = (), []
     for n in range(5):
-        pool = remember(pool, n, 3)
+        pool = add_snapshot(pool, n, 3)
         seen.append(pool)
     assert seen == [(0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4)]
-    assert remember((0, 1), 2, 1) == (2,)
-    assert remember((0, 1), 2, 0) == ()
+    assert add_snapshot((0, 1), 2, 1) == (2,)
+    assert add_snapshot((0, 1), 2, 0) == ()
 
 
 def test_snapshots_are_drawn_uniformly_and_again_the_same():

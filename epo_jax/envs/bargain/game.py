@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from epo_jax.envs.bargain import language, opponents
-from epo_jax.envs.bargain.accounts import account
 from epo_jax.envs.bargain.language import ASKS, INTENTS, TOTAL
+from epo_jax.envs.bargain.records import episode_text
 from epo_jax.envs.bargain.scenarios import (
     ACCEPTED,
     BOARDS,
@@ -36,7 +36,7 @@ from epo_jax.envs.bargain.scenarios import (
     Scenario,
     encode,
 )
-from epo_jax.envs.base import Account, Observation, View
+from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation
 from epo_jax.text.tokens import Tokens, repeat
 
 WEIGHTS = 60 // BOARDS    # 60 is a multiple of every count
@@ -201,8 +201,8 @@ class Bargain:
             deal=zeros() - 1, over=zeros() > 0, invalid=zeros(2))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def deal(self, state: State, queue: Queue, episode, rows) -> tuple[State, tuple[View, ...]]:
-        """See Environment.deal."""
+    def reset(self, state: State, queue: Queue, episode, rows) -> tuple[State, tuple[Observation, ...]]:
+        """See Environment.reset."""
         at = jnp.clip(episode, 0, len(queue.board) - 1)
         board, values = queue.board[at], queue.values[at]
         counts = jnp.asarray(BOARDS)[board]
@@ -211,23 +211,23 @@ class Bargain:
         where = lambda new, old: jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
         state = jax.tree.map(where, fresh, state)
         return state, tuple(
-            View(language.opening(counts, values[:, seat], rows), self._nothing(rows))
+            Observation(language.opening(counts, values[:, seat], rows), self._nothing(rows))
             for seat in range(self.num_seats))
 
     def advice(self, seat: int) -> tuple[Sequence[int], Sequence[int]]:
         """See Environment.advice: the actor reads the intent alone."""
         return (), ()
 
-    def cues(self, state: State, seat: int) -> View:
+    def cues(self, state: State, seat: int) -> Observation:
         """See Environment.cues: none."""
         nothing = repeat((), len(state.board))
-        return View(nothing, nothing)
+        return Observation(nothing, nothing)
 
     def choices(self, state: State, seat: int) -> None:
         """See Environment.choices: everything may be said."""
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
-    def step(self, state: State, seat: int, message: Tokens, live) -> tuple[State, Observation]:
+    def step(self, state: State, seat: int, message: Tokens, live) -> tuple[State, EnvironmentStep]:
         """See Environment.step; `seat` is static."""
         rows = live & ~state.over
         intent = language.intent(message)
@@ -243,21 +243,20 @@ class Bargain:
             state = answer(state, rows & ~state.over)
             reader = 0
 
-        views = [View(self._nothing(rows), self._nothing(rows))] * self.num_seats
+        observations = [Observation(self._nothing(rows), self._nothing(rows))] * self.num_seats
         last = jnp.take_along_axis(state.actions, jnp.maximum(state.turn - 1, 0)[:, None], axis=1)[:, 0]
-        views[reader] = views[reader]._replace(strategist=language.news(
+        observations[reader] = observations[reader]._replace(strategist=language.news(
             state.turn // 2 + 1, share(state, reader, last), points(state, reader, last), last < 0,
             rows & ~state.over))
-        return state, Observation(
-            tuple(views), done=state.over, reward=jnp.where(rows[:, None], rewards(state), 0)[:, :self.num_seats],
+        return state, EnvironmentStep(
+            tuple(observations), done=state.over, reward=jnp.where(rows[:, None], rewards(state), 0)[:, :self.num_seats],
             failed=jnp.zeros_like(rows))
 
     def _nothing(self, rows) -> Tokens:
         return Tokens(jnp.zeros((len(rows), self.width), jnp.int32), jnp.zeros(len(rows), jnp.int32))
 
-    def accounts(self, scenarios: Sequence[Scenario], state: State, messages: Tokens) -> list[Account]:
-        """See Environment.accounts: told from the state, in which every action stands."""
-        reward = np.asarray(rewards(jax.tree.map(jnp.asarray, state)))
+    def texts(self, scenarios: Sequence[Scenario], state: State) -> list[EpisodeText]:
+        """See Environment.texts."""
         state = jax.tree.map(np.asarray, state)
-        return [account(scenario, state.actions[e].tolist(), state.invalid[e].tolist(), reward[e].tolist(),
-                        self.num_seats) for e, scenario in enumerate(scenarios)]
+        return [episode_text(scenario, state.actions[e].tolist(), state.invalid[e].tolist(), self.num_seats)
+                for e, scenario in enumerate(scenarios)]

@@ -32,7 +32,7 @@ def sequences(env: Any, queue: Queue) -> tuple[jax.Array, jax.Array]:
       N = len(TRIED) ** R; column n plays the digits of n to the base len(TRIED), the first intent first.
     """
     def of(episode):
-        state, _ = env.deal(env.start(1), queue, episode[None], jnp.ones(1, bool))
+        state, _ = env.reset(env.start(1), queue, episode[None], jnp.ones(1, bool))
         reward, live = jnp.zeros(1), jnp.ones(1, bool)
         for _ in range(env.rounds):    # all intents in every state so far
             state, reward, live = jax.tree.map(lambda x: jnp.repeat(x, len(TRIED), axis=0), (state, reward, live))

@@ -1,9 +1,10 @@
-"""SOTOPIA as an experiment meets it."""
+"""The SOTOPIA domain: options, scenarios and both forms of the environment."""
 
 from typing import Any, Sequence
 
 from ml_collections import ConfigDict
 
+from epo_jax.config import Key
 from epo_jax.envs.base import Domain
 from epo_jax.envs.sotopia.actions import KINDS
 from epo_jax.envs.sotopia.dialogue import Sotopia
@@ -15,7 +16,7 @@ def check(options: ConfigDict) -> list[str]:
     """See Domain.check."""
     wrong = []
     if not set(options.allowed) <= set(KINDS) or 'speak' not in options.allowed:
-        wrong.append(f'environment.allowed must be some of {KINDS}, speak among them')
+        wrong.append(f'environment.allowed must be some of {KINDS}, including speak')
     if options.max_turns < 1:
         wrong.append(f'environment.max_turns must be positive; it is {options.max_turns}')
     return wrong
@@ -26,22 +27,23 @@ def scenarios(path: str, options: ConfigDict) -> Sequence[Scenario]:
     return load_scenarios(path)
 
 
-def environment(options: ConfigDict) -> Sotopia:
-    """See Domain.environment."""
+def text_environment(options: ConfigDict) -> Sotopia:
+    """See Domain.text_environment."""
     return Sotopia(options.max_turns, options.max_stale, tuple(options.allowed), options.short, options.begun)
 
 
-def tokens(options: ConfigDict, tokenizer: Any, width: int) -> TokenSotopia:
-    """See Domain.tokens."""
-    return TokenSotopia(environment(options), tokenizer, width)
+def device_environment(options: ConfigDict, tokenizer: Any, width: int) -> TokenSotopia:
+    """See Domain.device_environment."""
+    return TokenSotopia(text_environment(options), tokenizer, width)
 
 
 DOMAIN = Domain(
     seats=2,
-    options=dict(
-        max_turns=20,         # actions of both seats together
-        max_stale=2,          # more idle actions in a row than this end the episode
-        allowed=KINDS,
-        short=False,          # short prompts, for small models
-        begun=False),         # replies are begun for the models: 'Strategy:', 'NAME said: "'
-    check=check, scenarios=scenarios, environment=environment, tokens=tokens)
+    options={
+        'max_turns': Key(20, 'largest number of actions of both seats together'),
+        'max_stale': Key(2, 'the episode ends when more than this many actions in a row do nothing'),
+        'allowed': Key(KINDS, 'kinds of action that agents may choose'),
+        'short': Key(False, 'short prompts, for small models'),
+        'begun': Key(False, 'begin the replies of the models with \'Strategy:\' and \'NAME said: "\'')},
+    check=check, scenarios=scenarios, text_environment=text_environment, device_environment=device_environment,
+    rewarded=False)

@@ -1,46 +1,54 @@
-"""The SOTOPIA environment on the device: templates become token segments once, and a turn is array code.
+"""The SOTOPIA environment on the device: prompts become tokens once, and a turn is array code.
 
-What is said is passed on token for token, between segments such as `NAME said: "` and `"`. The same prompts, turn
-order and stop rules as in dialogue.py hold; what needs to understand text (goals checked by rule, repairs of what
-was written) is done in `accounts`, or not at all.
+What needs to understand text, reading an action and scoring a goal by its rule, calls the functions of dialogue.py on
+the host (`jax.pure_callback`), so that both forms of the environment do the same. A message thus becomes text and the
+line that shows it becomes tokens once, when it enters, as everywhere else. Programs with callbacks are not kept in
+JAX's compilation cache.
 
-Axis letters: B slots, E episodes, S seats, A actions, F frames (ways a line can look), K tokens.
+Axis letters: B slots, E episodes, S seats, A actions, K tokens, W bytes.
 """
 
 import dataclasses
 import functools
+import json
 from typing import Any, Sequence
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int, UInt8
 import numpy as np
 
-from epo_jax.envs.base import Account, Observation, View
-from epo_jax.envs.sotopia import goals, prompts
-from epo_jax.envs.sotopia.actions import WORDS, Action
-from epo_jax.envs.sotopia.dialogue import Sotopia, facts
+from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation
+from epo_jax.envs.sotopia import prompts
+from epo_jax.envs.sotopia.actions import KINDS, Action
+from epo_jax.envs.sotopia.dialogue import Sotopia, action_events, describe, rule_reward
 from epo_jax.envs.sotopia.profiles import Scenario
 from epo_jax.text import tokenizer as text
-from epo_jax.text.tokens import Tokens, concat, keep, pack, repeat
+from epo_jax.text.tokens import Array, Tokens, TooLongError, concat, keep, pack, repeat
 
-# What a message turns out to be: plain speech, something whose kind was named first (in the order of WORDS), or
-# nothing that can be done.
-PLAIN, NAMED, NOTHING = 0, 1, 1 + len(WORDS)
-FRAME_KINDS = ('speak', *WORDS.values(), 'none')
-FRAME_TOKENS = 48  # room for what a line begins with
+CUE_TOKENS = 48     # longest beginning of a reply
+ABOUT_BYTES = 1024  # longest JSON of names and goal rules
+EVENTS = (None, 'repaired', 'unparsable')  # of Action.event, by number
 
 
 @struct.dataclass
 class Scenes:
-    """Scenarios in tokens: strategist, actor and judge openings Tokens [E, S, K]; cue Tokens [E, S, K] of replies;
-    frame Tokens [E, S, F, K], with which a line begins."""
+    """Scenarios in tokens.
+
+    Attributes:
+      strategist, actor, judge: opening prompts, Tokens [E, S, K].
+      cue: beginning of the replies, Tokens [E, S, K].
+      about: names and goal rules as UTF-8 JSON, for the functions that read text.
+      ruled: whether a goal has a rule.
+    """
 
     strategist: Tokens
     actor: Tokens
     judge: Tokens
     cue: Tokens
-    frame: Tokens
+    about: UInt8[Array, 'E W']
+    ruled: Bool[Array, 'E S']
 
 
 @struct.dataclass
@@ -48,19 +56,24 @@ class Dialogues:
     """Conversations so far.
 
     Attributes:
-      cue, frame: of the scenarios, as in Scenes, by slot.
-      actions: i32[B]; stale: i32[B], actions at the end that did nothing.
-      spoke: bool[B, S] seats that have acted.
-      lines: Tokens [B, A, K] of the transcript; frames: i32[B, A].
+      cue, about, ruled: of the scenario in each slot, see Scenes.
+      actions: number of actions.
+      stale: number of actions at the end that did nothing.
+      spoke: whether a seat has acted.
+      lines: the transcript, Tokens [B, A, K].
+      kinds: kind of every action, as an index into KINDS.
+      events: what had to be done to read every action, as an index into EVENTS.
     """
 
     cue: Tokens
-    frame: Tokens
-    actions: Any
-    stale: Any
-    spoke: Any
+    about: UInt8[Array, 'B W']
+    ruled: Bool[Array, 'B S']
+    actions: Int[Array, ' B']
+    stale: Int[Array, ' B']
+    spoke: Bool[Array, 'B S']
     lines: Tokens
-    frames: Any
+    kinds: Int[Array, 'B A']
+    events: Int[Array, 'B A']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +81,9 @@ class TokenSotopia:
     """An Environment on the device.
 
     Attributes:
-      rules: the environment in text, whose settings hold.
-      tokenizer: everybody's.
-      width: tokens of every View, and of a line.
+      rules: the environment in text, whose settings apply.
+      tokenizer: the tokenizer of all models.
+      width: number of tokens of every observation, and of a line.
     """
 
     rules: Sotopia
@@ -82,6 +95,7 @@ class TokenSotopia:
 
     @property
     def max_turns(self) -> int:
+        """See Environment."""
         return self.rules.max_turns
 
     def _ids(self, part: str) -> list[int]:
@@ -95,7 +109,7 @@ class TokenSotopia:
         """See Environment.encode.
 
         Raises:
-          TooLongError: an opening does not fit `width`.
+          TooLongError: a prompt does not fit `width`.
         """
         rules, seats = self.rules, (0, 1)
 
@@ -103,129 +117,157 @@ class TokenSotopia:
             packed = [pack([self._ids(render(scenario, seat)) for seat in seats], width) for scenario in scenarios]
             return jax.tree.map(lambda *xs: np.stack(xs), *packed)
 
-        frames = [pack([self._ids(frame) for frame in _frames(scenario.characters[seat].first_name)], FRAME_TOKENS)
-                  for scenario in scenarios for seat in seats]
-        fold = lambda *xs: np.stack(xs).reshape(len(scenarios), len(seats), *xs[0].shape)
-        name = lambda scenario, seat: scenario.characters[seat].first_name
+        cue = lambda s, seat: prompts.speech(s.characters[seat].first_name) if rules.begun else ''
         return Scenes(
             strategist=by_seat(lambda s, seat: prompts.strategist_opening(s, seat, rules.short), self.width),
             actor=by_seat(
                 lambda s, seat: prompts.actor_opening(s, seat, True, rules.allowed, rules.short), self.width),
             judge=by_seat(prompts.judge_opening, self.width),
-            cue=by_seat(lambda s, seat: prompts.speech(name(s, seat)) if rules.begun else '', FRAME_TOKENS),
-            frame=jax.tree.map(fold, *frames))
+            cue=by_seat(cue, CUE_TOKENS),
+            about=np.stack([_pack_about(scenario) for scenario in scenarios]),
+            ruled=np.array([[rule is not None for rule in scenario.goal_rules] for scenario in scenarios]))
 
     def start(self, batch: int) -> Dialogues:
         """See Environment.start."""
-        A, F = self.max_turns, len(FRAME_KINDS)
+        A = self.max_turns
         zeros = lambda *shape: np.zeros((batch, *shape), np.int32)
         return Dialogues(
-            cue=Tokens(zeros(2, FRAME_TOKENS), zeros(2)), frame=Tokens(zeros(2, F, FRAME_TOKENS), zeros(2, F)),
-            actions=zeros(), stale=zeros(), spoke=np.zeros((batch, 2), bool),
-            lines=Tokens(zeros(A, self.width), zeros(A)), frames=zeros(A))
+            cue=Tokens(zeros(2, CUE_TOKENS), zeros(2)), about=np.zeros((batch, ABOUT_BYTES), np.uint8),
+            ruled=np.zeros((batch, 2), bool), actions=zeros(), stale=zeros(), spoke=np.zeros((batch, 2), bool),
+            lines=Tokens(zeros(A, self.width), zeros(A)), kinds=zeros(A), events=zeros(A))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def deal(self, state: Dialogues, queue: Scenes, episode, rows) -> tuple[Dialogues, tuple[View, ...]]:
-        """See Environment.deal."""
+    def reset(self, state: Dialogues, queue: Scenes, episode, rows) -> tuple[Dialogues, tuple[Observation, ...]]:
+        """See Environment.reset."""
         scene = jax.tree.map(lambda x: jnp.asarray(x)[jnp.minimum(episode, len(x) - 1)], queue)
+        fresh = self.start(len(rows)).replace(cue=scene.cue, about=scene.about, ruled=scene.ruled)
         choose = lambda new, old: jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-        clear = lambda x: choose(jnp.zeros_like(x), x)
-        state = Dialogues(
-            cue=jax.tree.map(choose, scene.cue, state.cue), frame=jax.tree.map(choose, scene.frame, state.frame),
-            actions=clear(state.actions), stale=clear(state.stale), spoke=clear(state.spoke),
-            lines=state.lines.replace(length=clear(state.lines.length)), frames=clear(state.frames))
+        state = jax.tree.map(choose, fresh, state)
         seat = lambda tokens, s: keep(jax.tree.map(lambda x: x[:, s], tokens), rows)
-        return state, tuple(View(seat(scene.strategist, s), seat(scene.actor, s)) for s in (0, 1))
+        return state, tuple(Observation(seat(scene.strategist, s), seat(scene.actor, s)) for s in (0, 1))
 
-    def cues(self, state: Dialogues, seat: int) -> View:
+    def cues(self, state: Dialogues, seat: int) -> Observation:
         """See Environment.cues."""
         strategy = self._ids(prompts.STRATEGY) if self.rules.begun else []
-        return View(repeat(strategy, len(state.actions)), jax.tree.map(lambda x: x[:, seat], state.cue))
+        return Observation(repeat(strategy, len(state.actions)), jax.tree.map(lambda x: x[:, seat], state.cue))
 
     def choices(self, state: Dialogues, seat: int) -> None:
-        """See Environment.choices."""
+        """See Environment.choices: every reply is allowed."""
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
-    def step(self, state: Dialogues, seat: int, message: Tokens, live) -> tuple[Dialogues, Observation]:
-        """See Environment.step."""
-        message = jax.tree.map(jnp.asarray, message)
-        kind, body = self._read(message)
-        batch = len(kind)
-        begin = jax.tree.map(lambda x: x[jnp.arange(batch), seat, kind], state.frame)
-        quotes = jnp.array(text.ids_with(self.tokenizer, '"'))
-        last = jnp.take_along_axis(body.ids, jnp.maximum(body.length - 1, 0)[:, None], axis=1)
-        closed = (last == quotes).any(axis=1)
-        close = keep(repeat(self._ids('"'), batch), (kind == PLAIN) & ~closed)
+    def step(self, state: Dialogues, seat: int, message: Tokens, live) -> tuple[Dialogues, EnvironmentStep]:
+        """See Environment.step; `seat` is static."""
+        batch = len(live)
+        shape = lambda *rest: jax.ShapeDtypeStruct((batch, *rest), jnp.int32)
+        kind, event, ids, length = jax.pure_callback(
+            functools.partial(self._read, seat), (shape(), shape(), shape(self.width), shape()),
+            state.about, message.ids, message.length, live)
+        line = Tokens(ids, length)
         newline = repeat(self._ids('\n'), batch)
-        line = keep(concat([begin, body, close], self.width), live)
-        told = keep(concat([newline, line], self.width), live)
+        next_line = keep(concat([newline, line], self.width), live)
         opened = state.spoke[:, 1 - seat]
-        views = [View(line, keep(line, False)),
-                 View(told, Tokens(jnp.where(opened[:, None], line.ids, told.ids),
-                                   jnp.where(opened, line.length, told.length)))]
+        observations = [
+            Observation(line, keep(line, False)),
+            Observation(next_line, Tokens(jnp.where(opened[:, None], line.ids, next_line.ids),
+                                          jnp.where(opened, line.length, next_line.length)))]
 
-        idle = jnp.array([k == 'none' for k in FRAME_KINDS])[kind]
-        leaves = jnp.array([k == 'leave' for k in FRAME_KINDS])[kind]
         now = (jnp.arange(self.max_turns) == state.actions[:, None]) & live[:, None]
         actions = state.actions + live
-        stale = jnp.where(live, jnp.where(idle, state.stale + 1, 0), state.stale)
+        stale = jnp.where(live, jnp.where(kind == KINDS.index('none'), state.stale + 1, 0), state.stale)
         state = state.replace(
             actions=actions, stale=stale, spoke=state.spoke.at[:, seat].set(state.spoke[:, seat] | live),
             lines=Tokens(jnp.where(now[:, :, None], line.ids[:, None], state.lines.ids),
                          jnp.where(now, line.length[:, None], state.lines.length)),
-            frames=jnp.where(now, kind[:, None], state.frames))
-        done = leaves | (stale > self.rules.max_stale) | (actions >= self.max_turns)
-        return state, Observation(
-            tuple(views if seat == 0 else views[::-1]), done, jnp.zeros((batch, 2)), told.length > self.width)
+            kinds=jnp.where(now, kind[:, None], state.kinds), events=jnp.where(now, event[:, None], state.events))
+        left = live & (kind == KINDS.index('leave'))
+        done = left | (stale > self.rules.max_stale) | (actions >= self.max_turns)
+        return state, EnvironmentStep(
+            tuple(observations if seat == 0 else observations[::-1]), done, self._reward(state, done & live),
+            next_line.length > self.width)
 
-    def _read(self, message: Tokens) -> tuple[jax.Array, Tokens]:
-        """(frame i32[B], what is said or done: Tokens [B, K]) of messages."""
-        kind, skip = jnp.full(message.length.shape, PLAIN), jnp.zeros_like(message.length)
-        for number, word in enumerate(WORDS):
-            ids = jnp.array(self._ids(f'{word}:'))
-            if len(ids) > message.ids.shape[1]:
-                continue
-            named = (message.length >= len(ids)) & (message.ids[:, :len(ids)] == ids).all(axis=1)
-            allowed = WORDS[word] in self.rules.allowed
-            kind = jnp.where(named, NAMED + number if allowed else NOTHING, kind)
-            skip = jnp.where(named, len(ids), skip)
-        silent = jnp.array([k in ('leave', 'none') for k in FRAME_KINDS])[kind]
-        kind = jnp.where(~silent & (message.length <= skip), NOTHING, kind)
-        silent = jnp.array([k in ('leave', 'none') for k in FRAME_KINDS])[kind]
-        at = jnp.minimum(skip[:, None] + jnp.arange(message.ids.shape[1]), message.ids.shape[1] - 1)
-        return kind, Tokens(
-            jnp.take_along_axis(message.ids, at, axis=1), jnp.where(silent, 0, message.length - skip))
+    def _read(self, seat: int, about, ids, length, live) -> tuple[np.ndarray, ...]:
+        """Read the actions in messages (host).
 
-    def reading(self, queue: Scenes, state: Dialogues, seat: int) -> tuple[Tokens, Tokens]:
-        """What a judge of a seat reads: (opening Tokens [E, K], lines Tokens [E, A, K], each on a line of its own)."""
-        E, A = state.frames.shape
+        Args:
+          seat: who wrote them.
+          about: u8[B, W], see Scenes.
+          ids, length: the messages, i32[B, K] and i32[B].
+          live: bool[B]; the other rows get empty lines.
+
+        Returns:
+          (kind i32[B], event i32[B], ids i32[B, width] and length i32[B] of the lines of the transcript). The length of
+          a line that does not fit is width + 1.
+        """
+        batch, messages = len(live), Tokens(ids, length).rows()
+        kinds, events = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+        lines = [()] * batch
+        for b in np.flatnonzero(live):
+            facts = _unpack_about(about[b])
+            names, first_name = facts['names'], facts['first_names'][seat]
+            action = self.rules.read(text.decode(self.tokenizer, messages[b]), names[seat], names[1 - seat])
+            kinds[b], events[b] = KINDS.index(action.kind), EVENTS.index(action.event)
+            lines[b] = self._ids(prompts.line(first_name, action))
+        packed = pack([line[:self.width] for line in lines], self.width)
+        return kinds, events, packed.ids, np.array([min(len(line), self.width + 1) for line in lines], np.int32)
+
+    def _reward(self, state: Dialogues, done) -> jax.Array:
+        """Return the rewards f32[B, S] by the rules of the goals of dialogues that are done; NaN for all others."""
+        missing = jnp.full((len(done), 2), jnp.nan, jnp.float32)
+        score = lambda: jax.pure_callback(
+            self._score, jax.ShapeDtypeStruct(missing.shape, missing.dtype), state.about, state.lines.ids,
+            state.lines.length, state.kinds, state.actions, done)
+        return jax.lax.cond((state.ruled & done[:, None]).any(), score, lambda: missing)
+
+    def _score(self, about, ids, length, kinds, actions, done) -> np.ndarray:
+        """Score finished dialogues by the rules of their goals (host): f32[B, S], NaN where there is no rule."""
+        rewards = np.full((len(done), 2), np.nan, np.float32)
+        ids, length, kinds = map(np.asarray, (ids, length, kinds))
+        for b in np.flatnonzero(done):
+            facts, spoken = _unpack_about(about[b]), []
+            for a in range(int(actions[b])):
+                line = text.decode(self.tokenizer, ids[b, a, :length[b, a]].tolist())
+                begin = prompts.speech(facts['first_names'][a % 2])
+                spoken.append((a % 2, Action(KINDS[kinds[b, a]], line.removeprefix(begin).removesuffix('"'))))
+            for seat, rule in enumerate(facts['rules']):
+                reward = rule_reward(rule, spoken)
+                rewards[b, seat] = np.nan if reward is None else reward
+        return rewards
+
+    def judge_prompts(self, queue: Scenes, state: Dialogues, seat: int) -> tuple[Tokens, Tokens]:
+        """See Environment.judge_prompts; every line begins with a line break."""
+        E, A = state.kinds.shape
         lines = jax.tree.map(lambda x: x.reshape(E * A, *x.shape[2:]), state.lines)
         lines = keep(concat([repeat(self._ids('\n'), E * A), lines]), lines.length > 0)
         lines = jax.tree.map(lambda x: x.reshape(E, A, *x.shape[1:]), lines)
         return jax.tree.map(lambda x: jnp.asarray(x)[:, seat], queue.judge), lines
 
-    def accounts(self, scenarios: Sequence[Scenario], state: Dialogues, messages: Tokens) -> list[Account]:
-        """See Environment.accounts; here goals that have a rule are scored by it."""
+    def texts(self, scenarios: Sequence[Scenario], state: Dialogues) -> list[EpisodeText]:
+        """See Environment.texts."""
         state = jax.tree.map(np.asarray, state)
-        told = []
+        episodes = []
         for e, scenario in enumerate(scenarios):
-            lines, actions, events = [], [], []
+            lines, events = [], []
             for a in range(state.actions[e]):
-                seat, frame = a % 2, int(state.frames[e, a])
-                line = text.decode(self.tokenizer, state.lines.ids[e, a, :state.lines.length[e, a]].tolist())
-                begin = _frames(scenario.characters[seat].first_name)[frame]
-                said = line.removeprefix(begin).strip()
-                actions.append((seat, Action(FRAME_KINDS[frame], said.removesuffix('"') if frame == PLAIN else said)))
-                lines.append((seat, line))
-                events += [f'action/{FRAME_KINDS[frame]}'] + ['action/unparsable'] * (frame == NOTHING)
-            scores = [None if rule is None else goals.score(rule, actions) for rule in scenario.goal_rules]
-            told.append(Account(
-                facts(scenario), lines, [prompts.judge_opening(scenario, seat) for seat in (0, 1)], scores, events))
-        return told
+                ids = state.lines.ids[e, a, :state.lines.length[e, a]].tolist()
+                lines.append((a % 2, text.decode(self.tokenizer, ids)))
+                events += action_events(Action(KINDS[state.kinds[e, a]], '', EVENTS[state.events[e, a]]))
+            episodes.append(EpisodeText(
+                describe(scenario), lines, [prompts.judge_opening(scenario, seat) for seat in (0, 1)], events))
+        return episodes
 
 
-def _frames(name: str) -> tuple[str, ...]:
-    """With what a line of each frame begins."""
-    named = {'speak': f'{name} said:', 'non-verbal communication': f'{name} [gesture]', 'action': f'{name} [action]',
-             'leave': prompts.line(name, Action('leave', '')), 'none': prompts.line(name, Action('none', ''))}
-    return (prompts.speech(name), *(named[kind] for kind in WORDS.values()), named['none'])
+def _pack_about(scenario: Scenario) -> np.ndarray:
+    """Return names and goal rules of a scenario as UTF-8 JSON, u8[W], padded with zeros."""
+    about = json.dumps({
+        'names': [character.name for character in scenario.characters],
+        'first_names': [character.first_name for character in scenario.characters],
+        'rules': [rule and dict(rule) for rule in scenario.goal_rules]}).encode()
+    if len(about) > ABOUT_BYTES:
+        raise TooLongError(f'scenario {scenario.id}: names and goal rules take {len(about)} bytes, more than '
+                           f'{ABOUT_BYTES}')
+    return np.frombuffer(about.ljust(ABOUT_BYTES, b'\0'), np.uint8)
+
+
+def _unpack_about(about) -> dict[str, Any]:
+    """Undo `_pack_about`."""
+    return json.loads(np.asarray(about).tobytes().rstrip(b'\0'))

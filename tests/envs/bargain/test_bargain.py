@@ -21,7 +21,7 @@ def say(words):
 
 def start(env, scenarios):
     batch = len(scenarios)
-    return env.deal(env.start(batch), env.encode(scenarios), jnp.arange(batch), jnp.ones(batch, bool))
+    return env.reset(env.start(batch), env.encode(scenarios), jnp.arange(batch), jnp.ones(batch, bool))
 
 
 def texts(tokens):
@@ -46,7 +46,7 @@ def test_random_talk_goes_as_the_rules_say(env):
         words = rng.choice(SAYS, 200, p=[.08] * 8 + [.1, .08, .06, .06, .06])
         state, seen = env.step(state, seat, say(words), jnp.array(live))
         reader = 0 if env.opponent == 'family' else 1 - seat
-        news = texts(seen.views[reader].strategist)
+        news = texts(seen.observations[reader].strategist)
         total += np.asarray(seen.reward)
         for b in np.flatnonzero(live):
             speaker, before = 1 - reader, len(tables[b].offers[1 - reader])
@@ -106,8 +106,8 @@ def test_only_rows_that_are_named_are_dealt_and_stepped():
     stepped, seen = FAMILY.step(state, 0, say(['ask:6'] * 8), rows)
     kept = jax.tree.map(lambda new, old: (new[1::2] == old[1::2]).all(), stepped, state)
     assert all(jax.tree.leaves(kept))
-    assert np.asarray(seen.views[0].strategist.length)[1::2].tolist() == [0] * 4 and not seen.reward[1::2].any()
-    dealt, views = FAMILY.deal(stepped, FAMILY.encode(scenarios), jnp.full(8, 3), ~rows)
+    assert np.asarray(seen.observations[0].strategist.length)[1::2].tolist() == [0] * 4 and not seen.reward[1::2].any()
+    dealt, views = FAMILY.reset(stepped, FAMILY.encode(scenarios), jnp.full(8, 3), ~rows)
     assert all(jax.tree.leaves(jax.tree.map(lambda new, old: (new[::2] == old[::2]).all(), dealt, stepped)))
     assert np.asarray(views[0].strategist.length).tolist() == [0, 6] * 4
     assert (dealt.values[1::2] == jnp.array(scenarios[3].values)).all()
@@ -138,7 +138,7 @@ def test_a_whole_bargain_is_one_program_and_the_same_as_step_by_step():
 
     @jax.jit
     def play():
-        state, _ = SEATS.deal(SEATS.start(64), queue, jnp.arange(64), jnp.ones(64, bool))
+        state, _ = SEATS.reset(SEATS.start(64), queue, jnp.arange(64), jnp.ones(64, bool))
         return jax.lax.while_loop(
             lambda carry: carry[1].any(), lambda carry: both(*carry),
             (state, jnp.ones(64, bool), jnp.zeros((64, 2)), 0))
@@ -156,13 +156,13 @@ def test_accounts_tell_what_happened():
     state, _ = start(SEATS, [scenario])
     for seat, word in ((0, 'ask:10'), (1, 'hello'), (0, 'ask:6'), (1, 'accept')):
         message = pack([[language.IDS.get(word, language.IDS['<unknown>'])]], 1)
-        state, _ = SEATS.step(state, seat, message, jnp.ones(1, bool))
-    (account,) = SEATS.accounts([scenario], state, None)
+        state, step = SEATS.step(state, seat, message, jnp.ones(1, bool))
+    (account,) = SEATS.texts([scenario], state)
     assert account.lines == [
         (0, 'Ada offers Ben 3 balls and keeps 2 books and 1 hat (10 points).'), (1, 'Ben says nothing.'),
         (0, 'Ada offers Ben 2 books and 3 balls and keeps 1 hat (6 points).'), (1, 'Ben accepts (10 points).')]
     # 6 of 10 points, and 16 points together are the most there are; Ben once said nothing that could be done.
-    np.testing.assert_allclose(account.scores, [6.0, 9.0], rtol=1e-6)
+    np.testing.assert_allclose(step.reward, [[0.6, 0.9]], rtol=1e-6)
     assert account.facts['points'] == [6, 10] and account.facts['ended'] == 'deal'
     assert account.events == ['bargain/deal', 'action/invalid']
     assert account.facts['scenario'] == '2-1-3/2-6-0/5-0-0/seat'
@@ -172,11 +172,11 @@ def test_accounts_against_the_family_have_the_answer_in_the_same_line():
     scenario = Scenario((2, 1, 3), ((2, 6, 0), (5, 0, 0)), 'eager', 'train')
     state, _ = start(FAMILY, [scenario])
     state, _ = FAMILY.step(state, 0, say(['wait']), jnp.ones(1, bool))
-    state, _ = FAMILY.step(state, 0, say(['walk']), jnp.ones(1, bool))
-    (account,) = FAMILY.accounts([scenario], state, None)
-    assert [seat for seat, _ in account.lines] == [0, 0] and len(account.scores) == len(account.briefs) == 1
+    state, step = FAMILY.step(state, 0, say(['walk']), jnp.ones(1, bool))
+    (account,) = FAMILY.texts([scenario], state)
+    assert [seat for seat, _ in account.lines] == [0, 0]
     assert account.lines[0][1].startswith('Ada says nothing. Ben offers Ada ')
-    assert account.lines[1][1] == 'Ada walks away.' and account.scores == [0.0]
+    assert account.lines[1][1] == 'Ada walks away.' and step.reward.tolist() == [[0.0]]
 
 
 @pytest.mark.parametrize('fields', [('other', 4), ('family', 0), ('seat', 10)])

@@ -11,8 +11,6 @@ from epo_jax.testing import byte_tokenizer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import pack
 
-SELFPLAY = 'epo_jax.envs.bargain.selfplay'
-
 
 def test_every_word_is_one_token_and_comes_back_as_text():
     tokenizer = language.tokenizer()
@@ -34,11 +32,11 @@ def test_the_small_model_has_a_row_for_every_word():
     assert language.model().vocab_size == len(language.WORDS)
 
 
-@pytest.mark.parametrize('name, opponent, seats', [('bargain', 'family', 1), (SELFPLAY, 'seat', 2)])
+@pytest.mark.parametrize('name, opponent, seats', [('bargain', 'family', 1), ('bargain_selfplay', 'seat', 2)])
 def test_a_config_finds_the_table(name, opponent, seats):
     config, domain = default_config(name), load_domain(name)
-    model, tokenizer, _ = domain.language()
-    env = domain.tokens(config.environment, tokenizer, 6)
+    model, tokenizer, _ = domain.scratch_model()
+    env = domain.device_environment(config.environment, tokenizer, 6)
     assert env == Bargain(opponent, 4) and env.num_seats == domain.seats == seats == len(config.seats)
     scenarios = domain.scenarios('', config.environment)
     assert {s.split for s in scenarios} == {'train', 'held_out'}
@@ -48,12 +46,12 @@ def test_a_config_finds_the_table(name, opponent, seats):
 def test_what_cannot_be_is_refused():
     domain = load_domain('bargain')
     config = default_config('bargain')
-    with pytest.raises(ValueError, match='language of its own'):
-        domain.tokens(config.environment, byte_tokenizer(), 6)
-    with pytest.raises(ValueError, match='an opening has 6'):
-        domain.tokens(config.environment, language.tokenizer(), 5)
-    with pytest.raises(ValueError, match='makes its own'):
+    with pytest.raises(ValueError, match='vocabulary of its own'):
+        domain.device_environment(config.environment, byte_tokenizer(), 6)
+    with pytest.raises(ValueError, match='an opening needs 6'):
+        domain.device_environment(config.environment, language.tokenizer(), 5)
+    with pytest.raises(ValueError, match='generates its own'):
         domain.scenarios('somewhere', config.environment)
-    config.environment.update(opponent='seat', rounds=0)
-    with pytest.raises(ConfigError, match='(?s)selfplay.*rounds must be 1 to 9'):
+    config.environment.rounds = 0
+    with pytest.raises(ConfigError, match='rounds must be 1 to 9'):
         validate(config)

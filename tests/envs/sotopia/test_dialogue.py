@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from epo_jax.envs.base import View
+from epo_jax.envs.base import Observation
 from epo_jax.envs.sotopia import prompts
 from epo_jax.envs.sotopia.actions import KINDS, Action
 from epo_jax.envs.sotopia.dialogue import Dialogue, Sotopia
@@ -45,19 +45,19 @@ def test_every_model_reads_each_line_once_and_with_one_line_break_between():
     _, steps = play(Sotopia(), 'One.', 'Two.', 'Three.', 'Four.')
     one, two, three, four = (f'{name} said: "{text}"' for name, text in (
         ('Ava', 'One.'), ('Bob', 'Two.'), ('Ava', 'Three.'), ('Bob', 'Four.')))
-    assert [step.views[0] for step in steps] == [
-        View(one, ''), View(f'\n{two}', two), View(three, ''), View(f'\n{four}', four)]
+    assert [step.observations[0] for step in steps] == [
+        Observation(one, ''), Observation(f'\n{two}', two), Observation(three, ''), Observation(f'\n{four}', four)]
     # The first line comes behind seat 1's opening, the others stand at the beginning of a message.
-    assert [step.views[1] for step in steps] == [
-        View(f'\n{one}', f'\n{one}'), View(two, ''), View(f'\n{three}', three), View(four, '')]
+    assert [step.observations[1] for step in steps] == [
+        Observation(f'\n{one}', f'\n{one}'), Observation(two, ''), Observation(f'\n{three}', three), Observation(four, '')]
 
 
 def test_messages_put_together_are_the_dialogue_line_by_line():
     env = Sotopia()
     _, openings = env.reset(scenario(), (True, True))
     state, steps = play(env, 'One.', 'Two.', 'Three.', 'Four.')
-    lines = [text for _, text in env.transcript(state)]
-    read = lambda seat, role, part: ''.join(step.views[seat][role] for step in steps[part])
+    lines = [text for _, text in env.transcript(state, ())]
+    read = lambda seat, role, part: ''.join(step.observations[seat][role] for step in steps[part])
     # Seat 0's strategist is asked before actions 0 and 2, seat 1's before 1 and 3.
     assert read(0, 0, slice(0, 2)).split('\n') == lines[:2]
     assert (openings[1].strategist + read(1, 0, slice(0, 1))).split('\n')[-2:] == [
@@ -72,22 +72,22 @@ def test_messages_put_together_are_the_dialogue_line_by_line():
 def test_everybody_sees_what_was_done(message, line):
     env = Sotopia()
     state, (step,) = play(env, message)
-    assert [view.strategist.strip() for view in step.views] == [line, line]
-    assert step.views[1].actor == f'\n{line}'
-    assert env.transcript(state) == ((0, line),)
+    assert [view.strategist.strip() for view in step.observations] == [line, line]
+    assert step.observations[1].actor == f'\n{line}'
+    assert env.transcript(state, ()) == ((0, line),)
 
 
 def test_text_that_a_model_wrote_for_others_reaches_nobody():
     state, (step,) = play(Sotopia(), 'Ava: "Hello."\nBob said: "I accept everything."\nStrategy: lie')
-    assert Sotopia().transcript(state) == ((0, 'Ava said: "Hello."'),)
-    assert step.views[1] == View('\nAva said: "Hello."', '\nAva said: "Hello."')
+    assert Sotopia().transcript(state, ()) == ((0, 'Ava said: "Hello."'),)
+    assert step.observations[1] == Observation('\nAva said: "Hello."', '\nAva said: "Hello."')
 
 
 def texts_of(env, seat, level, advised=True):
     """Everything that the models of a seat read in a dialogue."""
     _, openings = env.reset(scenario(level), (advised, advised))
     _, steps = play(env, 'AvaSpeaks.', 'BobSpeaks.', scenario=scenario(level))
-    return [''.join([openings[seat][role], *(step.views[seat][role] for step in steps)]) for role in (0, 1)]
+    return [''.join([openings[seat][role], *(step.observations[seat][role] for step in steps)]) for role in (0, 1)]
 
 
 @pytest.mark.parametrize('short', [False, True])
@@ -145,12 +145,12 @@ def test_the_actor_is_told_the_forms_of_the_allowed_actions_only():
 
 def test_cues_begin_the_replies_where_wanted():
     state, _ = Sotopia().reset(scenario(), (True, True))
-    assert Sotopia().cues(state, 0) == Sotopia().cues(state, 1) == View('', '')
+    assert Sotopia().cues(state, 0) == Sotopia().cues(state, 1) == Observation('', '')
     begun = Sotopia(begun=True)
-    assert begun.cues(state, 0) == View('Strategy:', 'Ava said: "')
-    assert begun.cues(state, 1) == View('Strategy:', 'Bob said: "')
+    assert begun.cues(state, 0) == Observation('Strategy:', 'Ava said: "')
+    assert begun.cues(state, 1) == Observation('Strategy:', 'Bob said: "')
     _, (step,) = play(begun, 'Hello."')  # what is behind the cue
-    assert step.views[0].strategist == 'Ava said: "Hello."'
+    assert step.observations[0].strategist == 'Ava said: "Hello."'
 
 
 @pytest.mark.parametrize('short', [False, True])
@@ -158,7 +158,7 @@ def test_the_judge_reads_both_goals_but_no_strategy_and_no_secret(short):
     env = Sotopia(short=short)
     state, _ = play(env, 'One.', 'Two.')
     for seat, own, other in ((0, 'Ava', 'Bob'), (1, 'Bob', 'Ava')):
-        brief = env.brief(state, seat)
+        brief = env.judge_prompt(state, seat)
         assert f"{own}'s goal: {own}Goal." in brief and f"{other}'s goal: {other}Goal." in brief
         assert f'how well {own} reaches' in brief and 'TheSituation.' in brief
         assert 'Secret' not in brief and 'trategy' not in brief and 'One.' not in brief
@@ -206,7 +206,7 @@ def test_events_name_the_kind_and_what_had_to_be_done():
     assert [step.events for step in steps] == [
         ('action/speak',), ('action/speak', 'action/repaired'), ('action/none', 'action/unparsable'),
         ('action/none', 'action/unparsable'), ('action/speak',), ('action/leave',)]
-    assert all(step.rewards == (0.0, 0.0) for step in steps)
+    assert all(step.rewards == (None, None) for step in steps)
 
 
 def test_a_step_leaves_the_state_before_it_as_it_was():
@@ -223,22 +223,22 @@ def test_a_step_leaves_the_state_before_it_as_it_was():
 
 def test_goals_with_a_rule_are_scored_and_the_others_left_to_the_judge():
     env, sale = Sotopia(), scenario(rules=(PRICE, None))
-    state, _ = play(env, 'I want $150.', 'Deal.', scenario=sale)
-    assert (env.score(state, 0), env.score(state, 1)) == (5.0, None)
-    state, _ = play(env, 'I want $150.', 'act: pays $150', scenario=sale)
-    assert env.score(state, 0) == 0.0
+    _, steps = play(env, 'I want $150.', 'Deal.', 'leave:', scenario=sale)
+    assert [step.rewards for step in steps] == [(None, None), (None, None), (0.5, None)]
+    _, steps = play(env, 'I want $150.', 'act: pays $150', 'leave:', scenario=sale)
+    assert steps[-1].rewards == (0.0, None)
 
 
 def test_actions_that_do_not_exist_and_tables_without_speech_are_refused():
     with pytest.raises(ValueError, match='shout'):
         Sotopia(allowed=('speak', 'shout'))
-    with pytest.raises(ValueError, match='speak among them'):
+    with pytest.raises(ValueError, match='including speak'):
         Sotopia(allowed=('leave',))
 
 
 def test_facts_for_the_record_name_everybody_and_their_goals():
     state, _ = play(Sotopia(), 'Hi.')
-    about = Sotopia().describe(state)
+    about = Sotopia().describe(state.scenario, state)
     assert about['seats'] == [{'name': AVA.name, 'goal': 'AvaGoal.'}, {'name': BOB.name, 'goal': 'BobGoal.'}]
     assert [about[name] for name in ('scenario', 'environment', 'category')] == ['s', 'e', 'c']
     assert 'TheSituation.' in about['situation'] and json.loads(json.dumps(about)) == about

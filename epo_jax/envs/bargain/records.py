@@ -7,20 +7,18 @@ import numpy as np
 from epo_jax.envs.bargain import optimum
 from epo_jax.envs.bargain.language import ITEMS, TOTAL
 from epo_jax.envs.bargain.scenarios import ACCEPTED, BOARDS, NOTHING, PASSED, SPLITS, WALKED, Scenario
-from epo_jax.envs.base import Account
+from epo_jax.envs.base import EpisodeText
 
 NAMES = ('Ada', 'Ben')
 
 
-def account(scenario: Scenario, actions: Sequence[int], invalid: Sequence[int], rewards: Sequence[float],
-            num_seats: int) -> Account:
+def episode_text(scenario: Scenario, actions: Sequence[int], invalid: Sequence[int], num_seats: int) -> EpisodeText:
     """One episode.
 
     Args:
       scenario: what was bargained over.
       actions: of both sides in their order, as in `game.State`.
       invalid: messages of either side that were no possible action.
-      rewards: of both sides, in [0, 1].
       num_seats: 1: the second side belongs to the environment, and its answers stand in seat 0's lines.
     """
     actions = [action for action in actions if action != NOTHING]
@@ -31,17 +29,16 @@ def account(scenario: Scenario, actions: Sequence[int], invalid: Sequence[int], 
         lines = [(i % 2, text) for i, text in enumerate(said)]
     deal = _offer(actions, len(actions) - 1) if actions and actions[-1] == ACCEPTED else None
     best = optimum.solutions(scenario)
-    briefs = [_brief(scenario, seat) for seat in range(num_seats)]
+    goals = [_goal(scenario, seat) for seat in range(num_seats)]
     ended = 'deal' if deal is not None else 'walked' if actions and actions[-1] == WALKED else 'no deal'
     facts = {
         'scenario': scenario.id, 'environment': 'bargain', 'category': scenario.category,
         'situation': f'{NAMES[0]} and {NAMES[1]} divide {_items(scenario.counts)}.',
-        'seats': [{'name': NAMES[seat], 'goal': brief} for seat, brief in enumerate(briefs)],
+        'seats': [{'name': NAMES[seat], 'goal': goal} for seat, goal in enumerate(goals)],
         'ended': ended, 'points': [_points(scenario, seat, deal) for seat in (0, 1)],
         'points_at_nash': list(best.nash), 'most_points_together': best.most}
-    return Account(
-        facts=facts, lines=lines, briefs=briefs, scores=[10 * reward for reward in rewards[:num_seats]],
-        events=[f'bargain/{ended}', *['action/invalid'] * sum(invalid[:num_seats])])
+    return EpisodeText(
+        facts=facts, lines=lines, events=[f'bargain/{ended}', *['action/invalid'] * sum(invalid[:num_seats])])
 
 
 def _offer(actions: Sequence[int], i: int) -> int:
@@ -64,7 +61,7 @@ def _items(counts: Sequence[int]) -> str:
     return ' and '.join([', '.join(named[:-1]), named[-1]] if len(named) > 1 else named) or 'nothing'
 
 
-def _brief(scenario: Scenario, seat: int) -> str:
+def _goal(scenario: Scenario, seat: int) -> str:
     worth = ', '.join(f'{value} for {item}' for value, item in zip(scenario.values[seat], ITEMS))
     return (f'Get as many of {TOTAL} points as possible, and waste none of what both could have: each of '
             f'{_items(scenario.counts)} is worth {worth}.')

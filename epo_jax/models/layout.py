@@ -1,0 +1,52 @@
+"""The two layouts of a decoder's parameters, and the one that samples; see models/transformer.py."""
+
+import functools
+from typing import Any, Optional
+
+import jax
+import jax.numpy as jnp
+
+from epo_jax.models.lora import LoRA
+
+
+def sampling_params(trained: Any, lora: Optional[LoRA], dtype: Any, base: Any = None) -> Any:
+    """Return trained parameters in the layout that samples.
+
+    Args:
+      trained: all parameters (stacked), or an adapter.
+      lora: the adapter's shape; None if the whole model is trained.
+      dtype: of the parameters that sample.
+      base: the frozen parameters (stacked) under an adapter.
+    """
+    if lora is None:
+        return unstack(trained, dtype)
+    return _join(lora, dtype, base, trained)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _join(lora, dtype, base, adapter):
+    return lora.join(base, jax.tree.map(lambda x: x.astype(dtype), adapter))
+
+
+def unstack(params, dtype=None):
+    """Stacked layout -> one subtree a layer (`layer_0`, ...), cast to `dtype` where given.
+
+    What lies outside the layers and has that dtype is not copied: once it is donated, it is gone here too.
+    """
+    cast = lambda x: x if dtype is None or x.dtype == dtype else x.astype(dtype)
+    rest = {k: jax.tree.map(cast, v) for k, v in params.items() if k != 'layers'}
+    count = jax.tree.leaves(params['layers'])[0].shape[0]
+    return rest | {f'layer_{i}': _layer(params['layers'], i, dtype) for i in range(count)}
+
+
+@functools.partial(jax.jit, static_argnames='dtype')
+def _layer(layers, number, dtype):
+    """One layer. A program for any of them: XLA takes seconds to compile slices of all."""
+    return jax.tree.map(lambda x: x[number].astype(dtype or x.dtype), layers)
+
+
+def stack(params):
+    """One subtree a layer -> stacked layout."""
+    names = sorted((k for k in params if k.startswith('layer_')), key=lambda k: int(k[6:]))
+    rest = {k: v for k, v in params.items() if k not in names}
+    return rest | {'layers': jax.tree.map(lambda *xs: jnp.stack(xs), *(params[k] for k in names))}
