@@ -312,7 +312,7 @@ def load_domain(name: str) -> Domain:
     module, _, attribute = str(DOMAINS.get(name, name)).partition(':')
     try:
         domain = getattr(importlib.import_module(module), attribute or 'DOMAIN')
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f'there is no environment {name!r} ({error}); choose one of {", ".join(DOMAINS)}, or name a '
                          'Python module that has a DOMAIN') from None
     if not isinstance(domain, Domain):
