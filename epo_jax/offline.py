@@ -162,7 +162,7 @@ def stream(data: Dataset, order: Order, config: ConfigDict, start: int,
         epoch, within = divmod(step, order.steps)
         if within == 0 or step == start:
             rows = order.epoch(epoch)
-        examples = [data[i] if i >= 0 else None for i in rows[within]]
+        examples = [data[i] if i < len(data) else None for i in rows[within]]
         yield examples, collate(examples, data.turns, c.length_bucket, config.capacity, scale_of(c, examples))
 
 

@@ -160,13 +160,13 @@ def rate(rows):
     """Let SmolLM2 rate the rows without a score, in integers as in SOTOPIA, and drop rows that are too long for it."""
     from epo_jax.data.local_judge import LocalJudge
     from epo_jax.rewards.process import assess
-    from epo_jax.rewards.reading import Reading
+    from epo_jax.rewards.prompts import JudgePrompt, encode_prompts
     unrated = [row for row in rows if row['score'] is None]
     judge = LocalJudge('smollm2', 'sotopia', 1024, 4)._judge
     texts = [[m['value'] for m in row['conversations']] for row in unrated]
-    readings = [Reading(t[0], 0, tuple((i % 2, line) for i, line in enumerate(t[1:])), tuple(t[1::2]), None, True)
-                for t in texts]
-    verdict = assess(judge, readings, 10, 'none')
+    prompts = [JudgePrompt(t[0], 0, tuple((i % 2, line) for i, line in enumerate(t[1:])), tuple(t[1::2]), None, True)
+               for t in texts]
+    verdict = assess(judge, encode_prompts(judge, prompts, 10, 'none', read=True), 'none', rate=True)
     for row, outcome, valid in zip(unrated, verdict.outcome, verdict.outcome_valid):
         row['score'] = round(10 * float(outcome)) if valid else None
     return [row for row in rows if row['score'] is not None]

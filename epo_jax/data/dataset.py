@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from epo_jax.data import sharegpt
 from epo_jax.data.rows import BadRows, RowError, parse_row, read_rows
+from epo_jax.rl.batching import epoch_order
 from epo_jax.rl.learner import Batch
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokenizer import TokenizerError, encode
@@ -173,18 +174,15 @@ class Order:
         return -(-len(self.size) // self.batch)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Return the rows of every step of an epoch, i64[steps, batch], padded with -1."""
+        """Return the rows of every step of an epoch, i32[steps, batch], padded with the number of rows."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.size))
-        full = len(order) // self.batch * self.batch
+        order = epoch_order(len(self.size), self.batch, rng)
         if self.window > 1:
-            width = self.window * self.batch
-            for begin in range(0, full, width):
-                part = order[begin:min(begin + width, full)]
-                order[begin:begin + len(part)] = part[np.argsort(self.size[part], kind='stable')]
-        padded = np.full(self.steps * self.batch, -1, np.int64)
-        padded[:len(order)] = order
-        return padded.reshape(self.steps, self.batch)[rng.permutation(self.steps)]
+            full = len(self.size) // self.batch  # a batch with padding is not sorted
+            for begin in range(0, full, self.window):
+                part = order[begin:min(begin + self.window, full)].reshape(-1)
+                part[:] = part[np.argsort(self.size[part], kind='stable')]
+        return order[rng.permutation(self.steps)]
 
 
 def collate(examples: Sequence[Optional[Example]], turns: int, bucket: int, capacity: int,

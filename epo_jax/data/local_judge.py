@@ -1,4 +1,4 @@
-"""The critical-turn judge on this machine: `epo_jax.rewards.process` on conversations from a file."""
+"""A local judge of critical turns: `epo_jax.rewards.process` applied to conversations from a file."""
 
 import itertools
 import json
@@ -13,17 +13,24 @@ from epo_jax.rewards.process import assess
 from epo_jax.rewards.prompts import JudgePrompt, encode_prompts
 from epo_jax.runtime.parallel import make_mesh
 
-TURNS = 8  # programs are compiled for multiples of so many turns
+TURNS = 8  # turns are padded to a multiple of this, to compile fewer programs
 
 
 class LocalJudge:
-    """A model that answers Yes or No for every strategy by its probabilities, `batch` conversations at a time."""
+    """A model that decides by the probabilities of Yes and No whether a strategy was critical."""
 
     def __init__(self, model: str, domain: str, capacity: int, batch: int):
-        """Loads the model: a Hugging Face folder, a GGUF file, 'smollm2' or 'dummy'.
+        """Load the model.
+
+        Args:
+          model: A Hugging Face folder, a GGUF file, 'smollm2' or 'dummy'.
+          domain: One of `sharegpt.DOMAINS`.
+          capacity: Length of the longest conversation in tokens.
+          batch: Conversations to judge at a time.
 
         Raises:
-          FileNotFoundError, WeightsError, TokenizerError, ChatTemplateError: it cannot be had.
+          FileNotFoundError: If there is no such model.
+          InputError: If the model, its tokenizer or its chat template cannot be used.
         """
         language = load_language(model, '', activation_dtype('auto'), make_mesh((1, -1, 1))).with_params()
         self._judge = Judge(
@@ -33,10 +40,20 @@ class LocalJudge:
 
     def ask(self, source: sharegpt.Source, items: Iterator[Any], answers: Any,
             report: Callable[[Any, str], None]) -> dict[str, str]:
-        """Has every row answered that is not yet; see `epo_jax.label.label_file`."""
+        """Judge every row that has no answer yet.
+
+        Args:
+          source: The file and its layout.
+          items: Its rows (`epo_jax.label.Item`).
+          answers: Database that receives the answers (`epo_jax.label.Answers`).
+          report: Function that shows the progress, from a position in the file and a text.
+
+        Returns:
+          An empty dict: every row gets an answer, or a reason why it has none.
+        """
         rows = 0
         while group := list(itertools.islice(items, self._batch)):
-            # Groups are the same in every run, so that a resumed one computes the same numbers.
+            # Groups are the same in every run, so a resumed run computes the same numbers.
             if any(answers.get(item.key, 0) is None for item in group):
                 prompts = [judge_prompt(item, source.layout, self._domain) for item in group]
                 turns = -(-max(len(item.strategies) for item in group) // TURNS) * TURNS
@@ -59,10 +76,10 @@ class LocalJudge:
 
 
 def judge_prompt(item: Any, layout: sharegpt.Layout, domain: str) -> JudgePrompt:
-    """Return a row as the judge reads it: what the strategist read first, then every strategy and its consequences."""
+    """Return the judge's view of a row: the first user messages, then the strategies and the reply to each."""
     texts: Sequence[str] = [message[layout.content] for message in item.messages]
     first = item.strategies[0]
-    followed = [texts[i + 1] if i + 1 < len(texts) else 'The end.' for i in item.strategies]
+    replies = [texts[i + 1] if i + 1 < len(texts) else 'The end.' for i in item.strategies]
     return JudgePrompt(
-        prompt='\n'.join(texts[i] for i in range(0, first, 2)), seat=0, lines=tuple((0, text) for text in followed),
+        prompt='\n'.join(texts[i] for i in range(0, first, 2)), seat=0, lines=tuple((0, text) for text in replies),
         strategies=tuple(texts[i] for i in item.strategies), reward=item.score / sharegpt.BEST[domain], complete=True)

@@ -126,12 +126,33 @@ def test_every_epoch_holds_every_row_once(rows, batch, window):
     epochs = [order.epoch(e) for e in range(3)]
     for plan in epochs:
         assert plan.shape == (order.steps, batch) == (-(-rows // batch), batch)
-        assert sorted(plan[plan >= 0]) == list(range(rows)) and (plan[plan < 0] == -1).all()
-        assert ((plan < 0).any(axis=1)).sum() <= 1
+        assert sorted(plan[plan < rows]) == list(range(rows)) and (plan[plan >= rows] == rows).all()
+        assert ((plan >= rows).any(axis=1)).sum() <= 1
     if rows > 8:
         assert (epochs[0] != epochs[1]).any()
         assert (Order(size, batch, seed=4, window=window).epoch(0) != epochs[0]).any()
     np.testing.assert_array_equal(Order(size, batch, 3, window).epoch(2), epochs[2])  # depends on seed and epoch alone
+
+
+def written_out_order(size, batch, seed, window, epoch):
+    """Return the rows of every step, padded with -1, by a second implementation that works on a flat list."""
+    rng = np.random.default_rng((seed, epoch))
+    rows = rng.permutation(len(size)).tolist()
+    full = len(rows) // batch * batch
+    for begin in range(0, full, window * batch) if window > 1 else ():
+        end = min(begin + window * batch, full)
+        rows[begin:end] = sorted(rows[begin:end], key=lambda row: size[row])
+    rows += [-1] * (-len(rows) % batch)
+    steps = [rows[i:i + batch] for i in range(0, len(rows), batch)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+@pytest.mark.parametrize('rows, batch, window', [(100, 8, 0), (100, 8, 4), (7, 8, 4), (65, 8, 3), (96, 32, 2)])
+def test_order_equals_a_second_implementation(rows, batch, window):
+    size = np.random.default_rng(1).integers(1, 50, rows)  # with ties, which keep their shuffled order
+    for epoch in range(3):
+        order = Order(size, batch, 42, window).epoch(epoch)
+        assert np.where(order < rows, order, -1).tolist() == written_out_order(size, batch, 42, window, epoch)
 
 
 def test_rows_of_similar_size_share_a_batch():
