@@ -1,36 +1,76 @@
-"""Trains a strategist by explicit policy optimization.
+"""Train a strategist by explicit policy optimization.
 
     python -m epo_jax.main --config=configs/sotopia.py:quickstart --workdir=runs/quickstart
-    python -m epo_jax.main --config=configs/sotopia.py:tiny --workdir=W --config.learner.learning_rate=1e-4
+    python -m epo_jax.main --config=sotopia:tiny --workdir=W --config.learner.learning_rate=1e-4
     python -m epo_jax.main --config=configs/offline.py --config.data=prepared.json --workdir=runs/offline
 
-A run that was interrupted goes on when started again with the same workdir. On several hosts the same command runs
-on each of them, with --hosts (see epo_jax/runtime/hosts.py) and a workdir that all of them see.
+--config takes the path of a configuration file or the name of a packaged one, with a preset after the colon;
+--config.KEY=VALUE overrides a key. A run that was interrupted continues when it is started again with the same workdir.
+On several hosts, start the same command on each of them with --hosts (see epo_jax/runtime/hosts.py) and a workdir that
+all of them share.
 """
 
 import os
 import pathlib
+import re
 import sys
+from typing import Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run leaves its files; an existing run goes on.')
-_HOSTS = flags.DEFINE_string('hosts', '', "Other processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
+from epo_jax import presets
+from epo_jax.runtime.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file or name, and :PRESET.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run writes its files; an existing run is continued.')
+_HOSTS = flags.DEFINE_string('hosts', '', "The processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
 
 
-def main(argv):
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse the command line, with packaged configurations by name and errors in one line.
+
+    Returns:
+      The arguments that are not flags.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before a configuration file imports JAX
+    argv = list(argv)
+    if not any(arg.lstrip('-').startswith('help') for arg in argv[1:]):
+        for name in ('config', 'workdir'):  # before the configuration file is run, which takes seconds
+            if not any(arg.lstrip('-').partition('=')[0] == name for arg in argv[1:]):
+                sys.exit(f'error: the flag --{name} is missing')
+    try:
+        for i, arg in enumerate(argv):
+            flag, equals, value = arg.partition('=')
+            if flag in ('--config', '-config') and equals:
+                argv[i] = f'{flag}={presets.resolve(value)}'
+            elif flag in ('--config', '-config') and i + 1 < len(argv):
+                argv[i + 1] = presets.resolve(argv[i + 1])
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error of the flag libraries, which may hold a traceback or several lines."""
+    message = str(error.args[0] if error.args else error)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if 'Traceback' in message:  # of the configuration file; its last line says what is wrong
+        return lines[-1].partition(': ')[2] or lines[-1]
+    if nearest := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
+        return f'the configuration has no key {nearest[2]!r}; the nearest known key is {nearest[1]!r}'
+    return ' '.join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the configuration of the command line."""
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # that it has no PyTorch here is as it should be
+        sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # libraries report every file they write
-    from epo_jax import experiment, offline, telemetry  # after the flags: --help must not wait for JAX
-    from epo_jax.runtime import hosts
+    from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
+    from epo_jax.runtime import hosts, telemetry
     from epo_jax.runtime.checkpoint import CheckpointError
-    from epo_jax.runtime.errors import InputError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     telemetry.enable_compilation_cache(cache / 'epo_jax')
@@ -43,5 +83,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'workdir'])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Runs the tests, two at a time; arguments go to pytest. Tests marked slow run only when asked for.
+# Sets up, then runs the checks: ruff, the tests, and a smoke test on the newest Python that is installed.
 #
-#   bash launch/test.sh
-#   bash launch/test.sh -m slow
-#   bash launch/test.sh tests/test_config.py -k nearest
+#   bash launch/test.sh [PYTEST FLAGS...]      with flags, pytest alone, for example tests/test_config.py -k nearest
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="$(bash "$repo/launch/setup.sh" test)"
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # see quickstart.sh
 cd "$repo"
-exec "$python" -m pytest -q -n 2 --dist worksteal "$@"
+if [[ $# -gt 0 ]]; then
+  exec "$python" -m pytest -q -n 2 --dist worksteal "$@"
+fi
+"$python" -m ruff check .
+bash launch/smoke.sh "$python"
+exec "$python" -m pytest -q -n 2 --dist worksteal

@@ -5,6 +5,7 @@ Axis letters: N conversations of one step, L token positions, T turns.
 
 import dataclasses
 import functools
+import inspect
 import math
 import re
 from typing import Any, Mapping, Optional, Sequence
@@ -252,7 +253,7 @@ def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
     Args:
       exclude: attributes to leave out.
     """
-    meanings = dict(re.findall(r'^ {6}(\w+): ((?:.|\n {8})*)', Learner.__doc__, re.MULTILINE))
+    meanings = dict(re.findall(r'^ {2}(\w+): ((?:.|\n {4})*)', inspect.cleandoc(Learner.__doc__), re.MULTILINE))
     return {field.name: Key(field.default, ' '.join(meanings[field.name].split()).rstrip('.'))
             for field in dataclasses.fields(Learner)
             if field.name not in ('model', 'total_steps', 'lora', *exclude)}

@@ -1,0 +1,78 @@
+"""The command line: packaged configurations by name, and errors in one line before anything is loaded."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import epo_jax
+from epo_jax import cli, presets
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(module, *flags, cwd=ROOT):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.run([sys.executable, '-m', module, *flags], cwd=cwd, env=environment, capture_output=True,
+                          text=True, timeout=120)
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--config=sotopia:tiny'], 'the flag --workdir is missing'),
+    (['--workdir=w'], 'the flag --config is missing'),
+    (['--config=chess', '--workdir=w'], "no configuration 'chess'.*alfworld, bargain, offline, sotopia, webshop"),
+    (['--config=no/file.py', '--workdir=w'], "no configuration 'no/file.py'"),
+    (['--config', 'sotopia:huge', '--workdir=w'], "unknown preset 'huge'; there are quickstart, tiny"),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.learner.learning_rat=1'],
+     "no key 'learning_rat'; the nearest known key is 'learning_rate'"),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.seed=abc'], 'config.seed=abc'),
+    (['--config=sotopia:tiny', '--workdir=w', '--bogus'], "flag 'bogus'"),
+    (['--config=sotopia:tiny', '--workdir=w', 'extra'], 'unexpected arguments: extra'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.iterations=0'], 'iterations must be positive'),
+], ids=str)
+def test_a_wrong_command_line_is_one_line_and_leaves_nothing(tmp_path, flags, message):
+    done = run('epo_jax.main', *flags, cwd=tmp_path)
+    assert done.returncode == 1 and not done.stdout and not list(tmp_path.iterdir())
+    line, = done.stderr.strip().splitlines()
+    assert line.startswith('error: ')
+    assert re.search(message, line)
+
+
+def test_packaged_configurations_go_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert presets.names() == ['alfworld', 'bargain', 'offline', 'sotopia', 'webshop']
+    for name in presets.names():
+        assert presets.resolve(f'{name}:tiny') == f'{ROOT / "configs" / name}.py:tiny'
+        assert presets.load_config(name).learner.batch > 0
+    assert epo_jax.load_config('sotopia:tiny').model.path == 'dummy'
+    own = tmp_path / 'sotopia'  # a file goes before a name
+    own.write_text('def get_config():\n    return 1\n')
+    assert presets.resolve('sotopia') == 'sotopia'
+    with pytest.raises(presets.PresetError, match='chess'):
+        presets.load_config('chess:tiny')
+
+
+def test_the_package_imports_fast_and_names_its_public_parts():
+    code = ('import sys, epo_jax; assert "jax" not in sys.modules and "transformers" not in sys.modules; '
+            'print(epo_jax.__version__, *dir(epo_jax))')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert {'run', 'load_config', 'TextEnvironment', 'Domain'} <= set(done.stdout.split())
+    with pytest.raises(AttributeError, match='nothing'):
+        epo_jax.nothing
+    for name in epo_jax.__all__:
+        assert getattr(epo_jax, name) is not None
+
+
+def test_the_command_lists_and_runs_the_commands():
+    done = run('epo_jax.cli')
+    assert done.returncode == 0 and all(name in done.stdout for name in cli.COMMANDS)
+    done = run('epo_jax.cli', 'trian')
+    assert done.returncode == 1 and "no command 'trian'" in done.stderr
+    for name in cli.COMMANDS:
+        done = run('epo_jax.cli', name, '--help')
+        assert done.returncode in (0, 1) and 'Traceback' not in done.stderr, (name, done.stderr)
+        assert f'epo_jax.{name}' in done.stdout + done.stderr or '--' in done.stdout + done.stderr
