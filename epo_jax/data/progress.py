@@ -3,31 +3,26 @@
 import datetime
 import sys
 import time
-from typing import Callable, Optional, TextIO
 
 
 class FileProgress:
-    """Progress bar that rewrites its line on a terminal and prints a line every `interval` seconds elsewhere."""
+    """Progress bar that rewrites its line on a terminal and prints a line every five seconds elsewhere."""
 
-    def __init__(self, name: str, size: int, stream: Optional[TextIO] = None, interval: float = 5.0,
-                 clock: Callable[[], float] = time.monotonic):
+    def __init__(self, name: str, size: int):
         """Start the clock.
 
         Args:
           name: Label at the start of the line.
           size: Size of the file in bytes.
-          stream: Where to print; None for stderr.
-          interval: Seconds between two lines if `stream` is not a terminal.
-          clock: Function that returns seconds.
         """
-        self._name, self._size, self._stream, self._clock = name, max(size, 1), stream or sys.stderr, clock
-        self._live = self._stream.isatty()
-        self._interval = 0.1 if self._live else interval
-        self._start = self._last = clock()
+        self._name, self._size = name, max(size, 1)
+        self._live = sys.stderr.isatty()
+        self._interval = 0.1 if self._live else 5.0
+        self._start = self._last = time.monotonic()
 
     def show(self, position: int, text: str, last: bool = False) -> None:
         """Show that the file is done up to byte `position`, if a new line is due or this is the last one."""
-        now = self._clock()
+        now = time.monotonic()
         if not last and now - self._last < self._interval:
             return
         self._last = now
@@ -37,5 +32,5 @@ class FileProgress:
             remaining = f'  ETA {datetime.timedelta(seconds=round(seconds * (1 - fraction) / fraction))}'
         bar = '#' * round(20 * fraction)
         line = f'{self._name} [{bar:<20}] {100 * fraction:3.0f}%  {text}{remaining}'
-        self._stream.write(f'\r\x1b[K{line}' + '\n' * last if self._live else line + '\n')
-        self._stream.flush()
+        sys.stderr.write(f'\r\x1b[K{line}' + '\n' * last if self._live else line + '\n')
+        sys.stderr.flush()

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 import re
 import sys
-from typing import Any, BinaryIO, Callable, Iterator, Optional, TextIO, Union
+from typing import Any, BinaryIO, Callable, Iterator, Optional, Union
 
 from epo_jax.runtime.errors import InputError
 
@@ -55,16 +55,15 @@ class BadRows:
       reasons: How often each reason occurred. Digits in a reason are replaced by '#'.
     """
 
-    def __init__(self, skip: bool, shown: int = 10, stream: Optional[TextIO] = None):
+    def __init__(self, skip: bool, shown: int = 10):
         """Create the policy.
 
         Args:
           skip: Whether to skip bad rows instead of raising the first error.
-          shown: How many skipped rows to print.
-          stream: Where to print them; None for stderr.
+          shown: How many skipped rows to print to stderr.
         """
         self.reasons: collections.Counter = collections.Counter()
-        self._skip, self._shown, self._stream = skip, shown, stream
+        self._skip, self._shown = skip, shown
 
     def add(self, error: RowError) -> None:
         """Raise the error, or count it if bad rows are skipped."""
@@ -72,7 +71,7 @@ class BadRows:
             raise error
         self.reasons[re.sub(r'\d+', '#', error.reason)] += 1
         if self.count <= self._shown:
-            print(f'skipped {error}', file=self._stream or sys.stderr)
+            print(f'skipped {error}', file=sys.stderr)
 
     @property
     def count(self) -> int:
