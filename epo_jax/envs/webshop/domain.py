@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from epo_jax.config import Key
 from epo_jax.envs.base import Domain
 from epo_jax.envs.webshop.nouns import TAGGERS
 from epo_jax.envs.webshop.scripted import SCRIPTS
@@ -51,14 +52,15 @@ def _reward_variant(options: ConfigDict) -> str:
 
 DOMAIN = Domain(
     seats=1,
-    options=dict(
-        variant='webshop-small-synth-15',  # see variants.py; all but webshop-small-* need data (config.scenarios)
-        # Every option below that is not at its default adds a suffix to the name of the results, such as
-        # webshop-1k-human+spacy+short.
-        tagger='words',       # how the reward finds nouns: 'words', or 'spacy' as in the original
-        seed=SEED,            # of prices and price limits
-        short=False,          # short prompts and pages, for small models
-        begun=False,          # begin the replies of both models, with 'Thought:' and 'Action:'
-        constrained=False,    # restrict the actor's clicks to what the page offers; needs begun
-        script=''),           # 'buyer' or 'weak_buyer': a scripted customer acts in place of the actor
+    # Every option that is not at its default, the variant aside, adds a suffix to the name of the results, such as
+    # webshop-1k-human+spacy+short.
+    options={
+        'variant': Key('webshop-small-synth-15',
+                       'catalogue, goals and number of steps; all but webshop-small-* need data (`scenarios`)'),
+        'tagger': Key('words', "how the reward finds nouns: words, or spacy as in the original"),
+        'seed': Key(SEED, 'seed of prices and price limits'),
+        'short': Key(False, 'short prompts and pages, for small models'),
+        'begun': Key(False, "begin the replies of the models with 'Thought:' and 'Action:'"),
+        'constrained': Key(False, "restrict the actor's clicks to what the page offers; needs begun"),
+        'script': Key('', "buyer or weak_buyer: a scripted customer acts in place of the actor; '' for none")},
     check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)

@@ -5,6 +5,7 @@ import json
 from ml_collections import ConfigDict
 import pytest
 
+from epo_jax.config import defaults_of
 from epo_jax.envs.base import Observation
 from epo_jax.envs.webshop import nouns
 from epo_jax.envs.webshop.domain import DOMAIN
@@ -112,7 +113,7 @@ def test_short_openings_and_pages_have_a_few_hundred_tokens(small, smollm2_token
 
 
 def options(**changes):
-    return ConfigDict(dict(DOMAIN.options, **changes))
+    return ConfigDict(defaults_of(DOMAIN.options) | changes)
 
 
 def test_scenarios_and_options():
