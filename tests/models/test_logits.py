@@ -10,7 +10,8 @@ torch = pytest.importorskip('torch')
 import transformers  # noqa: E402
 
 from epo_jax.models import weights  # noqa: E402
-from epo_jax.models.transformer import Transformer, stack  # noqa: E402
+from epo_jax.models.layout import stack  # noqa: E402
+from epo_jax.models.transformer import Transformer  # noqa: E402
 
 TOLERANCE = 2e-4  # of the largest logit
 SMALL = dict(vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
