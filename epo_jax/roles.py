@@ -1,4 +1,4 @@
-"""From a configuration to the models behind the roles: strategist, actor, judge."""
+"""From a configuration to the models of a run: strategist, actor, judge."""
 
 import dataclasses
 from typing import Optional
@@ -36,7 +36,17 @@ class Roles:
 
 
 def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
-    """Loads every model that the configuration names, each once."""
+    """Load every model that the configuration names, each once.
+
+    Args:
+      config: of a run.
+      mesh: over which parameters are sharded.
+      domain: the environment.
+
+    Raises:
+      InputError: actor.choose_action is set, but the environment has no kinds of action.
+      FileNotFoundError, WeightsError, TokenizerError, ChatTemplateError: a model cannot be used.
+    """
     dtype = activation_dtype(config.model.dtype)
     load = lambda path, template, stacked=False: load_language(
         path, template, dtype, mesh, domain, stacked).with_params(seed=config.seed)
@@ -52,16 +62,17 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
 
     judge, chunk = language(config.judge), config.rollout.chunk
     if config.actor.model == 'echo':
-        actor, player = dataclasses.replace(strategist, params=None), Echo(config.actor.max_tokens)
+        actor, actor_agent = dataclasses.replace(strategist, params=None), Echo(config.actor.max_tokens)
     else:
         env = domain.text_environment and domain.text_environment(config.environment)
         actor = language(config.actor)
         if config.actor.choose_action and not (env and env.prefixes):
-            raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
-        player = _agent(actor, config.actor, chunk, env.prefixes if env and config.actor.choose_action else (),
-                        env.closing if env else '')
+            raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from; set it '
+                             'to False')
+        actor_agent = _agent(actor, config.actor, chunk, env.prefixes if env and config.actor.choose_action else (),
+                             env.closing if env else '')
     return Roles(
-        strategist, _agent(strategist, config.strategist, chunk), actor, player,
+        strategist, _agent(strategist, config.strategist, chunk), actor, actor_agent,
         Judge(judge.sampler(), judge.params, judge.tokenizer, judge.chat, config.judge.capacity,
               domain.seats * config.rollout.batch, chunk))
 
@@ -79,6 +90,6 @@ def _agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closin
 
 
 def adapter(config: ConfigDict) -> Optional[LoRA]:
-    """What the configuration adapts; None: everything is trained."""
+    """Return the adapter that a configuration trains; None if it trains the whole model."""
     c = config.lora
     return LoRA(c.rank, c.alpha, tuple(c.targets)) if c.rank else None

@@ -1,4 +1,4 @@
-"""Small stand-ins for tests and smoke runs: a dummy model, a byte tokenizer, a reward that is easy to learn."""
+"""A dummy model, a byte tokenizer and an outcome that is easy to learn, for tests and smoke runs."""
 
 from typing import Sequence
 
@@ -18,7 +18,7 @@ CHATML = (
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """256 bytes and three control tokens, with ChatML as chat template; end of turn is <|im_end|>."""
+    """Return a tokenizer of 256 bytes and three control tokens, with the ChatML template; <|im_end|> ends a turn."""
     vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -32,14 +32,14 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def dummy_config(vocab_size: int = 259) -> ModelConfig:
-    """A decoder that compiles and runs in a blink."""
+    """Return the shape of a decoder that compiles and runs fast."""
     return ModelConfig(
         vocab_size=vocab_size, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=64,
         tied=True, max_positions=8192)
 
 
 def dummy_params(config: ModelConfig, stacked: bool, seed: int = 0):
-    """Random parameters in the given layout, the same numbers in both."""
+    """Return random parameters in a layout; the numbers are the same in both layouts."""
     params = jax.jit(Transformer(config, stacked=True).init_params)(jax.random.key(seed))
     return params if stacked else unstack(params)
 

@@ -1,7 +1,10 @@
-"""Credit: which turn deserves how much. Pure functions between arrays of turns.
+"""Credit assignment: which turn deserves how much. Pure functions between arrays of turns.
 
-Axis letters: N conversations, T turns. Every array is float32 or float64 as given; masks are bool. A turn that
-did not take place, or whose reward is missing, has no part in any sum, mean or maximum, and gets advantage 0.
+A new rule is a function in one of the tables COMBINE, BASELINES and NORMALIZERS; its name is then a value of the
+configuration key that the table belongs to.
+
+Axis letters: N conversations, T turns. Floats are float32 or float64, as given. A turn that did not take place, or
+whose reward is missing, has no part in any sum, mean or maximum, and gets advantage 0.
 """
 
 import dataclasses
@@ -10,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from epo_jax.text.tokens import Array
 
@@ -20,10 +23,11 @@ class CreditRules:
     """How credit is assigned; static.
 
     Attributes:
-      combine, weight: see `combine`.
-      gamma: see `returns`.
-      baseline: see `baseline`.
-      normalise: see `normalise`.
+      combine: a key of COMBINE.
+      weight: of the process reward, where `combine` is 'sum'.
+      gamma: discount of later rewards.
+      baseline: a key of BASELINES.
+      normalise: a key of NORMALIZERS.
     """
 
     combine: str
@@ -39,7 +43,7 @@ class Credit(NamedTuple):
     Attributes:
       reward: process reward and outcome combined; 0 where no turn took place.
       valid: turns that can be trained on: nothing in their conversation is missing.
-      advantage: what the loss of a turn is weighted with; 0 where it is not valid.
+      advantage: the weight of a turn in the loss; 0 where it is not valid.
     """
 
     reward: Float[Array, 'N T']
@@ -48,16 +52,18 @@ class Credit(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames='rules')
-def assign(process, process_valid, outcome, outcome_valid, turn_mask, group, rules: CreditRules) -> Credit:
+def assign(process: Float[Array, 'N T'], process_valid: Bool[Array, 'N T'], outcome: Float[Array, ' N'],
+           outcome_valid: Bool[Array, ' N'], turn_mask: Bool[Array, 'N T'], group: Int[Array, ' N'],
+           rules: CreditRules) -> Credit:
     """Turn rewards into advantages.
 
     Args:
-      process: f[N, T], process rewards.
-      process_valid: bool[N, T], turns with a process reward.
-      outcome: f[N], in [0, 1].
-      outcome_valid: bool[N], conversations with an outcome.
-      turn_mask: bool[N, T], turns that took place.
-      group: i32[N], conversations of the same scenario and seat have the same number.
+      process: process rewards.
+      process_valid: turns with a process reward.
+      outcome: in [0, 1].
+      outcome_valid: conversations with an outcome.
+      turn_mask: turns that took place.
+      group: conversations of the same scenario and seat have the same number.
       rules: see there.
     """
     reward, valid = combine(
@@ -66,40 +72,56 @@ def assign(process, process_valid, outcome, outcome_valid, turn_mask, group, rul
     return Credit(reward, valid, advantage)
 
 
+# From process reward and outcome to one reward a turn
+
+
+def sum_rewards(process, final, weight: float):
+    """Return r_t = weight * process_t, plus the outcome at the last turn."""
+    return weight * process + final
+
+
+def official_rewards(process, final, weight: float):
+    """Return r_t = 1 where the process reward selected the turn, else the outcome at the last turn, else 0.
+
+    A selected last turn loses the outcome (released code, LLaMA-Factory/data/utils/preprocessing.py).
+    """
+    return jnp.where(process > 0, 1.0, final)
+
+
+COMBINE = {'sum': sum_rewards, 'official': official_rewards}
+
+
 @functools.partial(jax.jit, static_argnames=('how',))
 def combine(process, process_valid, outcome, outcome_valid, turn_mask, how: str, weight: float = 1.0):
-    """Joins process rewards with the outcome into one reward a turn.
-
-    `official` (released code, LLaMA-Factory/data/utils/preprocessing.py): r_t = 1 where the process reward
-    selected the turn, else the outcome at the last turn, else 0; a selected last turn loses the outcome.
-    `sum`: r_t = weight * process_t, plus the outcome at the last turn.
+    """Combine process rewards and outcomes into one reward a turn.
 
     Args:
-      process: [N, T] process rewards; process_valid: bool[N, T].
-      outcome: [N] in [0, 1]; outcome_valid: bool[N].
-      turn_mask: bool[N, T] turns that took place.
-      how: 'official' or 'sum'.
+      process: f[N, T].
+      process_valid: bool[N, T], turns with a process reward.
+      outcome: f[N], in [0, 1].
+      outcome_valid: bool[N], conversations with an outcome.
+      turn_mask: bool[N, T], turns that took place.
+      how: a key of COMBINE.
       weight: of the process reward in 'sum'.
 
     Returns:
-      (reward [N, T], valid bool[N, T]). One missing reward makes the turns up to it worthless, since their
-      returns contain it; so a conversation in which anything is missing is invalid as a whole.
+      (reward f[N, T], valid bool[N, T]). A missing reward is part of the returns of all turns up to its own, so a
+      conversation in which anything is missing is invalid as a whole.
     """
+    rule = _pick(COMBINE, how, 'rule to combine rewards')
     last = turn_mask & (jnp.cumsum(turn_mask, axis=1) == turn_mask.sum(axis=1, keepdims=True))
     process = jnp.where(process_valid, process, 0)
     final = jnp.where(outcome_valid, outcome, 0)[:, None] * last
-    if how == 'official':
-        reward = jnp.where(process > 0, 1.0, final)
-    elif how == 'sum':
-        reward = weight * process + final
-    else:
-        raise ValueError(f"rewards are combined by 'official' or 'sum', not {how!r}")
-    whole = outcome_valid & (process_valid | ~turn_mask).all(axis=1)
-    return jnp.where(turn_mask, reward, 0), turn_mask & whole[:, None]
+    reward = rule(process, final, weight)
+    complete = outcome_valid & (process_valid | ~turn_mask).all(axis=1)
+    return jnp.where(turn_mask, reward, 0), turn_mask & complete[:, None]
+
+
+# From rewards to returns
 
 
 def returns(reward, mask, gamma: float):
-    """R_t = sum over t' >= t of gamma^(t' - t) r_t' (EPO, eq. of the return), [N, T]."""
+    """Return R_t = sum over t' >= t of gamma^(t' - t) r_t' (Liu et al. 2025), f[N, T]."""
     def back(later, now):
         r, m = now
         total = jnp.where(m, r + gamma * later, later)
@@ -110,45 +132,96 @@ def returns(reward, mask, gamma: float):
     return jnp.where(mask, total.T, 0)
 
 
-def baseline(value, mask, group, how: str):
-    """What to expect of a turn, [N, T], to be subtracted from its return.
+# What is subtracted from returns
 
-    'none': 0, as EPO does. 'batch': the mean return of the other conversations' turns of the same number.
-    'group': the same among conversations of the same scenario and seat. A turn with nothing to compare to
-    gets its own value, and so advantage 0.
-    """
-    if how == 'none':
-        return jnp.zeros_like(value)
-    if how not in ('batch', 'group'):
-        raise ValueError(f"the baseline is 'none', 'batch' or 'group', not {how!r}")
-    same = jnp.ones((len(value), len(value)), bool) if how == 'batch' else group[:, None] == group[None, :]
+
+def no_baseline(value, mask, group):
+    """Return 0, as EPO does."""
+    return jnp.zeros_like(value)
+
+
+def batch_baseline(value, mask, group):
+    """Return the mean over the turns of the same number of all other conversations."""
+    return _mean_of_others(value, mask, jnp.ones((len(value), len(value)), bool))
+
+
+def group_baseline(value, mask, group):
+    """Return the mean over the turns of the same number of the other conversations of the same scenario and seat."""
+    return _mean_of_others(value, mask, group[:, None] == group[None, :])
+
+
+def _mean_of_others(value, mask, same):
+    """Return the mean over the other conversations that are the `same`; a turn without any gets its own value."""
     others = (same & ~jnp.eye(len(value), dtype=bool)).astype(value.dtype)
-    total = lambda x: jnp.matmul(others, x, precision='highest')  # matrix units would round credit to bfloat16
+    total = lambda x: jnp.matmul(others, x, precision='highest')  # matrix units would round to bfloat16
     count = total(mask.astype(value.dtype))
     mean = total(jnp.where(mask, value, 0)) / jnp.maximum(count, 1)
     return jnp.where(count > 0, mean, value)
 
 
-def normalise(value, mask, how: str):
-    """Scales advantages, [N, T].
+BASELINES = {'none': no_baseline, 'batch': batch_baseline, 'group': group_baseline}
 
-    'trajectory' (official): A_t = R_t / max |R| of its own conversation. It erases how well the conversation
-    went: with no turn selected, goal scores of 1 and of 10 give the same weights.
-    'batch': divided by max |R| over the whole batch, which keeps them apart. 'none': as they are.
-    All zeros stay zeros.
+
+def baseline(value, mask, group, how: str):
+    """Return what is subtracted from the return of every turn, f[N, T].
+
+    Args:
+      value: f[N, T], returns.
+      mask: bool[N, T], valid turns.
+      group: i32[N], see `assign`.
+      how: a key of BASELINES.
     """
+    return _pick(BASELINES, how, 'baseline')(value, mask, group)
+
+
+# How advantages are scaled
+
+
+def by_nothing(value):
+    """Return 1: advantages stay as they are."""
+    return jnp.ones((1, 1), value.dtype)
+
+
+def by_trajectory(value):
+    """Return max |A| of every conversation (released code).
+
+    It erases how well the conversation went: with no turn selected, goal scores of 1 and of 10 give the same weights.
+    """
+    return jnp.abs(value).max(axis=1, keepdims=True)
+
+
+def by_batch(value):
+    """Return max |A| of the whole batch."""
+    return jnp.abs(value).max()
+
+
+NORMALIZERS = {'none': by_nothing, 'trajectory': by_trajectory, 'batch': by_batch}
+
+
+def normalise(value, mask, how: str):
+    """Divide advantages f[N, T] by a key of NORMALIZERS; all zeros stay zeros."""
     value = jnp.where(mask, value, 0)
-    if how == 'none':
-        return value
-    if how not in ('trajectory', 'batch'):
-        raise ValueError(f"advantages are normalised by 'trajectory', 'batch' or 'none', not {how!r}")
-    size = jnp.abs(value).max(axis=1, keepdims=True)
-    size = size.max() if how == 'batch' else size
+    size = _pick(NORMALIZERS, how, 'normalization')(value)
     return value / jnp.where(size > 0, size, 1)
 
 
 @functools.partial(jax.jit, static_argnames=('gamma', 'base', 'norm'))
 def advantages(reward, valid, group, gamma: float, base: str, norm: str):
-    """Rewards of turns -> advantages of turns, f[N, T]: returns, minus baseline, normalised."""
+    """Return the advantages of turns, f[N, T]: returns, minus the baseline, normalized.
+
+    Args:
+      reward: f[N, T], from `combine`.
+      valid: bool[N, T], from `combine`.
+      group: i32[N], see `assign`.
+      gamma: discount.
+      base: a key of BASELINES.
+      norm: a key of NORMALIZERS.
+    """
     value = returns(reward, valid, gamma)
     return normalise(value - baseline(value, valid, group, base), valid, norm)
+
+
+def _pick(table, name: str, what: str):
+    if name not in table:
+        raise ValueError(f'there is no {what} {name!r}; choose one of {", ".join(table)}')
+    return table[name]

@@ -1,4 +1,4 @@
-"""Who plays whom in which iteration."""
+"""Self-play: who plays whom in which iteration, and the pool of snapshots."""
 
 import dataclasses
 from typing import Any, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 
 from epo_jax.rl.learner import TrainState
 
-# What a strategist can be: the policy in training, its last snapshot, one drawn from the pool of snapshots, the
-# model as it was before training, or nobody.
+# The strategist of a seat: the policy in training, its last snapshot, a random snapshot from the pool, the model before
+# training, or none.
 KINDS = ('policy', 'snapshot', 'pool', 'prompted', 'none')
 
 
@@ -19,8 +19,8 @@ class RunState:
     """The state that a run carries from one iteration to the next and saves in its checkpoints.
 
     Attributes:
-      train: Parameters and optimizer state of the policy.
-      snapshots: Parameters of earlier policies, oldest first; empty unless a seat plays snapshots.
+      train: parameters and optimizer state of the policy.
+      snapshots: parameters of earlier policies, oldest first; empty unless a seat plays snapshots.
     """
 
     train: TrainState
@@ -29,11 +29,11 @@ class RunState:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Strategists by seat for a share of an iteration's episodes.
+    """The strategists of the seats for some of an iteration's episodes.
 
     Attributes:
-      kinds: one of KINDS a seat; every 'policy' seat is trained.
-      episodes: numbers, within the iteration, of the episodes played so.
+      kinds: one of KINDS for each seat; every 'policy' seat is trained.
+      episodes: numbers of the episodes within the iteration.
     """
 
     kinds: tuple[str, ...]
@@ -41,10 +41,14 @@ class Match:
 
 
 def matches(kinds: Sequence[str], episodes: int) -> list[Match]:
-    """Splits an iteration's episodes into matches.
+    """Split the episodes of an iteration into matches.
 
-    Seats of one kind play one match. Where they differ, the second half of the episodes is played with the seats
-    turned round, so that nobody profits from speaking first.
+    If all seats are of one kind, there is one match. Otherwise the second half of the episodes is played with the
+    order of the seats reversed, so that no strategist always acts first.
+
+    Args:
+      kinds: one of KINDS for each seat.
+      episodes: number of episodes.
     """
     kinds = tuple(kinds)
     if len(set(kinds)) == 1:
@@ -55,12 +59,12 @@ def matches(kinds: Sequence[str], episodes: int) -> list[Match]:
 
 
 def draw_snapshot(seed: int, iteration: int, count: int) -> int:
-    """Which of `count` pool members an iteration plays against, uniformly."""
+    """Draw which of `count` snapshots an iteration plays against, uniformly."""
     return int(np.random.default_rng((seed, iteration)).integers(count))
 
 
 def add_snapshot(snapshots: tuple, params, size: int) -> tuple:
-    """The pool with a new snapshot at its end; the oldest beyond `size` is dropped."""
+    """Return the pool with a new snapshot at its end; the oldest beyond `size` are dropped."""
     return (*snapshots, params)[-size:] if size else ()
 
 
