@@ -9,7 +9,7 @@ from epo_jax.envs.alfworld.engine import Game, State
 from epo_jax.envs.alfworld.index import Scenario
 from epo_jax.envs.alfworld.replay import run_command
 from epo_jax.envs.alfworld.text import Version
-from epo_jax.envs.base import TextStep, View
+from epo_jax.envs.base import Observation, TextEnvironment, TextStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Episode:
 
 
 @dataclasses.dataclass(frozen=True)
-class Alfworld:
+class Alfworld(TextEnvironment):
     """A TextEnvironment.
 
     Attributes:
@@ -56,26 +56,22 @@ class Alfworld:
     short: bool = False
     begun: bool = False
 
-    num_seats = 1
-    prefixes = ()
-    closing = ''
-
     @property
     def advice(self) -> tuple[str, str]:
         """See TextEnvironment.advice; a strategy that was not begun says itself that it is a thought."""
         return (f'\n{prompts.THOUGHT}' if self.begun else '\n'), ''
 
-    def reset(self, scenario: Scenario, advised: Sequence[bool]) -> tuple[Episode, tuple[View, ...]]:
+    def reset(self, scenario: Scenario, advised: Sequence[bool]) -> tuple[Episode, tuple[Observation, ...]]:
         """See TextEnvironment.reset."""
         game = scenario.game
         given = game, self.version, self.examples, self.short
-        return Episode(scenario, game, prompts.situation(game, self.version), game.initial), (View(
+        return Episode(scenario, game, prompts.situation(game, self.version), game.initial), (Observation(
             prompts.strategist_opening(*given) if advised[0] else '', prompts.actor_opening(*given, advised[0])),)
 
-    def cues(self, state: Episode, seat: int) -> View:
+    def cues(self, state: Episode, seat: int) -> Observation:
         """See TextEnvironment.cues."""
-        return View(prompts.THOUGHT if self.begun else '',
-                    prompts.ACTION if self.begun or self.constrained else '')
+        return Observation(prompts.THOUGHT if self.begun else '',
+                           prompts.ACTION if self.begun or self.constrained else '')
 
     def choices(self, state: Episode, seat: int) -> tuple[str, ...]:
         """See TextEnvironment.choices: the admissible commands, each behind the space that follows the cue."""
@@ -101,27 +97,22 @@ class Alfworld:
         done = won or stopped or len(state.lines) >= self.max_turns
         if done:
             events += ('episode/won' if won else 'episode/stopped_early' if stopped else 'episode/out_of_turns',)
-        view = View(prompts.exchange(command, observation), f'{prompts.OBSERVATION} {observation}')
-        return state, TextStep((view,), done, (self.score(state, 0) / 10 if done else 0.0,), events)
+        reward = engine.progress(state.game, after) if self.share else float(won)
+        seen = Observation(prompts.exchange(command, observation), f'{prompts.OBSERVATION} {observation}')
+        return state, TextStep((seen,), done, (reward if done else 0.0,), events)
 
-    def transcript(self, state: Episode) -> tuple[tuple[int, str], ...]:
+    def transcript(self, state: Episode, messages: Sequence[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
         """See TextEnvironment.transcript: every action with its answer."""
         return tuple((0, prompts.exchange(*line)) for line in state.lines)
 
-    def brief(self, state: Episode, seat: int) -> str:
-        """See TextEnvironment.brief."""
+    def judge_prompt(self, state: Episode, seat: int) -> str:
+        """See TextEnvironment.judge_prompt."""
         return prompts.judge_opening(state.game, self.version)
 
-    def score(self, state: Episode, seat: int) -> float:
-        """See TextEnvironment.score: 10 where the game is won, else 0 or, with `share`, the part that is reached."""
-        if self.share:
-            return 10 * engine.progress(state.game, state.state)
-        return 10.0 * engine.won(state.game, state.state)
-
-    def describe(self, state: Episode) -> dict[str, Any]:
+    def describe(self, scenario: Scenario, state: Episode) -> dict[str, Any]:
         """See TextEnvironment.describe."""
-        return {'scenario': state.scenario.id, 'environment': self.variant, 'category': state.scenario.category,
-                'situation': state.situation, 'seats': [{'name': 'Agent', 'goal': state.scenario.task}],
+        return {'scenario': scenario.id, 'environment': self.variant, 'category': scenario.category,
+                'situation': state.situation, 'seats': [{'name': 'Agent', 'goal': scenario.task}],
                 'won': engine.won(state.game, state.state), 'progress': engine.progress(state.game, state.state)}
 
 

@@ -1,9 +1,10 @@
-"""ALFWorld as an experiment meets it."""
+"""The ALFWorld domain: options, scenarios and environment."""
 
 from typing import Sequence
 
 from ml_collections import ConfigDict
 
+from epo_jax.config import Key
 from epo_jax.envs.alfworld import prompts, text
 from epo_jax.envs.alfworld.dialogue import Alfworld
 from epo_jax.envs.alfworld.engine import GameError
@@ -24,10 +25,10 @@ def check(options: ConfigDict) -> list[str]:
 
 
 def scenarios(path: str, options: ConfigDict) -> Sequence[Scenario]:
-    """See Domain.scenarios: all training games, and those of the variant's split as the held-out ones.
+    """See Domain.scenarios; the held-out games are those of the variant's split.
 
     Raises:
-      GameError: the games are malformed, or there are none to hold out.
+      GameError: the games are malformed, or none is held out.
     """
     _, split = text.read_variant(options.variant)
     games = open_games(path).scenarios(split)
@@ -36,16 +37,15 @@ def scenarios(path: str, options: ConfigDict) -> Sequence[Scenario]:
     return games
 
 
-def environment(options: ConfigDict) -> Alfworld:
-    """See Domain.environment."""
+def text_environment(options: ConfigDict) -> Alfworld:
+    """See Domain.text_environment."""
     version, _ = text.read_variant(options.variant)
     return Alfworld(version, variant(options), prompts.examples(version), options.max_turns, options.max_idle,
                     options.share, options.constrained, options.short, options.begun)
 
 
 def variant(options: ConfigDict) -> str:
-    """See Domain.variant: whatever changes results besides the games is named, too, as in
-    alfworld-0.4-unseen+10steps+constrained."""
+    """See Domain.variant; the name states all options that change results, as alfworld-0.4-unseen+10steps+constrained."""
     changed = [f'{options.max_turns}steps'] * (options.max_turns != STEPS)
     changed += [name for name in ('constrained', 'begun', 'short', 'share') if options[name]]
     return '+'.join([options.variant, *changed])
@@ -53,12 +53,12 @@ def variant(options: ConfigDict) -> str:
 
 DOMAIN = Domain(
     seats=1,
-    options=dict(
-        variant='alfworld-0.4-unseen',  # release whose words are used, and the split that is held out
-        max_turns=STEPS,      # actions
-        max_idle=0,           # more actions in a row than this that do nothing end the episode; 0: never
-        share=False,          # an episode that is not won counts by the share of its goal's conditions
-        constrained=False,    # the actor may give admissible commands only
-        short=False,          # short prompts, for small models
-        begun=False),         # replies are begun for the models: 'Thought:', 'Action:'
-    check=check, scenarios=scenarios, environment=environment, variant=variant)
+    options={
+        'variant': Key('alfworld-0.4-unseen', 'the release whose words are used, and the split that is held out'),
+        'max_turns': Key(STEPS, 'largest number of actions'),
+        'max_idle': Key(0, 'the episode ends when more than this many actions in a row do nothing; 0 never ends it'),
+        'share': Key(False, "an episode that is not won is worth the share of the goal's conditions that hold"),
+        'constrained': Key(False, 'the actor can only write admissible commands'),
+        'short': Key(False, 'short prompts, for small models'),
+        'begun': Key(False, "begin the replies of the models with 'Thought:' and 'Action:'")},
+    check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)

@@ -12,7 +12,7 @@ from epo_jax.defaults import validate
 from epo_jax.envs.alfworld import engine, prompts, text
 from epo_jax.envs.alfworld.dialogue import read_reply
 from epo_jax.envs.alfworld.domain import DOMAIN
-from epo_jax.envs.base import View
+from epo_jax.envs.base import Observation
 
 V4 = text.VERSIONS['0.4']
 
@@ -47,15 +47,15 @@ def test_the_walkthrough_is_worth_everything(options):
         state, steps = play(env, scenario, *(f'Action: {command}' for command in walk))
         assert [step.done for step in steps] == [False] * (len(walk) - 1) + [True]
         assert [step.rewards for step in steps] == [(0.0,)] * (len(walk) - 1) + [(1.0,)]
-        assert env.score(state, 0) == 10 and steps[-1].events[-1] == 'episode/won'
+        assert steps[-1].events[-1] == 'episode/won'
 
 
 def test_actor_and_strategist_read_the_same_answers_and_the_strategist_also_the_command():
     env, scenarios = table()
     state, (step,) = play(env, scenarios[0], 'Action: look')
-    said = step.views[0].actor.removeprefix('Observation: ')
-    assert step.views == (View(f'Action: look\nObservation: {said}', f'Observation: {said}'),)
-    assert env.transcript(state) == ((0, f'Action: look\nObservation: {said}'),)
+    said = step.observations[0].actor.removeprefix('Observation: ')
+    assert step.observations == (Observation(f'Action: look\nObservation: {said}', f'Observation: {said}'),)
+    assert env.transcript(state, ()) == ((0, f'Action: look\nObservation: {said}'),)
     assert said.startswith('You are in the middle of a room.')
 
 
@@ -85,9 +85,9 @@ def test_there_is_one_worked_example_of_every_task_type_in_the_words_of_the_rele
 
 
 def test_cues_and_advice_fit_together():
-    for options, cues, advice in (({}, View('', ''), '\n'),
-                                  ({'begun': True}, View('Thought:', 'Action:'), '\nThought:'),
-                                  ({'constrained': True}, View('', 'Action:'), '\n')):
+    for options, cues, advice in (({}, Observation('', ''), '\n'),
+                                  ({'begun': True}, Observation('Thought:', 'Action:'), '\nThought:'),
+                                  ({'constrained': True}, Observation('', 'Action:'), '\n')):
         env, scenarios = table(**options)
         state, _ = play(env, scenarios[0])
         assert env.cues(state, 0) == cues and env.advice == (advice, '')
@@ -126,7 +126,7 @@ def test_what_is_not_possible_or_no_action_counts_as_such_and_changes_nothing():
     state, steps = play(env, scenarios[0], 'Action: go to moon 1', 'fly', 'Action: Look', 'Action: look')
     assert [step.events for step in steps] == [
         ('action/invalid',), ('action/unparsable',), ('action/repaired', 'action/done'), ('action/done',)]
-    assert [step.views[0].actor.startswith('Observation: Nothing happens.') for step in steps] == [
+    assert [step.observations[0].actor.startswith('Observation: Nothing happens.') for step in steps] == [
         True, True, False, False]
     assert state.state == scenarios[0].game.initial and len(state.lines) == 4
 
@@ -153,16 +153,16 @@ def test_a_share_of_the_goal_may_count():
         env, scenarios = table(share=share, max_turns=4)
         scenario = next(s for s in scenarios if s.category == 'pick_two_obj_and_place')
         state, steps = play(env, scenario, *(f'Action: {command}' for command in scenario.game.walkthrough[:4]))
-        assert steps[-1].done and steps[-1].rewards == (worth,) and env.score(state, 0) == 10 * worth
+        assert steps[-1].done and steps[-1].rewards == (worth,)
 
 
 def test_the_record_is_json_and_the_judge_reads_the_task():
     env, scenarios = table()
     state, _ = play(env, scenarios[0], 'Action: look')
-    facts = json.loads(json.dumps(env.describe(state)))
+    facts = json.loads(json.dumps(env.describe(state.scenario, state)))
     assert facts['scenario'] == scenarios[0].id and facts['environment'] == 'alfworld-0.4-unseen'
     assert facts['category'] in engine.KINDS.values() and len(facts['seats']) == 1 and facts['won'] is False
-    assert scenarios[0].task in env.brief(state, 0) and 'Thought' not in env.brief(state, 0)
+    assert scenarios[0].task in env.judge_prompt(state, 0) and 'Thought' not in env.judge_prompt(state, 0)
 
 
 def test_a_step_leaves_the_state_before_it_as_it_was():
