@@ -1,26 +1,26 @@
-"""EPO on bargaining: a small transformer learns from scratch to bargain, the whole iteration one program.
+"""EPO on bargaining: a small transformer learns from scratch to bargain, in one compiled program.
 
     python -m epo_jax.main --config=configs/bargain.py --workdir=runs/bargain
 
 Presets, after the colon:
-  family    against the fixed family of opponents, whose kind shows only in what they offer
-  selfplay  two seats, against earlier iterations
-  tiny      a few episodes, in seconds; for trying the machinery
+  family    one seat against the fixed family of opponents; the default
+  selfplay  two seats, one of which plays earlier snapshots
+  tiny      a few episodes; checks within seconds that everything runs
 """
 
 from epo_jax.defaults import default_config
 
 
 def get_config(preset='family'):
-    """The configuration of one of the presets."""
+    """Return the configuration of a preset."""
     presets = {'family': family, 'selfplay': selfplay, 'tiny': tiny}
     if preset not in presets:
-        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
+        raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     return presets[preset]()
 
 
 def base(environment):
-    """One intent a turn, echoed by the actor; the environment's own reward and nothing else."""
+    """Return what all presets share: an intent a turn, repeated by the actor, and the reward of the environment."""
     config = default_config(environment)
     config.model.update(path='scratch', remat='none')
     config.actor.update(model='echo', capacity=32, max_tokens=1)
@@ -36,7 +36,7 @@ def base(environment):
 
 
 def family():
-    """Against the fixed family."""
+    """Play against the fixed family of opponents."""
     config = base('bargain')
     config.iterations = 900
     config.checkpoint.every = 300
@@ -44,10 +44,11 @@ def family():
 
 
 def selfplay():
-    """Against snapshots of itself, drawn from all of its training so far."""
-    config = base('epo_jax.envs.bargain.selfplay')
+    """Play two seats, one of them with a random snapshot of the training so far."""
+    config = base('bargain_selfplay')
     config.seats, config.pool_size, config.pool_every = ('policy', 'pool'), 8, 75
-    config.strategist.capacity = config.learner.length_bucket = 40  # the second side has news to read before it opens
+    # The second side reads an observation before its first action, so its conversation is longer.
+    config.strategist.capacity = config.learner.length_bucket = 40
     config.iterations = 600
     config.evaluation.update(partner='pool', conditions=('pool', 'policy'))
     config.checkpoint.every = 50
@@ -55,7 +56,7 @@ def selfplay():
 
 
 def tiny():
-    """Eight episodes an iteration."""
+    """Play eight episodes an iteration."""
     config = base('bargain')
     config.iterations = 2
     config.rollout.update(episodes=8, group=2, batch=4, record_every=1)

@@ -1,33 +1,34 @@
-"""EPO on SOTOPIA: two people with private goals talk; a strategist advises them before every turn.
+"""EPO on SOTOPIA: two characters with private goals talk; a strategist advises them before every turn.
 
     python -m epo_jax.main --config=configs/sotopia.py:quickstart --workdir=runs/quickstart
 
 Presets, after the colon:
-  quickstart  SmolLM2-135M in every role, on a CPU, in minutes
-  tiny        a dummy model, in seconds; for trying the machinery
-  llama3_8b   the paper's setting, for TPU v5p:2x2x2 or eight large GPUs; `--config.model.path=` names the weights
+  quickstart       SmolLM2-135M in every role; takes minutes on a CPU
+  tiny             a dummy model; checks within seconds that everything runs
+  llama3_8b        the paper's setting, for TPU v5p:2x2x2 or eight large GPUs
   llama3_8b_lora   the same with an adapter, for TPU v5e:4x4
-  llama3_70b_lora  the same of the larger model, for TPU v5p:2x2x4
+  llama3_70b_lora  an adapter of Llama-3-70B, for TPU v5p:2x2x4
 
-`python -m epo_jax.plan` says what another machine makes of them.
+Pass the weights of Llama by `--config.model.path=`. `python -m epo_jax.plan` estimates the memory and time that a
+preset needs on other machines.
 """
 
 from epo_jax.defaults import default_config
 
 
 def get_config(preset='quickstart'):
-    """The configuration of one of the presets."""
+    """Return the configuration of a preset."""
     config = default_config('sotopia')
     presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b, 'llama3_8b_lora': llama3_8b_lora,
                'llama3_70b_lora': llama3_70b_lora}
     if preset not in presets:
-        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
+        raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     presets[preset](config)
     return config
 
 
 def quickstart(config):
-    """Short dialogues of a small model: what the machinery does, on two cores."""
+    """Short dialogues of a small model, with prompts and replies cut down to what it can use."""
     config.iterations = 2
     config.mesh = (1, 1, 1)
     config.model.remat = 'dots'
@@ -42,7 +43,7 @@ def quickstart(config):
 
 
 def tiny(config):
-    """A dummy model of bytes."""
+    """A dummy model with a byte tokenizer."""
     config.iterations = 4
     config.model.path = 'dummy'
     config.environment.max_turns = 4
@@ -56,7 +57,7 @@ def tiny(config):
 
 
 def llama3_8b(config):
-    """Liu et al. 2025: critical turns, official credit, full fine-tuning at 4096 tokens, batch 32."""
+    """Liu et al. (2025): critical turns, official credit, full fine-tuning at 4,096 tokens, batch size 32."""
     config.model.path = 'meta-llama/Meta-Llama-3-8B-Instruct'
     config.strategist.update(capacity=4096, max_tokens=128)
     config.actor.update(capacity=4096, max_tokens=256)
@@ -70,15 +71,15 @@ def llama3_8b(config):
 
 
 def llama3_8b_lora(config):
-    """The paper's setting, but an adapter is trained. Eight chips share a layer: gathering whole layers for every
-    token would take ten times as long as decoding."""
+    """The paper's setting with an adapter of rank 16."""
     llama3_8b(config)
     config.lora.update(rank=16, alpha=32.0)
     config.learner.update(learning_rate=1e-4, micro_batch=4, chunk=4096)
+    # Eight chips share a layer. Gathering whole layers for every token would take ten times as long as decoding.
     config.mesh = (1, -1, 8)
 
 
 def llama3_70b_lora(config):
-    """An adapter of the larger model."""
+    """The same with an adapter of Llama-3-70B."""
     llama3_8b_lora(config)
     config.model.path = 'meta-llama/Meta-Llama-3-70B-Instruct'

@@ -1,9 +1,9 @@
-"""How far an evaluation against the family is from the best there is.
+"""Compare an evaluation of bargaining against the family of opponents with the best possible policies.
 
     python -m epo_jax.tools.bargain_regret --workdir=runs/bargain
 
-The best is taken twice: of a policy that sees what seat 0 sees, and of one that knows the opponent and its values.
-Both are exact; three to five minutes on a CPU.
+There are two bounds: the best policy that sees what seat 0 sees, and the best policy that also knows the opponent and
+its values. Both are exact. Computing them takes three to five minutes on a CPU.
 """
 
 import argparse
@@ -23,12 +23,14 @@ from epo_jax.runtime.files import read_jsonl
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A condition of an evaluation.
+    """The result of one condition of an evaluation.
 
     Attributes:
-      condition: its name.
-      games: how many have a reward.
-      reward: mean of seat 0's, in [0, 1]; adaptive, known: of `optimum.adaptive_rewards` and `best_rewards` there.
+      condition: name of the condition.
+      games: number of games with a reward.
+      reward: mean reward of seat 0 in these games, in [0, 1].
+      adaptive: mean of optimum.adaptive_rewards in these games.
+      known: mean of optimum.best_rewards in these games.
     """
 
     condition: str
@@ -38,47 +40,50 @@ class Row:
     known: float
 
 
-def compare(records: Sequence[Mapping[str, Any]], env: Bargain, world: Sequence[Scenario]) -> list[Row]:
-    """The conditions of an evaluation.
+def compare(records: Sequence[Mapping[str, Any]], env: Bargain, scenarios: Sequence[Scenario]) -> list[Row]:
+    """Return one row for each condition of an evaluation.
 
     Args:
-      records: its episodes, as in evaluation.jsonl.
-      world: all the scenarios there are, which the best policies know.
+      records: the episodes, as in evaluation.jsonl.
+      env: the game.
+      scenarios: all scenarios, which the best policies know.
     """
     records = [record for record in records if record['seats'][0]['outcome'] is not None]
     played = {record['scenario'] for record in records}
-    openings = {scenario.opening for scenario in world if scenario.id in played}
-    world = [scenario for scenario in world if scenario.opening in openings]  # the others are never thought of
-    place = {scenario.id: e for e, scenario in enumerate(world)}
-    found = [(record['condition'], place[record['scenario']], record['seats'][0]['outcome']) for record in records]
-    at = sorted(map(place.get, played))
-    known = np.zeros(len(world))
-    known[at] = optimum.best_rewards(env, env.encode([world[e] for e in at]))
-    adaptive = optimum.adaptive_rewards(env, world)
+    openings = {scenario.opening for scenario in scenarios if scenario.id in played}
+    # The adaptive policy considers only scenarios with the same first observation.
+    scenarios = [scenario for scenario in scenarios if scenario.opening in openings]
+    index = {scenario.id: e for e, scenario in enumerate(scenarios)}
+    games = [(record['condition'], index[record['scenario']], record['seats'][0]['outcome']) for record in records]
+    at = sorted(map(index.get, played))
+    known = np.zeros(len(scenarios))
+    known[at] = optimum.best_rewards(env, env.encode([scenarios[e] for e in at]))
+    adaptive = optimum.adaptive_rewards(env, scenarios)
     rows = []
-    for condition in dict.fromkeys(name for name, _, _ in found):
-        at, reward = (np.array(column) for column in zip(*(row[1:] for row in found if row[0] == condition)))
+    for condition in dict.fromkeys(name for name, _, _ in games):
+        at, reward = (np.array(column) for column in zip(*(game[1:] for game in games if game[0] == condition)))
         rows.append(Row(condition, len(at), reward.mean(), adaptive[at].mean(), known[at].mean()))
     return rows
 
 
 def main():
+    """Print the comparison for the workdir on the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m epo_jax.tools.bargain_regret', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', required=True, help='of a run against the family, with its evaluation')
+    parser.add_argument('--workdir', required=True, help='workdir of a run against the family with an evaluation')
     workdir = Path(parser.parse_args().workdir)
     try:
         records = read_jsonl(workdir / 'episodes' / 'evaluation.jsonl')
         environment = read_config(workdir).environment
     except (OSError, ValueError) as error:
-        sys.exit(f'error: {workdir}: no evaluation of a run is here ({error})')
+        sys.exit(f'error: {workdir} contains no evaluation of a run ({error})')
     if environment.name != 'bargain':
-        sys.exit(f'error: {workdir}: {environment.name} was played, not bargain')
+        sys.exit(f'error: {workdir} is a run of {environment.name}; the bounds are known for bargain only')
     for row in compare(records, Bargain('family', environment.rounds), every_scenario('family')):
-        print(f'{row.condition}: {row.reward:.3f} on {row.games} games. That is {row.reward / row.adaptive:.1%} of '
-              f'{row.adaptive:.3f}, the best for who sees what seat 0 sees, and {row.reward / row.known:.1%} of '
-              f'{row.known:.3f}, the best for who knows the opponent and its values.')
+        print(f'{row.condition}: reward {row.reward:.3f} on {row.games} games. The best policy that sees what seat 0 '
+              f'sees gets {row.adaptive:.3f} (this is {row.reward / row.adaptive:.1%} of it); one that also knows the '
+              f'opponent and its values gets {row.known:.3f} ({row.reward / row.known:.1%}).')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The bargaining domains: against a fixed family of opponents, and between two seats."""
+"""The bargaining domains: one seat against a fixed family of opponents, and two seats."""
 
 from typing import Any, Sequence
 
@@ -12,21 +12,29 @@ from epo_jax.runtime.errors import InputError
 
 
 def domain(opponent: str, seats: int) -> Domain:
-    """Build the domain against 'family' or 'seat', see `game.Bargain`."""
+    """Return a domain.
+
+    Args:
+      opponent: 'family' or 'seat', see game.Bargain.
+      seats: number of seats.
+    """
     def load(path: str, options: ConfigDict) -> list[scenarios.Scenario]:
         if path:
-            raise InputError(f"scenarios={path!r}: bargain generates its own scenarios; leave it ''")
+            raise InputError(f"scenarios={path!r}: bargain generates its own scenarios; set scenarios to ''")
         return scenarios.every_scenario(opponent)
 
     def environment(options: ConfigDict, tokenizer: Any, width: int) -> Bargain:
         if tokenizer.get_vocab() != language.IDS:
-            raise InputError("bargain has a vocabulary of its own: every model must be 'scratch', or use that vocabulary")
+            raise InputError("bargain has its own vocabulary: set every model to 'scratch', or to one with the same "
+                             'vocabulary')
         if width < language.OPENING_WIDTH:
-            raise InputError(f'rollout.view_tokens is {width}; an opening needs {language.OPENING_WIDTH} tokens')
+            raise InputError(f'rollout.view_tokens is {width}; the first observation needs {language.OPENING_WIDTH} '
+                             'tokens')
         return Bargain(opponent, options.rounds)
 
     return Domain(
-        seats=seats, scenarios=load, device_environment=environment, options={'rounds': Key(4, 'largest number of actions of each side')}, check=check, judged=False,
+        seats=seats, scenarios=load, device_environment=environment,
+        options={'rounds': Key(4, 'largest number of actions of each side')}, check=check, judged=False,
         scratch_model=scratch_model)
 
 

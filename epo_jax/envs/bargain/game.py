@@ -1,15 +1,17 @@
 """The bargaining game: two sides divide books, hats and balls that they value differently, or get nothing.
 
-The sides act in turn, seat 0 first. An action is an offer, accepting the partner's last offer, or walking away; an
-offer stands until its side makes another. A strategist's intent 'ask:7' becomes the offer that, among those worth
-at least 7 out of 10 to the side, looks best for the partner, by what the partner kept for itself in its offers.
-A deal is worth to a side its share of its own 10 points, times the points of both sides out of the most that any
-split of these items has for both together. No deal is worth 0. A message that is no possible action does nothing,
-and costs its side a tenth of what the deal is worth to it: else any word would do for 'wait'.
+The sides act in turn, seat 0 first. An action is to offer a split, to accept the partner's last offer, to walk away, or
+to pass. An offer is valid until its side makes another one. The intent 'ask:7' of a strategist becomes an offer that is
+worth at least 7 of 10 points to its side: the one that looks best for the partner, judged by the items that the partner
+kept in its own offers.
 
-All splits of all sets of items are tabled, so that an action is a few operations on [B, P].
+In a deal, the reward of a side is (own points / 10) * (points of both sides / largest possible points of both sides).
+Without a deal it is 0. A message that is not a possible action has no effect and costs its side a tenth of the reward;
+without this cost, any word would serve as 'wait'.
 
-Axis letters: B slots, E episodes, S = 2 sides, I = 3 items, P splits (padded), A actions of both sides.
+All splits of all sets of items are in tables, so an action takes a few operations on arrays [B, P].
+
+Axis letters: B slots, E episodes, S = 2 sides, I = 3 kinds of items, P splits (padded), A actions of both sides.
 """
 
 import dataclasses
@@ -29,8 +31,8 @@ from epo_jax.envs.bargain.scenarios import (
     BOARDS,
     NOTHING,
     PASSED,
-    REAL,
     SPLITS,
+    VALID_SPLITS,
     WALKED,
     Queue,
     Scenario,
@@ -39,9 +41,9 @@ from epo_jax.envs.bargain.scenarios import (
 from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation
 from epo_jax.text.tokens import Tokens, repeat
 
-WEIGHTS = 60 // BOARDS    # 60 is a multiple of every count
+WEIGHTS = 60 // BOARDS  # proportional to 1 / count, in integers: 60 is a multiple of every count
 
-INVALID_COST = 0.1
+INVALID_COST = 0.1  # share of the reward that a message without a possible action costs
 
 ACCEPT, WAIT, WALK = (INTENTS.index(word) for word in ('accept', 'wait', 'walk'))
 
@@ -51,18 +53,19 @@ class State:
     """The slots at one moment.
 
     Attributes:
-      board: i32[B] row of BOARDS.
-      values: i32[B, S, I] points of one item to a side.
-      kind: i32[B] row of opponents.FAMILY (unused where two seats are played).
-      turn: i32[B] actions so far.
-      actions: i32[B, A] number of the split that was offered, or ACCEPTED, WALKED, PASSED, NOTHING.
-      offers: i32[B, S] the last split that a side offered; -1: none.
-      kept: i32[B, S, I] items that a side kept for itself, summed over its offers and one for all the items.
-      first, best: i32[B] value to the opponent of seat 0's first offer and of its best one; -1: none.
-      insults: i32[B] that the opponent has borne.
-      deal: i32[B] the split agreed on; -1: none.
-      over: bool[B].
-      invalid: i32[B, S] messages that were no possible action.
+      board: i32[B], rows of BOARDS.
+      values: i32[B, S, I], points of one item to each side.
+      kind: i32[B], rows of opponents.FAMILY; unused if two seats play.
+      turn: i32[B], number of actions so far.
+      actions: i32[B, A], number of the split that was offered, or ACCEPTED, WALKED, PASSED, NOTHING.
+      offers: i32[B, S], the last split that each side offered; -1 for none.
+      kept: i32[B, S, I], items that each side kept, summed over its offers and an initial one that keeps everything.
+      first: i32[B], points to the opponent of seat 0's first offer; -1 for none.
+      best: i32[B], points to the opponent of seat 0's best offer; -1 for none.
+      insults: i32[B], number of offers that insulted the opponent.
+      deal: i32[B], the split that both sides agreed on; -1 for none.
+      over: bool[B], whether the bargain is over.
+      invalid: i32[B, S], number of messages of each side that were not a possible action.
     """
 
     board: jax.Array
@@ -80,44 +83,45 @@ class State:
     invalid: jax.Array
 
 
-def shares(state: State, seat: int):
-    """i32[B, I, P] items that every split leaves to a seat."""
+def split_items(state: State, seat: int):
+    """Return the items that every split gives to a seat, i32[B, I, P]."""
     splits = jnp.asarray(SPLITS)[state.board]
     return splits if seat == 0 else jnp.asarray(BOARDS)[state.board][:, :, None] - splits
 
 
-def share(state: State, seat: int, split):
-    """i32[B, I] items of a seat in split i32[B]; -1 is read as 0."""
+def items_of(state: State, seat: int, split):
+    """Return the items that a split i32[B] gives to a seat, i32[B, I]; a negative number means split 0."""
     items = jnp.asarray(SPLITS)[state.board, :, jnp.maximum(split, 0)]
     return items if seat == 0 else jnp.asarray(BOARDS)[state.board] - items
 
 
 def points(state: State, seat: int, split):
-    """i32[B] what a split is worth to a seat, out of 10."""
-    return (state.values[:, seat] * share(state, seat, split)).sum(axis=1)
+    """Return the points, from 0 to 10, that a split i32[B] gives to a seat, i32[B]."""
+    return (state.values[:, seat] * items_of(state, seat, split)).sum(axis=1)
 
 
-def most(state: State):
-    """i32[B] points of both sides together in the split that has most of them."""
+def max_joint_points(state: State):
+    """Return the largest number of points that a split gives to both sides together, i32[B]."""
     return (jnp.asarray(BOARDS)[state.board] * state.values.max(axis=1)).sum(axis=1)
 
 
-def propose(state: State, seat: int, wanted):
-    """i32[B] the split that a seat offers when it wants `wanted` i32[B] points or more.
+def propose(state: State, seat: int, ask):
+    """Return the split that a seat offers when it asks for at least `ask` i32[B] points, i32[B].
 
-    The one that looks best for the partner; of these the one with most points for the seat itself; of these the
-    first. How much the partner values an item is judged by the share of it that it has kept in its offers.
+    It is the split that looks best for the partner; among equal ones that with most points for the seat itself; among
+    equal ones the first. The value of an item to the partner is estimated by the share of these items that the partner
+    kept in its offers.
     """
-    mine, theirs = shares(state, seat), shares(state, 1 - seat)
-    liking = state.kept[:, 1 - seat] * jnp.asarray(WEIGHTS)[state.board]
+    mine, theirs = split_items(state, seat), split_items(state, 1 - seat)
+    estimate = state.kept[:, 1 - seat] * jnp.asarray(WEIGHTS)[state.board]
     dot = lambda weights, items: sum(weights[:, i, None] * items[:, i] for i in range(items.shape[1]))
     own = dot(state.values[:, seat], mine)
-    possible = (own >= wanted[:, None]) & jnp.asarray(REAL)[state.board]
-    return jnp.argmax(jnp.where(possible, dot(liking, theirs) * (TOTAL + 1) + own, -1), axis=1)
+    possible = (own >= ask[:, None]) & jnp.asarray(VALID_SPLITS)[state.board]
+    return jnp.argmax(jnp.where(possible, dot(estimate, theirs) * (TOTAL + 1) + own, -1), axis=1)
 
 
 def act(state: State, seat: int, action, rows) -> State:
-    """A seat's action i32[B] (as in State.actions) in the rows bool[B]."""
+    """Apply an action i32[B] (see State.actions) of a seat in the rows bool[B]."""
     offered = rows & (action >= 0)
     agreed = rows & (action == ACCEPTED)
     now = rows[:, None] & (jnp.arange(state.actions.shape[1]) == state.turn[:, None])
@@ -126,13 +130,13 @@ def act(state: State, seat: int, action, rows) -> State:
         turn=turn,
         actions=jnp.where(now, action[:, None], state.actions),
         offers=state.offers.at[:, seat].set(jnp.where(offered, action, state.offers[:, seat])),
-        kept=state.kept.at[:, seat].add(offered[:, None] * share(state, seat, action)),
+        kept=state.kept.at[:, seat].add(offered[:, None] * items_of(state, seat, action)),
         deal=jnp.where(agreed, state.offers[:, 1 - seat], state.deal),
         over=state.over | agreed | (rows & (action == WALKED)) | (turn >= state.actions.shape[1]))
 
 
 def answer(state: State, rows) -> State:
-    """The opponent, seat 1, acts in the rows bool[B] after an action of seat 0."""
+    """Apply the action with which the opponent, seat 1, answers an action of seat 0 in the rows bool[B]."""
     offer, number = state.offers[:, 0], state.turn // 2
     made = rows & (jnp.take_along_axis(state.actions, jnp.maximum(state.turn - 1, 0)[:, None], axis=1)[:, 0] >= 0)
     worth = jnp.where(offer >= 0, points(state, 1, offer), -1)
@@ -140,32 +144,32 @@ def answer(state: State, rows) -> State:
     state = state.replace(
         first=jnp.where(rows, first, state.first), best=jnp.where(rows, jnp.maximum(state.best, worth), state.best))
 
-    wanted = opponents.aspiration(state.kind, number, state.first, state.best)
+    ask = opponents.aspiration(state.kind, number, state.first, state.best)
     insulted = made & opponents.insulting(state.kind, worth)
     insults = state.insults + insulted
-    action = propose(state, 1, wanted)
+    action = propose(state, 1, ask)
     action = jnp.where(insulted, PASSED, action)
     action = jnp.where(opponents.leaves(state.kind, insults), WALKED, action)
-    action = jnp.where(worth >= wanted, ACCEPTED, action)
+    action = jnp.where(worth >= ask, ACCEPTED, action)
     return act(state.replace(insults=insults), 1, action, rows)
 
 
 def rewards(state: State):
-    """f32[B, S] what the deal is worth to both sides; 0 where there is none."""
+    """Return the rewards of both sides, f32[B, S]; 0 without a deal."""
     own = jnp.stack([points(state, seat, state.deal) for seat in (0, 1)], axis=1)
     joint = own.sum(axis=1, keepdims=True)
-    value = (own * joint).astype(jnp.float32) / (TOTAL * jnp.maximum(most(state), 1))[:, None]
+    value = (own * joint).astype(jnp.float32) / (TOTAL * jnp.maximum(max_joint_points(state), 1))[:, None]
     return jnp.where((state.deal >= 0)[:, None], value * (1 - INVALID_COST) ** state.invalid, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bargain:
-    """An Environment in array code; its messages are intents (see `language`): the first word counts.
+    """An Environment in array code. Its messages are intents (see language.py), of which the first word counts.
 
     Attributes:
-      opponent: 'family': seat 1 is played by the scenario's opponent, within the step of seat 0, the only seat at the
-        table; 'seat': two seats at the table.
-      rounds: actions of each side.
+      opponent: 'family' if the opponent of the scenario acts for the second side, within the step of the only seat;
+        'seat' if there are two seats.
+      rounds: largest number of actions of each side.
     """
 
     opponent: str = 'family'
@@ -176,7 +180,7 @@ class Bargain:
 
     def __post_init__(self):
         if self.opponent not in ('family', 'seat') or not 1 <= self.rounds <= language.MAX_ROUNDS:
-            raise ValueError(f"opponent must be 'family' or 'seat', rounds 1 to {language.MAX_ROUNDS}: {self}")
+            raise ValueError(f"opponent must be 'family' or 'seat', and rounds 1 to {language.MAX_ROUNDS}, not {self}")
 
     @property
     def num_seats(self) -> int:
@@ -189,7 +193,7 @@ class Bargain:
         return self.rounds * self.num_seats
 
     def encode(self, scenarios: Sequence[Scenario]) -> Queue:
-        """See Environment.encode and `scenarios.encode`."""
+        """See Environment.encode and scenarios.encode."""
         return jax.tree.map(jnp.asarray, encode(scenarios))
 
     def start(self, batch: int) -> State:
@@ -211,20 +215,20 @@ class Bargain:
         where = lambda new, old: jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
         state = jax.tree.map(where, fresh, state)
         return state, tuple(
-            Observation(language.opening(counts, values[:, seat], rows), self._nothing(rows))
+            Observation(language.opening(counts, values[:, seat], rows), self._empty(rows))
             for seat in range(self.num_seats))
 
     def advice(self, seat: int) -> tuple[Sequence[int], Sequence[int]]:
-        """See Environment.advice: the actor reads the intent alone."""
+        """See Environment.advice; the actor reads only the intent."""
         return (), ()
 
     def cues(self, state: State, seat: int) -> Observation:
-        """See Environment.cues: none."""
-        nothing = repeat((), len(state.board))
-        return Observation(nothing, nothing)
+        """See Environment.cues; there are none."""
+        no_cue = repeat((), len(state.board))
+        return Observation(no_cue, no_cue)
 
     def choices(self, state: State, seat: int) -> None:
-        """See Environment.choices: everything may be said."""
+        """See Environment.choices; every reply is allowed."""
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
     def step(self, state: State, seat: int, message: Tokens, live) -> tuple[State, EnvironmentStep]:
@@ -243,16 +247,17 @@ class Bargain:
             state = answer(state, rows & ~state.over)
             reader = 0
 
-        observations = [Observation(self._nothing(rows), self._nothing(rows))] * self.num_seats
+        observations = [Observation(self._empty(rows), self._empty(rows))] * self.num_seats
         last = jnp.take_along_axis(state.actions, jnp.maximum(state.turn - 1, 0)[:, None], axis=1)[:, 0]
-        observations[reader] = observations[reader]._replace(strategist=language.news(
-            state.turn // 2 + 1, share(state, reader, last), points(state, reader, last), last < 0,
+        observations[reader] = observations[reader]._replace(strategist=language.observation(
+            state.turn // 2 + 1, items_of(state, reader, last), points(state, reader, last), last < 0,
             rows & ~state.over))
         return state, EnvironmentStep(
-            tuple(observations), done=state.over, reward=jnp.where(rows[:, None], rewards(state), 0)[:, :self.num_seats],
-            failed=jnp.zeros_like(rows))
+            tuple(observations), done=state.over,
+            reward=jnp.where(rows[:, None], rewards(state), 0)[:, :self.num_seats], failed=jnp.zeros_like(rows))
 
-    def _nothing(self, rows) -> Tokens:
+    def _empty(self, rows) -> Tokens:
+        """Return an observation without tokens."""
         return Tokens(jnp.zeros((len(rows), self.width), jnp.int32), jnp.zeros(len(rows), jnp.int32))
 
     def texts(self, scenarios: Sequence[Scenario], state: State) -> list[EpisodeText]:

@@ -1,11 +1,10 @@
-"""The fixed opponent family: kinds of partner, each a row of numbers, told apart only by what they offer.
+"""The fixed family of opponents. Each kind is a row of numbers; only its offers distinguish it from the other kinds.
 
-An opponent has an aspiration, the value out of 10 below which it makes no offer and accepts none. It follows a
-schedule over its actions, and comes down further as the other side comes towards it. It takes an offer that is
-worth less to it than `respect` as an insult: it answers with silence, and when that has happened more often than
-its `patience` allows, it leaves.
+An opponent has an aspiration: it neither makes nor accepts an offer that gives it fewer points. The aspiration follows
+a schedule over its actions, and falls further as the offers of the other side improve. An offer of fewer than `respect`
+points is an insult: the opponent answers with silence, and walks away after more than `patience` insults.
 
-Axis letters: B rows, P splits, I = 3 items.
+Axis letters: B rows.
 """
 
 import dataclasses
@@ -18,16 +17,16 @@ from epo_jax.envs.bargain.language import MAX_ROUNDS
 
 @dataclasses.dataclass(frozen=True)
 class Opponent:
-    """One kind of partner.
+    """One kind of opponent.
 
     Attributes:
-      name: of the kind.
-      schedule: aspiration at its first, second, ... action; the last one stays.
-      floor: the aspiration never falls below it.
-      reciprocity: points it comes down for every point that the other side's best offer so far is better for it
-        than the other side's first.
-      respect: an offer worth less to it is an insult.
-      patience: insults that it bears.
+      name: name of the kind.
+      schedule: aspiration at its first, second, ... action; later actions keep the last one.
+      floor: smallest aspiration.
+      reciprocity: how far the aspiration falls for every point by which the best offer of the other side is better for
+        the opponent than its first one.
+      respect: an offer that is worth fewer points is an insult.
+      patience: number of insults after which it still stays.
     """
 
     name: str
@@ -56,22 +55,23 @@ FLOORS, RECIPROCITIES, RESPECTS, PATIENCES = (
 
 
 def aspiration(kind, action, first, best):
-    """i32[B] the value it insists on.
+    """Return the fewest points that opponents accept, and ask for in their own offers, i32[B].
 
     Args:
-      kind: i32[B] row of FAMILY.
-      action: i32[B] number of its action, from 0.
-      first, best: i32[B], value to it of the other side's first offer and of the best so far.
+      kind: i32[B], rows of FAMILY.
+      action: i32[B], number of the action of the opponent, from 0.
+      first: i32[B], points to the opponent of the first offer of the other side.
+      best: i32[B], points to the opponent of the best offer of the other side so far.
     """
-    wanted = jnp.asarray(SCHEDULES)[kind, action] - jnp.asarray(RECIPROCITIES)[kind] * (best - first)
-    return jnp.maximum(wanted, jnp.asarray(FLOORS)[kind])
+    aim = jnp.asarray(SCHEDULES)[kind, action] - jnp.asarray(RECIPROCITIES)[kind] * (best - first)
+    return jnp.maximum(aim, jnp.asarray(FLOORS)[kind])
 
 
 def insulting(kind, worth):
-    """bool[B] an offer of this value to it is an insult."""
+    """Return whether an offer of `worth` i32[B] points insults opponents of `kind` i32[B], bool[B]."""
     return worth < jnp.asarray(RESPECTS)[kind]
 
 
 def leaves(kind, insults):
-    """bool[B] so many insults were too many."""
+    """Return whether opponents of `kind` i32[B] walk away after `insults` i32[B] insults, bool[B]."""
     return insults > jnp.asarray(PATIENCES)[kind]

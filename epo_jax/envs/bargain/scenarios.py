@@ -1,9 +1,10 @@
-"""What there is to bargain over: every set of items and every pair of valuations that the game's rules allow.
+"""All bargaining scenarios: every set of items and every pair of valuations that the rules allow.
 
-The rules are those of Lewis et al. 2017, Deal or No Deal?: 5 to 7 items of three kinds, each kind present; all items
-together are worth 10 to either side; every kind is worth something to one side, and some kind to both.
+The rules are those of Lewis et al. 2017, Deal or No Deal?: there are 5 to 7 items of three kinds, at least one of each
+kind; all items together are worth 10 points to either side; every kind has a value for at least one side, and at least
+one kind has a value for both.
 
-Axis letters: E scenarios, S = 2 sides, I = 3 items, P splits (padded).
+Axis letters: E scenarios, S = 2 sides, I = 3 kinds of items, P splits (padded).
 """
 
 import dataclasses
@@ -16,16 +17,19 @@ import numpy as np
 from epo_jax.envs.bargain import opponents
 from epo_jax.envs.bargain.language import MAX_COUNT, TOTAL
 
+# BOARDS: i32[boards, I], the sets of items. SPLITS: i32[boards, I, P], the items of seat 0 in every split of a set.
+# VALID_SPLITS: bool[boards, P], which columns of SPLITS are splits; the others are padding.
 BOARDS = np.array([n for n in itertools.product(range(1, MAX_COUNT + 1), repeat=3) if 5 <= sum(n) <= 7], np.int32)
 _SPLITS = [list(itertools.product(*(range(n + 1) for n in counts))) for counts in BOARDS.tolist()]
 P = max(map(len, _SPLITS))
-SPLITS = np.array([np.pad(s, ((0, P - len(s)), (0, 0))).T for s in _SPLITS], np.int32)    # [boards, I, P] to seat 0
-REAL = np.array([np.arange(P) < len(s) for s in _SPLITS])
+SPLITS = np.array([np.pad(s, ((0, P - len(s)), (0, 0))).T for s in _SPLITS], np.int32)
+VALID_SPLITS = np.array([np.arange(P) < len(s) for s in _SPLITS])
 
-# An action is the number of the split that is offered, or one of these; NOTHING is an action that is still to come.
+# An action is the number of the split that is offered, or one of these. PASSED is an action without effect, and NOTHING
+# an action that has not happened.
 ACCEPTED, WALKED, PASSED, NOTHING = -1, -2, -3, -4
 
-HELD_OUT = 8    # one of so many pairs of valuations is kept for evaluation
+HELD_OUT = 8  # one in this many pairs of valuations is held out for evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,9 @@ class Scenario:
     """One bargain.
 
     Attributes:
-      counts: how many there are of each item.
-      values: to each side, the points of one item of each kind.
-      opponent: name of the kind of seat 1's player; None: there is a second seat.
+      counts: number of items of each kind.
+      values: for each side, the points of one item of each kind.
+      opponent: name of the opponent's kind; None if a second seat plays.
       split: 'train' or 'held_out'.
     """
 
@@ -46,17 +50,17 @@ class Scenario:
 
     @property
     def category(self) -> str:
-        """The opponent's kind, or 'seat'."""
+        """Return the kind of the opponent, or 'seat'."""
         return self.opponent or 'seat'
 
     @property
     def opening(self) -> tuple:
-        """What seat 0 is told: the items, and their values to itself."""
+        """Return what seat 0 observes at the beginning: the items, and their values to itself."""
         return self.counts, self.values[0]
 
     @property
     def id(self) -> str:
-        """The numbers in a row."""
+        """Return the unique id, which is made of the numbers of the scenario and its category."""
         return '/'.join([*('-'.join(map(str, numbers)) for numbers in (self.counts, *self.values)), self.category])
 
 
@@ -65,9 +69,9 @@ class Queue:
     """Scenarios as arrays.
 
     Attributes:
-      board: i32[E] row of BOARDS.
-      values: i32[E, S, I].
-      kind: i32[E] row of opponents.FAMILY.
+      board: i32[E], rows of BOARDS.
+      values: i32[E, S, I], see Scenario.
+      kind: i32[E], rows of opponents.FAMILY.
     """
 
     board: np.ndarray
@@ -76,9 +80,9 @@ class Queue:
 
 
 def every_scenario(opponent: str) -> list[Scenario]:
-    """All scenarios, in an order that is mixed and always the same; kinds of opponents alternate.
+    """Return all scenarios in a fixed random order in which the kinds of opponents alternate.
 
-    A pair of valuations is in one split only, whichever side has which.
+    A pair of valuations belongs to one split only, no matter which side has which of the two.
 
     Args:
       opponent: 'family' or 'seat', as in `game.Bargain`.
@@ -96,28 +100,29 @@ def every_scenario(opponent: str) -> list[Scenario]:
 
 
 def _pairs(counts: tuple[int, ...]) -> list[tuple]:
-    """Unordered pairs of valuations that the rules allow for a set of items."""
+    """Return the unordered pairs of valuations that the rules allow for a set of items."""
     each = [v for v in itertools.product(range(TOTAL + 1), repeat=len(counts)) if np.dot(v, counts) == TOTAL]
     return [pair for pair in itertools.combinations_with_replacement(each, 2)
             if all(map(any, zip(*pair))) and any(map(all, zip(*pair)))]
 
 
 def encode(scenarios: Sequence[Scenario]) -> Queue:
-    """Scenarios as arrays.
+    """Return scenarios as arrays.
 
     Raises:
-      ValueError: items, values or an opponent that there are not.
+      ValueError: the items, values or opponent of a scenario are against the rules.
     """
     counts = np.array([s.counts for s in scenarios], np.int32)
     values = np.array([s.values for s in scenarios], np.int32)
-    same = (counts[:, None] == BOARDS).all(axis=2)
-    right = same.any(axis=1) & ((values * counts[:, None]).sum(axis=2) == TOTAL).all(axis=1)
-    right &= (values >= 0).all(axis=(1, 2))
+    same_board = (counts[:, None] == BOARDS).all(axis=2)
+    valid = same_board.any(axis=1) & ((values * counts[:, None]).sum(axis=2) == TOTAL).all(axis=1)
+    valid &= (values >= 0).all(axis=(1, 2))
     kinds = {name: i for i, name in enumerate(opponents.NAMES)} | {None: 0}
-    right &= np.array([s.opponent in kinds for s in scenarios], bool)
-    if not right.all():
-        wrong = int(np.flatnonzero(~right)[0])
-        raise ValueError(f'scenario {wrong} ({scenarios[wrong].id}): needs {", ".join(opponents.NAMES)} or None as '
-                         f'opponent, 5 to 7 items, and values that make {TOTAL} points of them for either side')
+    valid &= np.array([s.opponent in kinds for s in scenarios], bool)
+    if not valid.all():
+        wrong = int(np.flatnonzero(~valid)[0])
+        raise ValueError(
+            f'scenario {wrong} ({scenarios[wrong].id}) is against the rules: it needs 5 to 7 items, values that add up '
+            f'to {TOTAL} points for either side, and as opponent one of {", ".join(opponents.NAMES)} or None')
     kind = np.array([kinds[s.opponent] for s in scenarios], np.int32)
-    return Queue(same.argmax(axis=1).astype(np.int32), values, kind)
+    return Queue(same_board.argmax(axis=1).astype(np.int32), values, kind)

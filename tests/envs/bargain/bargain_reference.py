@@ -1,4 +1,4 @@
-"""The rules of the bargain told a second time, in plain Python over fractions, to compare with."""
+"""A reference implementation of the bargaining rules, in plain Python and exact fractions."""
 
 from fractions import Fraction
 import itertools
@@ -7,7 +7,7 @@ from epo_jax.envs.bargain import opponents
 
 
 class Table:
-    """One bargain; sides 0 and 1; an offer is (items of side 0, items of side 1)."""
+    """One bargain between side 0 and side 1. An offer is (items of side 0, items of side 1)."""
 
     def __init__(self, scenario, rounds, against_family):
         self.counts, self.values, self.rounds = scenario.counts, scenario.values, rounds
@@ -29,16 +29,16 @@ class Table:
         for first in itertools.product(*(range(n + 1) for n in self.counts)):
             yield first, tuple(n - a for n, a in zip(self.counts, first))
 
-    def proposal(self, side, wanted):
-        """What a side offers: good enough for it, then good for the partner by its offers, then good for itself."""
-        shown = [offer[1 - side] for offer in self.offers[1 - side]] + [self.counts]
-        liking = [Fraction(sum(kept[i] for kept in shown), n) for i, n in enumerate(self.counts)]
-        good = [offer for offer in self.splits() if self.points(side, offer) >= wanted]
-        seems = lambda offer: sum(weight * n for weight, n in zip(liking, offer[1 - side]))
-        return max(good, key=lambda offer: (seems(offer), self.points(side, offer)))
+    def proposal(self, side, ask):
+        """Return the offer of at least `ask` points that looks best for the partner, then is best for the side."""
+        kept = [offer[1 - side] for offer in self.offers[1 - side]] + [self.counts]
+        estimate = [Fraction(sum(items[i] for items in kept), n) for i, n in enumerate(self.counts)]
+        possible = [offer for offer in self.splits() if self.points(side, offer) >= ask]
+        partner_points = lambda offer: sum(weight * n for weight, n in zip(estimate, offer[1 - side]))
+        return max(possible, key=lambda offer: (partner_points(offer), self.points(side, offer)))
 
     def say(self, side, word):
-        """One message of a side; the environment's opponent answers where it plays."""
+        """Apply one message of a side, and the answer of the environment's opponent if it plays."""
         made = False
         if word.startswith('ask:'):
             self.offers[side].append(self.proposal(side, int(word[4:])))
@@ -61,14 +61,14 @@ class Table:
         kind, worths = self.opponent, [self.points(1, offer) for offer in self.offers[0]]
         schedule = kind.schedule[min(self.taken // 2, len(kind.schedule) - 1)]
         gained = max(worths) - worths[0] if worths else 0
-        wanted = max(kind.floor, schedule - kind.reciprocity * gained)
+        ask = max(kind.floor, schedule - kind.reciprocity * gained)
         self.insults += made and worths[-1] < kind.respect
-        if worths and worths[-1] >= wanted:
+        if worths and worths[-1] >= ask:
             self.deal, self.over = self.offers[0][-1], True
         elif self.insults > kind.patience:
             self.over = True
         elif not (made and worths[-1] < kind.respect):
-            self.offers[1].append(self.proposal(1, wanted))
+            self.offers[1].append(self.proposal(1, ask))
         self._count()
 
     def rewards(self):

@@ -1,4 +1,4 @@
-"""The language of the table, and how an experiment meets the game."""
+"""The vocabulary of bargaining, and its domains."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import pack
 
 
-def test_every_word_is_one_token_and_comes_back_as_text():
+def test_every_word_is_one_token_and_decodes_to_itself():
     tokenizer = language.tokenizer()
     words = [word for word in language.WORDS if word not in (language.END, language.UNKNOWN)]
     assert text.encode(tokenizer, ' '.join(words)) == [language.IDS[word] for word in words]
@@ -24,8 +24,8 @@ def test_every_word_is_one_token_and_comes_back_as_text():
 
 def test_intents_are_read_from_the_first_word():
     rows = [[i] for i in language.INTENT_IDS] + [[language.IDS['walk'], 0], [language.IDS['turn:1']], []]
-    found = language.intent(pack(rows, 2)).tolist()
-    assert found == [*range(len(language.INTENTS)), language.INTENTS.index('walk'), -1, -1]
+    assert language.intent(pack(rows, 2)).tolist() == [
+        *range(len(language.INTENTS)), language.INTENTS.index('walk'), -1, -1]
 
 
 def test_the_small_model_has_a_row_for_every_word():
@@ -33,7 +33,7 @@ def test_the_small_model_has_a_row_for_every_word():
 
 
 @pytest.mark.parametrize('name, opponent, seats', [('bargain', 'family', 1), ('bargain_selfplay', 'seat', 2)])
-def test_a_config_finds_the_table(name, opponent, seats):
+def test_a_configuration_selects_opponent_and_seats(name, opponent, seats):
     config, domain = default_config(name), load_domain(name)
     model, tokenizer, _ = domain.scratch_model()
     env = domain.device_environment(config.environment, tokenizer, 6)
@@ -43,14 +43,14 @@ def test_a_config_finds_the_table(name, opponent, seats):
     assert all((s.opponent is None) == (opponent == 'seat') for s in scenarios)
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_settings_are_refused():
     domain = load_domain('bargain')
     config = default_config('bargain')
-    with pytest.raises(ValueError, match='vocabulary of its own'):
+    with pytest.raises(ValueError, match='its own vocabulary'):
         domain.device_environment(config.environment, byte_tokenizer(), 6)
-    with pytest.raises(ValueError, match='an opening needs 6'):
+    with pytest.raises(ValueError, match='view_tokens is 5; the first observation needs 6'):
         domain.device_environment(config.environment, language.tokenizer(), 5)
-    with pytest.raises(ValueError, match='generates its own'):
+    with pytest.raises(ValueError, match='generates its own scenarios'):
         domain.scenarios('somewhere', config.environment)
     config.environment.rounds = 0
     with pytest.raises(ConfigError, match='rounds must be 1 to 9'):
