@@ -45,7 +45,7 @@ def text_environment(options: ConfigDict) -> Alfworld:
 
 
 def variant(options: ConfigDict) -> str:
-    """See Domain.variant; the name states all options that change results, as alfworld-0.4-unseen+10steps+constrained."""
+    """See Domain.variant; it names all options that change results, as in alfworld-0.4-unseen+10steps+constrained."""
     changed = [f'{options.max_turns}steps'] * (options.max_turns != STEPS)
     changed += [name for name in ('constrained', 'begun', 'short', 'share') if options[name]]
     return '+'.join([options.variant, *changed])

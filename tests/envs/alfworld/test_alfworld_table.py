@@ -27,7 +27,7 @@ def table(**options):
     config = get_config('llama3_8b')
     config.environment.update(options)
     validate(config)
-    return DOMAIN.environment(config.environment), DOMAIN.scenarios('', config.environment)
+    return DOMAIN.text_environment(config.environment), DOMAIN.scenarios('', config.environment)
 
 
 def play(env, scenario, *messages, advised=True):
