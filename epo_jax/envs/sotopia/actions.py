@@ -1,4 +1,4 @@
-"""From what a model wrote to what it did."""
+"""Parse the reply of a model into an action."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import Optional
 
 KINDS = ('speak', 'non-verbal communication', 'action', 'leave', 'none')
 
-# First words by which a reply may name its kind: `speak: Hello there.`
+# Keywords with which a reply may begin to name its kind, as in `speak: Hello there.`
 WORDS = {'speak': 'speak', 'gesture': 'non-verbal communication', 'act': 'action', 'leave': 'leave', 'wait': 'none'}
 
 _NAMES = 'speak|say|non-verbal communication|non-verbal|gesture|action|act|leave|none|wait'
@@ -18,8 +18,9 @@ _LEAVES = re.compile(
 _NOTHING = re.compile(r'^[\[(*]*(none|nothing|(do|did|does) nothing|says nothing)[\])*]*[.!]?$', re.IGNORECASE)
 _STARRED = re.compile(r'^[*(\[]([^*()\[\]]+)[*)\]][.!]?$')
 _JSON = re.compile(r'[\'"]action_type[\'"]\s*:')
-# Behind a name in a transcript: `NAME said: ...`, `NAME: ...`, `NAME [gesture] ...`, `NAME left the conversation.`
-_SHOWN = r'(?:(?:\s+said)?\s*:\s*|\s+(?=\[(?:gesture|action)\]|(?:left the conversation|did nothing)\.?\s*(?:\n|$)))'
+# What follows a name in a transcript: `NAME said: ...`, `NAME: ...`, `NAME [gesture] ...`, `NAME did nothing.`
+_AFTER_NAME = (
+    r'(?:(?:\s+said)?\s*:\s*|\s+(?=\[(?:gesture|action)\]|(?:left the conversation|did nothing)\.?\s*(?:\n|$)))')
 _QUOTES = ('"', '\u201c', '\u201d')
 
 
@@ -29,8 +30,8 @@ class Action:
 
     Attributes:
       kind: one of KINDS.
-      argument: the utterance, the gesture, or the deed; '' for 'leave' and 'none'.
-      event: what had to be done to read it, to be counted: None, 'repaired' or 'unparsable'.
+      argument: the utterance, gesture or physical action; '' for 'leave' and 'none'.
+      event: 'repaired' if the reply deviated from the requested forms, 'unparsable' if it could not be read, else None.
     """
 
     kind: str
@@ -38,60 +39,62 @@ class Action:
     event: Optional[str] = None
 
 
-def read_action(text: str, own: str, other: str, allowed: tuple[str, ...] = KINDS) -> Action:
-    """Reads a reply leniently: JSON, `kind: text`, a transcript line, or plain speech.
+def read_action(text: str, speaker: str, partner: str, allowed: tuple[str, ...] = KINDS) -> Action:
+    """Parse a reply leniently: JSON, `kind: text`, a line of a transcript, or plain speech.
 
-    Plain speech and `kind: text` are what is asked for; anything else that can be understood counts as repaired
-    (a name in front, quotes around it, JSON, lines that go on with the partner's part), and what is empty, or of
-    a kind that is not allowed, is unparsable and does nothing.
+    The prompts ask for plain speech or `kind: text`. A reply in another form that can be understood is repaired: one
+    that begins with the speaker's name, stands in quotation marks, is JSON, or continues with lines of the partner. A
+    reply that is empty or of a kind that is not allowed is unparsable and becomes an action that does nothing.
 
     Args:
       text: the reply.
-      own, other: names of the speaker and of the partner.
-      allowed: kinds that may be done.
+      speaker: full name of the character that speaks.
+      partner: full name of the other character.
+      allowed: the kinds of action that are possible.
     """
-    found = _from_json(text)
-    if found is not None:
-        kind, argument, repaired = *found, True
-    elif _JSON.search(text):  # cut off, or of no known kind: not something to be said
+    parsed = _parse_json(text)
+    if parsed is not None:
+        kind, argument = parsed
+        repaired = True
+    elif _JSON.search(text):  # JSON that is cut off or has an unknown kind is not speech
         return Action('none', '', 'unparsable')
     else:
-        body = _own_part(text.strip(), own, other)
+        body = _own_part(text.strip(), speaker, partner)
         named = _NAMED.match(body)
-        kind, spoken = 'speak', body
+        kind, content = 'speak', body
         if named:
-            kind, spoken = _ALIASES[(named[1] or named[2]).lower()], body[named.end():]
-        argument = _unquote(spoken)
+            kind, content = _ALIASES[(named[1] or named[2]).lower()], body[named.end():]
+        argument = _unquote(content)
         if not named:
-            kind, argument = _plain_kind(argument)
-        repaired = body != text.strip() or argument != spoken or bool(named and named[1])
+            kind, argument = _infer_kind(argument)
+        repaired = body != text.strip() or argument != content or bool(named and named[1])
     argument = '' if kind in ('leave', 'none') else ' '.join(argument.split())
     if kind not in allowed or not (argument or kind in ('leave', 'none')):
         return Action('none', '', 'unparsable')
     return Action(kind, argument, 'repaired' if repaired else None)
 
 
-def _from_json(text: str) -> Optional[tuple[str, str]]:
-    """(kind, argument) of the first JSON object in the text that has an `action_type`."""
+def _parse_json(text: str) -> Optional[tuple[str, str]]:
+    """Return (kind, argument) of the first JSON object with an `action_type` in the text, or None."""
     for start in re.finditer(r'\{', text):
         try:
             value, _ = json.JSONDecoder(strict=False).raw_decode(text[start.start():])
-        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or brackets without end
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or brackets nested too deep
             continue
         if isinstance(value, dict) and str(value.get('action_type', '')).lower() in _ALIASES:
             return _ALIASES[str(value['action_type']).lower()], str(value.get('argument') or '')
     return None
 
 
-def _own_part(body: str, own: str, other: str) -> str:
-    """Without the speaker's name in front, and without what follows once the partner is made to speak."""
+def _own_part(body: str, speaker: str, partner: str) -> str:
+    """Remove the speaker's name from the beginning, and everything from the next line of either character on."""
     names = lambda name: '|'.join(re.escape(part) for part in (name, name.split()[0]))
-    body = re.sub(f'^(?:{names(own)}){_SHOWN}', '', body)
-    return re.split(rf'\n\s*(?:{names(other)}|{names(own)}){_SHOWN}', body)[0].strip()
+    body = re.sub(f'^(?:{names(speaker)}){_AFTER_NAME}', '', body)
+    return re.split(rf'\n\s*(?:{names(partner)}|{names(speaker)}){_AFTER_NAME}', body)[0].strip()
 
 
 def _unquote(body: str) -> str:
-    """Without quotation marks around the whole (or one that was never closed)."""
+    """Remove quotation marks around the whole text, or the only one if it was never closed or opened."""
     body = body.strip()
     inner = body[1:-1]
     if body[:1] in _QUOTES and body[-1:] in _QUOTES and not any(quote in inner for quote in _QUOTES):
@@ -101,8 +104,8 @@ def _unquote(body: str) -> str:
     return body
 
 
-def _plain_kind(body: str) -> tuple[str, str]:
-    """Kind and argument of a reply that names no kind."""
+def _infer_kind(body: str) -> tuple[str, str]:
+    """Return the kind and argument of a reply that does not name its kind."""
     if _LEAVES.match(body):
         return 'leave', ''
     if _NOTHING.match(body):

@@ -1,4 +1,4 @@
-"""The SOTOPIA environment: two people with private goals talk in turn."""
+"""The SOTOPIA environment in text: two characters with private goals talk in turn."""
 
 import dataclasses
 from typing import Any, Optional, Sequence
@@ -25,8 +25,8 @@ class Sotopia(TextEnvironment):
       max_turns: number of actions of both seats together after which the episode ends.
       max_stale: the episode ends when more than this many actions in a row do nothing.
       allowed: the kinds of action that agents may choose.
-      short: leave out of the prompts what a small model cannot use: all of a character but name, age and occupation,
-        and advice on good conduct.
+      short: leave out of the prompts what a small model cannot use: the characters except for their first names, their
+        relationship, and the rules of conduct.
       begun: begin the replies of the models with 'Strategy:' and 'NAME said: "', which keeps a small model in its
         role.
     """
@@ -43,7 +43,7 @@ class Sotopia(TextEnvironment):
     def __post_init__(self):
         unknown = set(self.allowed) - set(KINDS)
         if unknown or 'speak' not in self.allowed:
-            raise ValueError(f'allowed actions must be some of {KINDS}, including speak; got {self.allowed}')
+            raise ValueError(f'allowed must be some of {KINDS}, including speak, not {self.allowed}')
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -67,25 +67,25 @@ class Sotopia(TextEnvironment):
         name = state.scenario.characters[seat].first_name
         return Observation(prompts.STRATEGY, prompts.speech(name)) if self.begun else Observation('', '')
 
-    def read(self, message: str, own: str, other: str) -> Action:
-        """Read the action in an actor's message.
+    def read(self, message: str, speaker: str, partner: str) -> Action:
+        """Parse the message of an actor.
 
         Args:
           message: what the actor wrote, without its cue.
-          own: full name of the speaker.
-          other: full name of the partner.
+          speaker: full name of the character that speaks.
+          partner: full name of the other character.
         """
         if self.begun:  # the model closes the quotation mark that its cue opened
             message = message.rstrip().removesuffix('"')
-        return read_action(message, own, other, self.allowed)
+        return read_action(message, speaker, partner, self.allowed)
 
     def step(self, state: Dialogue, seat: int, message: str) -> tuple[Dialogue, TextStep]:
         """See TextEnvironment.step. The speaker's strategist and both models of the partner read the new line."""
         scenario = state.scenario
-        own, other = (scenario.characters[s] for s in (seat, 1 - seat))
-        action = self.read(message, own.name, other.name)
+        speaker, partner = (scenario.characters[s] for s in (seat, 1 - seat))
+        action = self.read(message, speaker.name, partner.name)
         actions = state.actions + ((seat, action),)
-        line = prompts.line(own.first_name, action)
+        line = prompts.line(speaker.first_name, action)
         opened = any(s != seat for s, _ in state.actions)  # otherwise the line continues the partner's first message
         observations = [Observation(line, ''), Observation(f'\n{line}', line if opened else f'\n{line}')]
         recent = [a.kind for _, a in actions[-self.max_stale - 1:]]
@@ -110,7 +110,7 @@ class Sotopia(TextEnvironment):
 
 
 def rule_reward(rule: Optional[dict[str, Any]], actions: Sequence[tuple[int, Action]]) -> Optional[float]:
-    """Return the reward in [0, 1] of a finished dialogue by a goal rule, or None without a rule: ask the judge."""
+    """Return the reward in [0, 1] of a finished dialogue by a goal rule; None, which asks the judge, without a rule."""
     return None if rule is None else goals.score(rule, actions) / 10
 
 

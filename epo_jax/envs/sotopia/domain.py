@@ -16,7 +16,7 @@ def check(options: ConfigDict) -> list[str]:
     """See Domain.check."""
     wrong = []
     if not set(options.allowed) <= set(KINDS) or 'speak' not in options.allowed:
-        wrong.append(f'environment.allowed must be some of {KINDS}, including speak')
+        wrong.append(f'environment.allowed must be some of {KINDS}, including speak; it is {tuple(options.allowed)}')
     if options.max_turns < 1:
         wrong.append(f'environment.max_turns must be positive; it is {options.max_turns}')
     return wrong

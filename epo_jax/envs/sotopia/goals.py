@@ -1,8 +1,8 @@
-"""Goals that can be checked by rule instead of judged.
+"""Goals that are scored by a rule instead of a judge.
 
-A price rule is {'kind': 'price', 'reserve': r, 'target': t}: the outcome is 10 at the target or better, 0 at the
-reserve, beyond it, or without a deal, and linear between. A seller's target lies above the reserve, a buyer's
-below.
+A price rule is {'kind': 'price', 'reserve': r, 'target': t}. Its score is 10 if the agreed price is the target or
+better, 0 if it is the reserve or worse or if there is no deal, and linear in between. The target of a seller lies above
+the reserve, that of a buyer below.
 """
 
 import math
@@ -19,25 +19,40 @@ _ACCEPTS = re.compile(
     r"\b(?:agreed|i agree(?! that| with| it)|i accept|accepted|sold|i'?ll take it|works for me|shake on it)\b",
     re.IGNORECASE)
 _DECLINES = re.compile(r"(?:\b(?:no deal|not|cannot|unless|if)|n't)\b", re.IGNORECASE)
-_TOO_MUCH = re.compile(r'\b(?:too|steep|beyond|more than|less than)\b', re.IGNORECASE)  # names a price to refuse it
+_TOO_MUCH = re.compile(r'\b(?:too|steep|beyond|more than|less than)\b', re.IGNORECASE)  # refuses the price it names
 _QUESTION = re.compile(r'(?:[^.!?]|\.(?=\d))*\?')
 
 
 class RuleError(InputError):
-    """A goal rule is of an unknown kind or contradicts itself."""
+    """A goal rule has an unknown kind or numbers that cannot be scored."""
 
 
 def check_rule(rule: Mapping[str, Any]) -> None:
-    """Raises RuleError where a rule cannot be scored."""
+    """Check that a goal rule can be scored.
+
+    Raises:
+      RuleError: it cannot.
+    """
     if rule.get('kind') != 'price':
-        raise RuleError(f"goal rule of unknown kind {rule.get('kind')!r}; known is 'price'")
+        raise RuleError(f"a goal rule has the unknown kind {rule.get('kind')!r}; the only known kind is 'price'")
     numbers = [rule.get('reserve'), rule.get('target')]
     if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers) or numbers[0] == numbers[1]:
-        raise RuleError(f'a price rule needs two different numbers, reserve and target: {dict(rule)}')
+        raise RuleError(f'a price rule needs two different numbers, reserve and target; this one is {dict(rule)}')
 
 
 def score(rule: Mapping[str, Any], actions: Sequence[tuple[int, Action]]) -> float:
-    """Score from 0 to 10 of a finished dialogue under a price rule."""
+    """Score a finished dialogue by a price rule.
+
+    Args:
+      rule: the rule.
+      actions: (seat, action) in order.
+
+    Returns:
+      A number from 0 to 10.
+
+    Raises:
+      RuleError: the rule cannot be scored.
+    """
     check_rule(rule)
     price = agreed_price(actions)
     if price is None:
@@ -47,26 +62,28 @@ def score(rule: Mapping[str, Any], actions: Sequence[tuple[int, Action]]) -> flo
 
 
 def agreed_price(actions: Sequence[tuple[int, Action]]) -> Optional[float]:
-    """The price on which both sides settled, or None.
+    """Return the price that both sides agreed on, or None.
 
-    Settled means that one side accepts in plain words, without naming another price, the last price that the
-    other side has named; or that both sides have named the same price last. What is asked settles nothing. The
-    first settlement counts.
+    They agree when one side accepts the last price of the other side in plain words and names no other price, or when
+    the last prices of both sides are the same. A question agrees to nothing. The first agreement counts.
+
+    Args:
+      actions: (seat, action) in order.
     """
     last: dict[int, float] = {}
     for seat, action in actions:
         if action.kind != 'speak':
             continue
-        said = action.argument.replace('\u2019', "'")
-        stated = _QUESTION.sub('', said)
-        amounts = [float((a or b).replace(',', '')) for a, b in _AMOUNT.findall(said)]
+        utterance = action.argument.replace('\u2019', "'")
+        statement = _QUESTION.sub('', utterance)
+        amounts = [float((a or b).replace(',', '')) for a, b in _AMOUNT.findall(utterance)]
         other = last.get(1 - seat)
-        declines = _DECLINES.search(stated)
-        if (other is not None and _ACCEPTS.search(stated) and not declines
+        declines = _DECLINES.search(statement)
+        if (other is not None and _ACCEPTS.search(statement) and not declines
                 and all(amount == other for amount in amounts)):
             return other
         if amounts:
             last[seat] = amounts[-1]
-            if last[seat] == other and stated == said and not declines and not _TOO_MUCH.search(said):
+            if last[seat] == other and statement == utterance and not declines and not _TOO_MUCH.search(utterance):
                 return other
     return None

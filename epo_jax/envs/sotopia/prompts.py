@@ -1,6 +1,7 @@
-"""Every text that a model reads in a SOTOPIA episode. The same texts serve training, evaluation and serving.
+"""All texts that models read in a SOTOPIA episode.
 
-They give the information that SOTOPIA and EPO give, in the same places, in our own words.
+They give the same information in the same places as the prompts of SOTOPIA and EPO, in other words. A change of any of
+these texts changes results.
 """
 
 from epo_jax.envs.sotopia.actions import KINDS, WORDS, Action
@@ -10,10 +11,10 @@ RELATIONSHIPS = (
     'They are strangers.', 'They know each other by name only.', 'They are acquaintances.',
     'They are friends.', 'They are a couple.', 'They are family.')
 
-# Text around a strategy in what the actor reads.
+# Text before and after a strategy in what the actor reads.
 ADVICE = ('\nAdvice:', '')
 
-# How a strategy begins.
+# The beginning of a strategy.
 STRATEGY = 'Strategy:'
 
 _EXPLAINED = {
@@ -23,13 +24,18 @@ _EXPLAINED = {
 
 
 def about_self(person: Character) -> str:
-    """A character as it knows itself."""
+    """Return all that a character knows of itself, its secret included."""
     text = _in_public(person) + f' {person.personality}'.rstrip()
     return text + (f' Secret: {person.secret.rstrip(".")}.' if person.secret else '')
 
 
 def about_other(person: Character, relationship: int) -> str:
-    """A character as the partner knows it: the closer the two are, the more; never a secret."""
+    """Return what the partner knows of a character: the closer they are, the more, but never the secret.
+
+    Args:
+      person: the character.
+      relationship: from 0 (strangers) to 5 (family).
+    """
     if relationship < BY_NAME:
         return 'You know nothing about this person.'
     if relationship < ACQUAINTANCE:
@@ -44,7 +50,13 @@ def _in_public(person: Character) -> str:
 
 
 def context(scenario: Scenario, seat: int, short: bool = False) -> str:
-    """What one seat knows before anything is said: situation, itself, the partner, its goal."""
+    """Return what a seat knows before the conversation: the situation, both characters, and its own goal.
+
+    Args:
+      scenario: the scenario.
+      seat: whose knowledge it is.
+      short: leave out the characters and their relationship.
+    """
     own, other = scenario.characters[seat], scenario.characters[1 - seat]
     if short:
         return '\n'.join((
@@ -61,7 +73,7 @@ def context(scenario: Scenario, seat: int, short: bool = False) -> str:
 
 
 def strategist_opening(scenario: Scenario, seat: int, short: bool = False) -> str:
-    """The strategist's first message, up to the dialogue."""
+    """Return the first message to the strategist of a seat, up to the first line of the dialogue."""
     own, other = scenario.characters[seat].first_name, scenario.characters[1 - seat].first_name
     examples = f'"Ask {other} what matters most.", "Offer {other} a fair trade." or "Give {other} one good reason."'
     if short:
@@ -79,7 +91,15 @@ def strategist_opening(scenario: Scenario, seat: int, short: bool = False) -> st
 
 def actor_opening(scenario: Scenario, seat: int, advised: bool, allowed: tuple[str, ...] = KINDS,
                   short: bool = False) -> str:
-    """The actor's first message, up to the dialogue."""
+    """Return the first message to the actor of a seat, up to the first line of the dialogue.
+
+    Args:
+      scenario: the scenario.
+      seat: the seat.
+      advised: whether the seat has a strategist.
+      allowed: the kinds of action that are possible.
+      short: leave out the characters and the rules of conduct.
+    """
     own, other = scenario.characters[seat].first_name, scenario.characters[1 - seat].first_name
     rules = [f'Speak to {other} directly in one or two natural sentences, as {own} would. Work towards your goal and '
              'do not repeat yourself.']
@@ -96,12 +116,12 @@ def actor_opening(scenario: Scenario, seat: int, advised: bool, allowed: tuple[s
 
 
 def speech(name: str) -> str:
-    """How a reply begins that can only be speech."""
+    """Return the beginning of a reply that is speech."""
     return f'{name} said: "'
 
 
 def line(name: str, action: Action) -> str:
-    """One line of the transcript: what everybody sees of an action."""
+    """Return the line of the transcript that shows an action to both sides."""
     return {
         'speak': f'{speech(name)}{action.argument}"',
         'non-verbal communication': f'{name} [gesture] {action.argument}',
@@ -112,12 +132,12 @@ def line(name: str, action: Action) -> str:
 
 
 def choices(allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """What a reply may begin with when its kind is chosen first."""
+    """Return the possible beginnings of a reply, one for each allowed kind of action."""
     return tuple(f'{word}:' for word, kind in WORDS.items() if kind in allowed)
 
 
 def judge_opening(scenario: Scenario, seat: int) -> str:
-    """The judge's message up to the dialogue: it sees everything, both goals included."""
+    """Return what the judge of a seat reads before the transcript: the situation, and the goals of both sides."""
     own, other = scenario.characters[seat], scenario.characters[1 - seat]
     return '\n'.join((
         f'Read this conversation between {own.first_name} and {other.first_name} and judge how well '

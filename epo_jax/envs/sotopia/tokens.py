@@ -1,9 +1,8 @@
-"""The SOTOPIA environment on the device: prompts become tokens once, and a turn is array code.
+"""The SOTOPIA environment on the device: prompts are tokenized in advance, and a turn is array code.
 
-What needs to understand text, reading an action and scoring a goal by its rule, calls the functions of dialogue.py on
-the host (`jax.pure_callback`), so that both forms of the environment do the same. A message thus becomes text and the
-line that shows it becomes tokens once, when it enters, as everywhere else. Programs with callbacks are not kept in
-JAX's compilation cache.
+Two steps have to understand text: parsing an action and scoring a goal by its rule. They call the functions of
+dialogue.py on the host (`jax.pure_callback`), so both forms of the environment behave in the same way. JAX does not
+keep programs with callbacks in its compilation cache.
 
 Axis letters: B slots, E episodes, S seats, A actions, K tokens, W bytes.
 """
@@ -29,7 +28,7 @@ from epo_jax.text.tokens import Array, Tokens, TooLongError, concat, keep, pack,
 
 CUE_TOKENS = 48     # longest beginning of a reply
 ABOUT_BYTES = 1024  # longest JSON of names and goal rules
-EVENTS = (None, 'repaired', 'unparsable')  # of Action.event, by number
+EVENTS = (None, 'repaired', 'unparsable')  # the values of Action.event, by number
 
 
 @struct.dataclass
@@ -56,13 +55,13 @@ class Dialogues:
     """Conversations so far.
 
     Attributes:
-      cue, about, ruled: of the scenario in each slot, see Scenes.
+      cue, about, ruled: those of the scenario in each slot, see Scenes.
       actions: number of actions.
       stale: number of actions at the end that did nothing.
       spoke: whether a seat has acted.
       lines: the transcript, Tokens [B, A, K].
       kinds: kind of every action, as an index into KINDS.
-      events: what had to be done to read every action, as an index into EVENTS.
+      events: the event of every action, as an index into EVENTS.
     """
 
     cue: Tokens
@@ -186,12 +185,13 @@ class TokenSotopia:
             next_line.length > self.width)
 
     def _read(self, seat: int, about, ids, length, live) -> tuple[np.ndarray, ...]:
-        """Read the actions in messages (host).
+        """Parse the actions in messages (host).
 
         Args:
           seat: who wrote them.
           about: u8[B, W], see Scenes.
-          ids, length: the messages, i32[B, K] and i32[B].
+          ids: the messages, i32[B, K].
+          length: their lengths, i32[B].
           live: bool[B]; the other rows get empty lines.
 
         Returns:
@@ -223,13 +223,13 @@ class TokenSotopia:
         rewards = np.full((len(done), 2), np.nan, np.float32)
         ids, length, kinds = map(np.asarray, (ids, length, kinds))
         for b in np.flatnonzero(done):
-            facts, spoken = _unpack_about(about[b]), []
+            facts, dialogue = _unpack_about(about[b]), []
             for a in range(int(actions[b])):
                 line = text.decode(self.tokenizer, ids[b, a, :length[b, a]].tolist())
                 begin = prompts.speech(facts['first_names'][a % 2])
-                spoken.append((a % 2, Action(KINDS[kinds[b, a]], line.removeprefix(begin).removesuffix('"'))))
+                dialogue.append((a % 2, Action(KINDS[kinds[b, a]], line.removeprefix(begin).removesuffix('"'))))
             for seat, rule in enumerate(facts['rules']):
-                reward = rule_reward(rule, spoken)
+                reward = rule_reward(rule, dialogue)
                 rewards[b, seat] = np.nan if reward is None else reward
         return rewards
 

@@ -1,4 +1,4 @@
-"""What models write, and what it is read as."""
+"""Replies of models, and the actions they are parsed as."""
 
 import random
 
@@ -33,7 +33,7 @@ def read(text, allowed=KINDS):
     ('wait:', NONE, ''),
     ('none:', NONE, ''),
 ])
-def test_the_forms_that_are_asked_for_need_no_repair(text, kind, argument):
+def test_requested_forms_need_no_repair(text, kind, argument):
     assert read(text) == Action(kind, argument)
 
 
@@ -65,12 +65,12 @@ def test_the_forms_that_are_asked_for_need_no_repair(text, kind, argument):
     'Ava did nothing wrong.',
     'Listen.\nBob left the conversation too early.',
 ])
-def test_speech_is_kept_as_it_is(text):
+def test_plain_speech_stays_unchanged(text):
     assert read(text) == Action(SPEAK, ' '.join(text.split()))
 
 
 @pytest.mark.parametrize('text, kind, argument', [
-    # The own name in front
+    # The speaker's own name
     ('Ava Li: Hello.', SPEAK, 'Hello.'),
     ('Ava: Hello.', SPEAK, 'Hello.'),
     ('Ava said: "Hello."', SPEAK, 'Hello.'),
@@ -78,7 +78,7 @@ def test_speech_is_kept_as_it_is(text):
     ('Ava: speak: Hello.', SPEAK, 'Hello.'),
     ('Ava: *smiles*', GESTURE, 'smiles'),
     ('Ava: act: opens the window', ACTION, 'opens the window'),
-    # The partner's part after it
+    # Lines of the partner after the reply
     ('Hello.\nBob: Hi.', SPEAK, 'Hello.'),
     ('Hello.\n\nBob Stone said: "Hi."\nAva said: "So."', SPEAK, 'Hello.'),
     ('Hello."\nBob said: "Hi."', SPEAK, 'Hello.'),
@@ -94,7 +94,7 @@ def test_speech_is_kept_as_it_is(text):
     ('Hello."', SPEAK, 'Hello.'),
     ('“Hello.', SPEAK, 'Hello.'),
     ('speak: "Hello."', SPEAK, 'Hello.'),
-    # Marks around the kind or around everything
+    # Brackets or asterisks around the kind or the whole reply
     ('[action] opens the door', ACTION, 'opens the door'),
     ('(gesture) shrugs', GESTURE, 'shrugs'),
     ('**speak** Hello.', SPEAK, 'Hello.'),
@@ -104,7 +104,7 @@ def test_speech_is_kept_as_it_is(text):
     ('(nods)', GESTURE, 'nods'),
     ('[waves]', GESTURE, 'waves'),
     ('*leave me alone*', GESTURE, 'leave me alone'),
-    # Leaving and doing nothing in words
+    # Leaving or doing nothing in words
     ('leave', LEAVE, ''),
     ('I leave.', LEAVE, ''),
     ('I leave the conversation.', LEAVE, ''),
@@ -131,7 +131,7 @@ def test_speech_is_kept_as_it_is(text):
     ('{"action_type": "leave", "argument": null}', LEAVE, ''),
     ('{"action_type": "none"}', NONE, ''),
 ])
-def test_what_can_be_understood_counts_as_repaired(text, kind, argument):
+def test_other_forms_that_can_be_parsed_count_as_repaired(text, kind, argument):
     assert read(text) == Action(kind, argument, 'repaired')
 
 
@@ -145,13 +145,13 @@ def test_what_can_be_understood_counts_as_repaired(text, kind, argument):
     '{"action_type": "dance", "argument": "a tango"}',
     "{'action_type': 'speak', 'argument': 'Hello.'}",
 ])
-def test_what_says_nothing_does_nothing(text):
+def test_replies_without_content_are_unparsable(text):
     assert read(text) == NOTHING
 
 
 @pytest.mark.parametrize('text', ['*smiles*', 'act: sits', 'leave:', 'I leave.', 'wait:', '[none]',
                                   '{"action_type": "leave", "argument": ""}'])
-def test_a_kind_that_is_not_allowed_does_nothing(text):
+def test_a_kind_that_is_not_allowed_is_unparsable(text):
     assert read(text, (SPEAK,)) == NOTHING
     assert read(text).event != 'unparsable'
 
@@ -159,12 +159,12 @@ def test_a_kind_that_is_not_allowed_does_nothing(text):
 @pytest.mark.parametrize('action', [
     Action(SPEAK, 'I can pay $150.'), Action(GESTURE, 'nods slowly'), Action(ACTION, 'opens the door'),
     Action(LEAVE, ''), Action(NONE, '')])
-def test_a_line_of_the_transcript_is_read_as_the_action_it_shows(action):
+def test_a_line_of_the_transcript_parses_as_the_action_it_shows(action):
     got = read(line('Ava', action))
     assert (got.kind, got.argument, got.event) == (action.kind, action.argument, 'repaired')
 
 
-def test_characters_of_regular_expressions_in_names_mean_themselves():
+def test_special_characters_of_regular_expressions_in_names_are_literal():
     own, other = 'A.J. (Max) O+', 'C*t [x'
     say = lambda text: read_action(text, own, other)
     assert say('A.J. (Max) O+: Hello.') == Action(SPEAK, 'Hello.', 'repaired')
@@ -174,7 +174,7 @@ def test_characters_of_regular_expressions_in_names_mean_themselves():
     assert say('Hello.\nCCCt: Hi.') == Action(SPEAK, 'Hello. CCCt: Hi.')
 
 
-def test_a_name_of_one_word_serves():
+def test_names_may_have_one_word():
     assert read_action('Ava: Hello.\nBob: Hi.', 'Ava', 'Bob') == Action(SPEAK, 'Hello.', 'repaired')
 
 
@@ -185,7 +185,7 @@ PIECES = (
     'null', '[1, {"a": 2}]', '{"action_type": "leave"}', '\x00', '\ufffd', '\u2028', '日本', '🙂', '\t')
 
 
-def test_any_text_gives_an_allowed_action_or_nothing():
+def test_random_text_gives_an_allowed_action_or_an_unparsable_one():
     random_ = random.Random(0)
     for _ in range(5000):
         text = ''.join(random_.choices(PIECES, k=random_.randint(0, 12)))
@@ -201,6 +201,6 @@ def test_any_text_gives_an_allowed_action_or_nothing():
 @pytest.mark.parametrize('text', [
     '{' * 3000, '[' * 5000, '{"a":' * 3000, '{"a":' + '[' * 100_000, '{"a": ' + '9' * 5000 + '}', '*' * 5000,
     '{"action_type": "speak", "argument": ' + '[' * 3000,
-    '\ud800 half a character', '{"action_type": ["speak"], "argument": {"a": 1}}'], ids=lambda text: text[:9])
-def test_absurd_text_does_no_harm(text):
+    '\ud800 a lone surrogate', '{"action_type": ["speak"], "argument": {"a": 1}}'], ids=lambda text: text[:9])
+def test_pathological_text_raises_no_error(text):
     assert read(text).kind in KINDS

@@ -1,4 +1,4 @@
-"""The SOTOPIA dialogue: who reads what when, and when it ends."""
+"""The SOTOPIA environment in text: who reads what, and when a dialogue ends."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ def scenario(relationship=3, story='TheirStory.', rules=(None, None)):
 
 
 def play(env, *messages, scenario=scenario()):
-    """The state and every step of a dialogue, seats in turn."""
+    """Return the final state and every TextStep of a dialogue in which the seats act in turn."""
     state, steps = env.reset(scenario, (True, True))[0], []
     for i, message in enumerate(messages):
         state, step = env.step(state, i % 2, message)
@@ -33,32 +33,33 @@ def play(env, *messages, scenario=scenario()):
 
 
 def length(env, *messages):
-    """Actions until the dialogue ends, None if it does not."""
+    """Return the number of actions until the dialogue ends, or None if it does not end."""
     done = [step.done for step in play(env, *messages)[1]]
     return done.index(True) + 1 if True in done else None
 
 
-# What is read
+# Observations
 
 
-def test_every_model_reads_each_line_once_and_with_one_line_break_between():
+def test_every_model_reads_each_line_once_with_one_line_break_between_lines():
     _, steps = play(Sotopia(), 'One.', 'Two.', 'Three.', 'Four.')
     one, two, three, four = (f'{name} said: "{text}"' for name, text in (
         ('Ava', 'One.'), ('Bob', 'Two.'), ('Ava', 'Three.'), ('Bob', 'Four.')))
     assert [step.observations[0] for step in steps] == [
         Observation(one, ''), Observation(f'\n{two}', two), Observation(three, ''), Observation(f'\n{four}', four)]
-    # The first line comes behind seat 1's opening, the others stand at the beginning of a message.
+    # The first line follows seat 1's opening; every other line begins a message.
     assert [step.observations[1] for step in steps] == [
-        Observation(f'\n{one}', f'\n{one}'), Observation(two, ''), Observation(f'\n{three}', three), Observation(four, '')]
+        Observation(f'\n{one}', f'\n{one}'), Observation(two, ''), Observation(f'\n{three}', three),
+        Observation(four, '')]
 
 
-def test_messages_put_together_are_the_dialogue_line_by_line():
+def test_observations_concatenate_to_the_lines_of_the_dialogue():
     env = Sotopia()
     _, openings = env.reset(scenario(), (True, True))
     state, steps = play(env, 'One.', 'Two.', 'Three.', 'Four.')
     lines = [text for _, text in env.transcript(state, ())]
     read = lambda seat, role, part: ''.join(step.observations[seat][role] for step in steps[part])
-    # Seat 0's strategist is asked before actions 0 and 2, seat 1's before 1 and 3.
+    # Seat 0's strategist acts before actions 0 and 2, seat 1's before actions 1 and 3.
     assert read(0, 0, slice(0, 2)).split('\n') == lines[:2]
     assert (openings[1].strategist + read(1, 0, slice(0, 1))).split('\n')[-2:] == [
         openings[1].strategist.split('\n')[-1], lines[0]]
@@ -69,22 +70,22 @@ def test_messages_put_together_are_the_dialogue_line_by_line():
 @pytest.mark.parametrize('message, line', [
     ('speak: Hello.', 'Ava said: "Hello."'), ('*nods*', 'Ava [gesture] nods'), ('act: sits', 'Ava [action] sits'),
     ('leave:', 'Ava left the conversation.'), ('', 'Ava did nothing.')])
-def test_everybody_sees_what_was_done(message, line):
+def test_both_sides_observe_every_action(message, line):
     env = Sotopia()
     state, (step,) = play(env, message)
-    assert [view.strategist.strip() for view in step.observations] == [line, line]
+    assert [observation.strategist.strip() for observation in step.observations] == [line, line]
     assert step.observations[1].actor == f'\n{line}'
     assert env.transcript(state, ()) == ((0, line),)
 
 
-def test_text_that_a_model_wrote_for_others_reaches_nobody():
+def test_lines_that_an_actor_writes_for_others_are_dropped():
     state, (step,) = play(Sotopia(), 'Ava: "Hello."\nBob said: "I accept everything."\nStrategy: lie')
     assert Sotopia().transcript(state, ()) == ((0, 'Ava said: "Hello."'),)
     assert step.observations[1] == Observation('\nAva said: "Hello."', '\nAva said: "Hello."')
 
 
 def texts_of(env, seat, level, advised=True):
-    """Everything that the models of a seat read in a dialogue."""
+    """Return all that the strategist and the actor of a seat read in a dialogue."""
     _, openings = env.reset(scenario(level), (advised, advised))
     _, steps = play(env, 'AvaSpeaks.', 'BobSpeaks.', scenario=scenario(level))
     return [''.join([openings[seat][role], *(step.observations[seat][role] for step in steps)]) for role in (0, 1)]
@@ -92,7 +93,7 @@ def texts_of(env, seat, level, advised=True):
 
 @pytest.mark.parametrize('short', [False, True])
 @pytest.mark.parametrize('level', LEVELS)
-def test_the_other_sides_goal_and_secret_are_never_read(level, short):
+def test_nobody_reads_the_goal_or_secret_of_the_partner(level, short):
     for seat, own, other in ((0, 'Ava', 'Bob'), (1, 'Bob', 'Ava')):
         for text in texts_of(Sotopia(short=short), seat, level):
             assert f'{other}Goal' not in text and f'{other}Secret' not in text
@@ -101,7 +102,7 @@ def test_the_other_sides_goal_and_secret_are_never_read(level, short):
 
 
 @pytest.mark.parametrize('level', LEVELS)
-def test_the_closer_two_people_are_the_more_they_know(level):
+def test_closer_relationships_reveal_more_of_the_partner(level):
     for seat, other in ((0, BOB), (1, AVA)):
         opening = prompts.actor_opening(scenario(level), seat, True)
         assert prompts.RELATIONSHIPS[level] in opening and 'TheirStory.' in opening
@@ -112,7 +113,7 @@ def test_the_closer_two_people_are_the_more_they_know(level):
 
 
 @pytest.mark.parametrize('short', [False, True])
-def test_only_who_has_a_strategist_hears_of_one(short):
+def test_only_an_actor_with_a_strategist_reads_about_one(short):
     env = Sotopia(short=short)
     for advised in ((True, False), (False, True), (False, False)):
         _, openings = env.reset(scenario(), advised)
@@ -120,10 +121,10 @@ def test_only_who_has_a_strategist_hears_of_one(short):
             assert bool(openings[seat].strategist) == advised[seat]
             assert ('strategist' in openings[seat].actor) == advised[seat]
     seats = [Sotopia(short=short).reset(scenario(), advised)[1][1] for advised in ((True, True), (False, True))]
-    assert seats[0] == seats[1]  # whether the partner has one does not show
+    assert seats[0] == seats[1]  # the prompt does not depend on whether the partner has one
 
 
-def test_short_prompts_leave_out_the_characters_and_advice_on_conduct():
+def test_short_prompts_omit_the_characters_and_the_rules_of_conduct():
     full, short = (Sotopia(short=s).reset(scenario(), (True, True))[1][0] for s in (False, True))
     for part in ('AvaPublic', 'AvaPersonality', 'TheirStory', 'About Bob', 'goal: unknown'):
         assert part in full.actor and part in full.strategist
@@ -132,42 +133,42 @@ def test_short_prompts_leave_out_the_characters_and_advice_on_conduct():
     assert all(len(s) < len(f) for s, f in zip(short, full))
 
 
-def test_the_actor_is_told_the_forms_of_the_allowed_actions_only():
+def test_the_actor_reads_the_forms_of_the_allowed_actions_only():
     opening = lambda *allowed: Sotopia(allowed=allowed).reset(scenario(), (True, True))[1][0].actor
     assert 'You may do' not in opening('speak')
     some = opening('leave', 'speak')
     assert 'speak:' in some and 'leave:' in some and 'gesture:' not in some and 'act:' not in some
-    assert opening(*KINDS) == opening(*KINDS[::-1])  # in an order of its own
+    assert opening(*KINDS) == opening(*KINDS[::-1])  # in a fixed order
     for kind in KINDS:
         word = prompts.choices((kind,))[0]
         assert f'{word} ' in opening(*KINDS)
 
 
-def test_cues_begin_the_replies_where_wanted():
+def test_cues_begin_the_replies_if_begun_is_set():
     state, _ = Sotopia().reset(scenario(), (True, True))
     assert Sotopia().cues(state, 0) == Sotopia().cues(state, 1) == Observation('', '')
     begun = Sotopia(begun=True)
     assert begun.cues(state, 0) == Observation('Strategy:', 'Ava said: "')
     assert begun.cues(state, 1) == Observation('Strategy:', 'Bob said: "')
-    _, (step,) = play(begun, 'Hello."')  # what is behind the cue
+    _, (step,) = play(begun, 'Hello."')  # the message without its cue
     assert step.observations[0].strategist == 'Ava said: "Hello."'
 
 
 @pytest.mark.parametrize('short', [False, True])
-def test_the_judge_reads_both_goals_but_no_strategy_and_no_secret(short):
+def test_the_judge_reads_both_goals_but_no_strategy_or_secret(short):
     env = Sotopia(short=short)
     state, _ = play(env, 'One.', 'Two.')
     for seat, own, other in ((0, 'Ava', 'Bob'), (1, 'Bob', 'Ava')):
-        brief = env.judge_prompt(state, seat)
-        assert f"{own}'s goal: {own}Goal." in brief and f"{other}'s goal: {other}Goal." in brief
-        assert f'how well {own} reaches' in brief and 'TheSituation.' in brief
-        assert 'Secret' not in brief and 'trategy' not in brief and 'One.' not in brief
+        prompt = env.judge_prompt(state, seat)
+        assert f"{own}'s goal: {own}Goal." in prompt and f"{other}'s goal: {other}Goal." in prompt
+        assert f'how well {own} reaches' in prompt and 'TheSituation.' in prompt
+        assert 'Secret' not in prompt and 'trategy' not in prompt and 'One.' not in prompt
 
 
-# When it ends
+# The end of a dialogue
 
 
-def test_leaving_ends_it_whoever_leaves():
+def test_a_dialogue_ends_when_either_side_leaves():
     assert length(Sotopia(), 'Hi.', 'Hi.', 'leave:') == 3
     assert length(Sotopia(), 'Hi.', 'I leave the conversation.') == 2
     assert length(Sotopia(), 'leave:') == 1
@@ -175,13 +176,13 @@ def test_leaving_ends_it_whoever_leaves():
 
 
 @pytest.mark.parametrize('max_turns', [1, 2, 5, 20])
-def test_it_ends_with_action_number_max_turns(max_turns):
+def test_a_dialogue_ends_after_max_turns_actions(max_turns):
     assert length(Sotopia(max_turns=max_turns), *['Hi.'] * max_turns) == max_turns
     assert length(Sotopia(max_turns=max_turns + 1), *['Hi.'] * max_turns) is None
 
 
 @pytest.mark.parametrize('messages, ends', [
-    # By number of idle actions in a row that are one too many: 1, 2, 3.
+    # The ends for max_stale = 0, 1, 2.
     (('Hi.', 'Hi.', '', 'Hi.', '', '', 'Hi.', '', '', '', ''), (3, 6, 10)),
     (('', 'Hi.', 'Hi.', '', '', 'Hi.'), (1, 5, None)),
     (('Hi.', '', '', '', 'Hi.'), (2, 3, 4)),
@@ -189,19 +190,19 @@ def test_it_ends_with_action_number_max_turns(max_turns):
     (('none:', 'wait:', '[none]'), (1, 2, 3)),
     (('Hi.', '', '*nods*', '', 'act: sits', ''), (2, None, None)),
 ])
-def test_it_ends_when_more_than_max_stale_actions_in_a_row_do_nothing(messages, ends):
+def test_a_dialogue_ends_after_more_than_max_stale_idle_actions_in_a_row(messages, ends):
     assert tuple(length(Sotopia(max_stale=stale), *messages) for stale in (0, 1, 2)) == ends
 
 
-def test_one_idle_action_of_either_seat_counts_alike():
+def test_idle_actions_that_are_not_consecutive_do_not_end_a_dialogue():
     for before in (0, 1, 2, 3):
         assert length(Sotopia(max_stale=1), *['Hi.'] * before, '', 'Hi.', '', 'Hi.') is None
 
 
-# The rest
+# Events, rewards and records
 
 
-def test_events_name_the_kind_and_what_had_to_be_done():
+def test_events_name_the_kind_and_whether_it_was_repaired_or_unparsable():
     _, steps = play(Sotopia(allowed=('speak', 'leave')), 'Hi.', '"Hi."', '*nods*', '', 'speak: Hi.', 'leave:')
     assert [step.events for step in steps] == [
         ('action/speak',), ('action/speak', 'action/repaired'), ('action/none', 'action/unparsable'),
@@ -209,7 +210,7 @@ def test_events_name_the_kind_and_what_had_to_be_done():
     assert all(step.rewards == (None, None) for step in steps)
 
 
-def test_a_step_leaves_the_state_before_it_as_it_was():
+def test_a_step_does_not_change_the_previous_state():
     env = Sotopia()
     first, _ = env.reset(scenario(), (True, True))
     kept = copy.deepcopy(first)
@@ -221,7 +222,7 @@ def test_a_step_leaves_the_state_before_it_as_it_was():
         first.actions = ()
 
 
-def test_goals_with_a_rule_are_scored_and_the_others_left_to_the_judge():
+def test_only_goals_with_a_rule_get_a_reward():
     env, sale = Sotopia(), scenario(rules=(PRICE, None))
     _, steps = play(env, 'I want $150.', 'Deal.', 'leave:', scenario=sale)
     assert [step.rewards for step in steps] == [(None, None), (None, None), (0.5, None)]
@@ -229,39 +230,39 @@ def test_goals_with_a_rule_are_scored_and_the_others_left_to_the_judge():
     assert steps[-1].rewards == (0.0, None)
 
 
-def test_actions_that_do_not_exist_and_tables_without_speech_are_refused():
+def test_allowed_needs_known_kinds_and_speech():
     with pytest.raises(ValueError, match='shout'):
         Sotopia(allowed=('speak', 'shout'))
     with pytest.raises(ValueError, match='including speak'):
         Sotopia(allowed=('leave',))
 
 
-def test_facts_for_the_record_name_everybody_and_their_goals():
+def test_facts_for_the_record_name_both_characters_and_their_goals():
     state, _ = play(Sotopia(), 'Hi.')
-    about = Sotopia().describe(state.scenario, state)
-    assert about['seats'] == [{'name': AVA.name, 'goal': 'AvaGoal.'}, {'name': BOB.name, 'goal': 'BobGoal.'}]
-    assert [about[name] for name in ('scenario', 'environment', 'category')] == ['s', 'e', 'c']
-    assert 'TheSituation.' in about['situation'] and json.loads(json.dumps(about)) == about
-    assert 'Secret' not in json.dumps(about)
+    facts = Sotopia().describe(state.scenario, state)
+    assert facts['seats'] == [{'name': AVA.name, 'goal': 'AvaGoal.'}, {'name': BOB.name, 'goal': 'BobGoal.'}]
+    assert [facts[name] for name in ('scenario', 'environment', 'category')] == ['s', 'e', 'c']
+    assert 'TheSituation.' in facts['situation'] and json.loads(json.dumps(facts)) == facts
+    assert 'Secret' not in json.dumps(facts)
 
 
-def test_how_replies_may_begin_and_end():
+def test_prefixes_and_closing_of_replies():
     state, _ = play(Sotopia(), 'Hi.')
     assert Sotopia().choices(state, 1) == () and Sotopia().closing == '' and Sotopia(begun=True).closing == '"'
     assert len(Sotopia().prefixes) == len(KINDS)
     for allowed in (('speak',), ('speak', 'leave'), KINDS):
         assert Sotopia(allowed=allowed).prefixes == prompts.choices(allowed)
-        for prefix in Sotopia(allowed=allowed).prefixes:  # each is read as the kind that it begins
+        for prefix in Sotopia(allowed=allowed).prefixes:  # each parses as its own kind
             assert Sotopia(allowed=allowed).step(state, 1, f'{prefix} x')[1].events == (
                 f'action/{kind_of(prefix)}',)
 
 
 def kind_of(prefix):
-    """The kind of action that a prefix stands for."""
+    """Return the kind of action that a prefix begins."""
     kind, = [kind for kind in KINDS if prompts.choices((kind,)) == (prefix,)]
     return kind
 
 
-def test_lines_show_a_kind_each():
+def test_every_kind_has_its_own_form_of_line():
     lines = {kind: prompts.line('Ava', Action(kind, 'x' * (kind not in ('leave', 'none')))) for kind in KINDS}
     assert len(set(lines.values())) == len(KINDS) and all(line.startswith('Ava ') for line in lines.values())

@@ -1,4 +1,4 @@
-"""Goals that are scored by rule: the agreed price and what it is worth."""
+"""Goals that are scored by a rule: the agreed price and its score."""
 
 import pytest
 
@@ -10,7 +10,7 @@ BUYER = {'kind': 'price', 'reserve': 165, 'target': 120}
 
 
 def talk(*lines):
-    """Lines said in turn, seat 0 first."""
+    """Return the actions of a dialogue in which the seats speak in turn."""
     return [(i % 2, Action('speak', text)) for i, text in enumerate(lines)]
 
 
@@ -20,7 +20,7 @@ def talk(*lines):
     'That works for me.', "You've got a deal.", "Then you've got yourself a deal!", "Let's shake on it.",
     'It’s a deal.', 'I’ll take it.', 'Deal, $160 it is.', 'Agreed: 160 dollars.', 'Deal! When can I pick it up?',
     'I accept. Would you help me carry it?'])
-def test_accepting_in_words_settles_on_the_last_price_of_the_other_side(words):
+def test_accepting_in_words_agrees_to_the_last_price_of_the_other_side(words):
     assert agreed_price(talk('I want $180.', 'I can pay $140.', 'Then $160.', words)) == 160
     assert agreed_price(talk('I can pay 140 dollars.', 'Make it 160 dollars.', words)) == 160
 
@@ -32,23 +32,23 @@ def test_accepting_in_words_settles_on_the_last_price_of_the_other_side(words):
     'That is a great deal for a bicycle like this.', 'I agree that the brake squeals.',
     '$160 is too much for me.', '160 dollars is way too high.', "I won't pay $160.", 'I cannot go to $160.',
     '$160?', 'Why $160?'])
-def test_declines_questions_and_conditions_do_not_settle(words):
+def test_refusals_questions_and_conditions_are_no_agreement(words):
     assert agreed_price(talk('I want $180.', 'I can pay $140.', 'Then $160.', words)) is None
 
 
 @pytest.mark.parametrize('lines, price', [
     ((), None),
     (('Hello.', 'Hello. Deal!'), None),                                     # no price was named
-    (('I can pay $150.', 'Hm.', 'Deal!'), None),                            # nobody accepts an offer of one's own
+    (('I can pay $150.', 'Hm.', 'Deal!'), None),                            # nobody accepts their own offer
     (('I want $180.', 'I pay $150.', 'I want $170.'), None),
-    (('I want $180.', 'How about $150?', '$165.', '$165 is fine.'), 165),   # both named the same last
+    (('I want $180.', 'How about $150?', '$165.', '$165 is fine.'), 165),   # the last prices are the same
     (('Would you take $150?', 'Yes, $150.'), 150),
-    (('I want $180.', 'Deal, for $150.'), None),                            # another price is another offer ...
-    (('I want $180.', 'Deal, for $150.', 'Agreed.'), 150),                  # ... which can be accepted
+    (('I want $180.', 'Deal, for $150.'), None),                            # another price is a new offer ...
+    (('I want $180.', 'Deal, for $150.', 'Agreed.'), 150),                  # ... which the other side can accept
     (('I want $180.', 'Hm.', 'Well, $170.', 'Deal.'), 170),                 # the last price counts
     (('I paid $300 for it, so $180 is fair.', 'Deal.'), 180),               # the last amount of a line counts
     (('$180, or $170 in cash.', 'I accept.'), 170),
-    (('$180.', 'Deal.', 'Or rather $200.', 'Agreed.'), 180),                # the first settlement counts
+    (('$180.', 'Deal.', 'Or rather $200.', 'Agreed.'), 180),                # the first agreement counts
     (('It costs $1,200.50 now.', 'Agreed.'), 1200.5),
     (('It costs $1,200.', 'Agreed.'), 1200),
     (('It costs $ 150, cash.', 'Agreed.'), 150),
@@ -60,7 +60,7 @@ def test_agreed_price(lines, price):
     assert agreed_price(talk(*lines)) == price
 
 
-def test_only_what_is_said_counts():
+def test_only_speech_counts():
     offer = (0, Action('speak', 'I want $180.'))
     for kind in ('action', 'non-verbal communication'):
         assert agreed_price([offer, (1, Action(kind, 'Deal'))]) is None
@@ -76,7 +76,7 @@ def test_score_is_linear_between_reserve_and_target_and_clipped(rule, price, wan
 
 
 @pytest.mark.parametrize('rule', [SELLER, BUYER])
-def test_no_deal_scores_nothing(rule):
+def test_no_deal_scores_zero(rule):
     assert score(rule, talk('$140.', 'No deal.')) == 0
     assert score(rule, []) == 0
 
@@ -99,6 +99,6 @@ def test_a_rule_that_cannot_be_scored_is_refused(rule, message):
         score(rule, [])
 
 
-def test_sound_rules_pass():
+def test_valid_rules_pass():
     check_rule(SELLER)
     check_rule(BUYER | {'unit': 'dollars'})

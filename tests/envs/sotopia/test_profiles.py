@@ -1,7 +1,6 @@
-"""Profiles: the set that comes with the package, foreign ones, and what is refused."""
+"""Profiles: the packaged set, sets in the format of the sotopia package, and errors."""
 
 import collections
-import importlib.util
 import json
 import pathlib
 import re
@@ -13,9 +12,10 @@ import epo_jax.envs.sotopia
 from epo_jax.envs.sotopia import prompts
 from epo_jax.envs.sotopia.actions import Action
 from epo_jax.envs.sotopia.profiles import FAMILY, STRANGER, Character, ProfileError, load_scenarios, strip_tags
+from epo_jax.presets import load_config
 
 ROOT = pathlib.Path(__file__).parents[3]
-SHIPPED = pathlib.Path(epo_jax.envs.sotopia.__file__).parent / 'data'
+PACKAGED = pathlib.Path(epo_jax.envs.sotopia.__file__).parent / 'data'
 REAL = ROOT.parent / 'shared' / 'data' / 'sotopia'
 
 ENVIRONMENT = {
@@ -40,7 +40,7 @@ def write(path, content):
 
 
 def folder(path, environments=(ENVIRONMENT,), agents=AGENTS, relationships=(RELATIONSHIP,), combos=(COMBO,)):
-    """A small folder of profiles; None leaves a file out."""
+    """Write a small folder of profiles and return its path; None leaves a file out."""
     for name, content in dict(environments=environments, agents=agents, relationships=relationships,
                               combos=combos).items():
         if content is not None:
@@ -52,11 +52,11 @@ def environment(**changes):
     return [ENVIRONMENT | changes]
 
 
-# What the package ships
+# The packaged set
 
 
-def test_the_shipped_set_has_enough_of_everything():
-    environments, agents = rows(SHIPPED / 'environments.jsonl'), rows(SHIPPED / 'agents.jsonl')
+def test_the_packaged_set_has_enough_scenarios_of_every_kind():
+    environments, agents = rows(PACKAGED / 'environments.jsonl'), rows(PACKAGED / 'agents.jsonl')
     assert len(environments) >= 48 and len(agents) >= 20
     assert all(count >= 8 for count in collections.Counter(row['category'] for row in environments).values())
     assert sum(row['split'] == 'held_out' for row in environments) == 16
@@ -64,9 +64,9 @@ def test_the_shipped_set_has_enough_of_everything():
     assert sum(row['hard'] for row in environments) == 12
 
 
-def test_every_reference_in_the_shipped_set_resolves_and_every_profile_is_played():
-    environments, agents = rows(SHIPPED / 'environments.jsonl'), rows(SHIPPED / 'agents.jsonl')
-    combos, relationships = rows(SHIPPED / 'combos.jsonl'), rows(SHIPPED / 'relationships.jsonl')
+def test_every_reference_in_the_packaged_set_resolves_and_every_profile_is_used():
+    environments, agents = rows(PACKAGED / 'environments.jsonl'), rows(PACKAGED / 'agents.jsonl')
+    combos, relationships = rows(PACKAGED / 'combos.jsonl'), rows(PACKAGED / 'relationships.jsonl')
     ids = {row['agent_id'] for row in agents}
     assert len(ids) == len(agents)
     assert {row['env_id'] for row in combos} == {row['env_id'] for row in environments}
@@ -76,16 +76,16 @@ def test_every_reference_in_the_shipped_set_resolves_and_every_profile_is_played
     assert len({row['combo_id'] for row in combos}) == len(combos) == len(load_scenarios())
 
 
-def test_people_in_the_shipped_set_know_each_other_as_their_scenario_says():
+def test_packaged_characters_have_the_relationship_of_their_scenario():
     levels = {frozenset((row['agent1_id'], row['agent2_id'])): int(row['relationship'])
-              for row in rows(SHIPPED / 'relationships.jsonl')}
+              for row in rows(PACKAGED / 'relationships.jsonl')}
     for scenario in load_scenarios():
         pair = frozenset(person.id for person in scenario.characters)
         assert levels.get(pair, STRANGER) == scenario.relationship, scenario.id
         assert bool(scenario.story) == (scenario.relationship != STRANGER), scenario.id
 
 
-def test_the_numbers_of_shipped_price_rules_are_those_of_the_goals():
+def test_packaged_price_rules_have_the_numbers_of_their_goals():
     with_rules = [scenario for scenario in load_scenarios() if any(scenario.goal_rules)]
     assert with_rules
     for scenario in with_rules:
@@ -98,7 +98,7 @@ def test_the_numbers_of_shipped_price_rules_are_those_of_the_goals():
         assert sum(sells) == 1, scenario.id
 
 
-def test_shipped_texts_hold_no_markup_and_no_name_of_a_player():
+def test_packaged_texts_contain_no_markup_and_no_name_of_a_character():
     for scenario in load_scenarios():
         for text in (scenario.text, *scenario.goals, scenario.story):
             assert not re.search(r'[<>{}\n]', text), scenario.id
@@ -107,15 +107,8 @@ def test_shipped_texts_hold_no_markup_and_no_name_of_a_player():
         assert not names & set(re.findall(r'\w+', ' '.join((scenario.text, *scenario.goals)))), scenario.id
 
 
-def quickstart():
-    spec = importlib.util.spec_from_file_location('sotopia_config', ROOT / 'configs' / 'sotopia.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config('quickstart')
-
-
-def test_shipped_openings_fit_the_quickstart(smollm2_tokenizer):
-    config = quickstart()
+def test_packaged_openings_fit_the_quickstart(smollm2_tokenizer):
+    config = load_config('sotopia:quickstart')
     allowed, short = tuple(config.environment.allowed), config.environment.short
     first_lines, openings = [], []
     for scenario in load_scenarios():
@@ -133,7 +126,7 @@ def test_shipped_openings_fit_the_quickstart(smollm2_tokenizer):
 # Loading
 
 
-def test_a_scenario_has_everything_from_its_rows(tmp_path):
+def test_a_scenario_combines_its_rows(tmp_path):
     scenario, = load_scenarios(folder(tmp_path, environment(goal_rules=[PRICE, None], category='trade', hard=True)))
     ava, bob = scenario.characters
     assert ava == Character('a1', 'Ava', 'Li', 30, 'Nurse', 'Woman', 'She/her', 'Has a dog.', 'Calm.', 'Moves.')
@@ -146,7 +139,7 @@ def test_a_scenario_has_everything_from_its_rows(tmp_path):
     assert (scenario.category, scenario.split, scenario.hard) == ('trade', 'train', True)
 
 
-def test_json_lists_and_pk_ids_are_read_as_the_exports_have_them(tmp_path):
+def test_json_lists_and_pk_ids_are_read_like_jsonl(tmp_path):
     move = lambda row, key: {'pk': row[key]} | {k: v for k, v in row.items() if k != key}
     write(tmp_path / 'environment_profiles.json', [move(ENVIRONMENT, 'env_id')])
     write(tmp_path / 'agent_profiles.json', [move(row, 'agent_id') for row in AGENTS])
@@ -157,14 +150,14 @@ def test_json_lists_and_pk_ids_are_read_as_the_exports_have_them(tmp_path):
     assert load_scenarios(str(tmp_path)) == load_scenarios(folder(ours))
 
 
-def test_relationships_are_optional_and_combos_without_an_id_are_told_apart(tmp_path):
+def test_relationships_are_optional_and_combos_without_an_id_get_unique_ones(tmp_path):
     combo = {key: COMBO[key] for key in ('env_id', 'agent_ids')}
     scenarios = load_scenarios(folder(tmp_path, relationships=None, combos=[combo, combo]))
     assert [scenario.story for scenario in scenarios] == ['', '']
     assert len({scenario.id for scenario in scenarios}) == 2
 
 
-def test_a_story_is_told_only_where_the_scenario_has_the_same_relationship_and_not_of_strangers(tmp_path):
+def test_only_the_story_of_the_same_relationship_is_used_and_none_of_strangers(tmp_path):
     both = [RELATIONSHIP, RELATIONSHIP | {'relationship': '0', 'background_story': 'They met once.'}]
     story = lambda level: load_scenarios(
         folder(tmp_path, environment(relationship=level), relationships=both))[0].story
@@ -178,7 +171,7 @@ def test_line_separators_within_texts_do_not_end_a_row(tmp_path):
     assert load_scenarios(str(tmp_path))[0].text == 'One two three.'
 
 
-def test_what_only_some_may_see_is_kept_from_the_others(tmp_path):
+def test_parts_for_one_viewer_are_hidden_from_the_others(tmp_path):
     part = lambda viewer: f' <p viewer="{viewer}">For {viewer}.</p>'
     scenario, = load_scenarios(folder(tmp_path, environment(
         scenario='A party.' + part('environment') + part('agent_0') + ' Music.',
@@ -194,7 +187,7 @@ def test_what_only_some_may_see_is_kept_from_the_others(tmp_path):
     ('<clarification_hint>a<strategy_hint>b</strategy_hint></clarification_hint>', 'ab'),
     ('3 < 5 and 5 > 3', '3 < 5 and 5 > 3'),
     ('plain', 'plain')])
-def test_tags_go_and_their_content_stays(text, want):
+def test_tags_are_removed_and_their_content_stays(text, want):
     assert strip_tags(text) == want
 
 
@@ -208,30 +201,30 @@ def test_every_fifth_environment_is_held_out_and_hard_ones_come_from_the_split_f
     assert [s.id for s in scenarios if s.hard] == ['e2', 'e7']
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize('changes, message', [
     (dict(environments=None), 'no environment file.*environments.json'),
     (dict(agents=None), 'no character file'),
     (dict(combos=None), 'no combo file'),
-    (dict(combos=[]), 'no scenarios'),
+    (dict(combos=[]), 'there are no scenarios in'),
     (dict(combos=[COMBO | {'env_id': 'e9'}]), "combo c1: there is no environment 'e9'"),
     (dict(combos=[COMBO | {'agent_ids': ['a1', 'a9']}]), "combo c1: .*'a9'"),
-    (dict(combos=[COMBO | {'agent_ids': ['a1']}]), 'combo c1: needs two'),
-    (dict(combos=[COMBO | {'agent_ids': ['a1', 'a2', 'a1']}]), 'combo c1: needs two'),
-    (dict(combos=[{'env_id': 'e1', 'agent_ids': None}]), 'combo 0: needs two'),
+    (dict(combos=[COMBO | {'agent_ids': ['a1']}]), 'combo c1: .* two known characters'),
+    (dict(combos=[COMBO | {'agent_ids': ['a1', 'a2', 'a1']}]), 'combo c1: .* two known characters'),
+    (dict(combos=[{'env_id': 'e1', 'agent_ids': None}]), 'combo 0: .* two known characters'),
     (dict(combos=[{'agent_ids': ['a1', 'a2']}]), 'combo 0: there is no environment None'),
-    (dict(environments=[ENVIRONMENT, ENVIRONMENT]), "row 2: env_id .*'e1'"),
-    (dict(environments=environment(env_id='')), 'row 1: env_id'),
-    (dict(agents=[*AGENTS, AGENTS[0]]), "row 3: agent_id .*'a1'"),
-    (dict(agents=[AGENTS[1], {'agent_id': 'a1', 'first_name': ''}]), 'character a1: has no first_name'),
-    (dict(agents=[AGENTS[1], {'agent_id': 'a1', 'first_name': ' '}]), 'character a1: has no first_name'),
+    (dict(environments=[ENVIRONMENT, ENVIRONMENT]), "environments.jsonl, row 2: env_id .*'e1'"),
+    (dict(environments=environment(env_id='')), 'environments.jsonl, row 1: env_id'),
+    (dict(agents=[*AGENTS, AGENTS[0]]), "agents.jsonl, row 3: agent_id .*'a1'"),
+    (dict(agents=[AGENTS[1], {'agent_id': 'a1', 'first_name': ''}]), 'character a1: .* first_name is missing'),
+    (dict(agents=[AGENTS[1], {'agent_id': 'a1', 'first_name': ' '}]), 'character a1: .* first_name is missing'),
     (dict(agents=[AGENTS[1], AGENTS[0] | {'age': 'old'}]), 'character a1: .*age'),
-    (dict(environments=environment(agent_goals=['Win'])), 'environment e1: needs two goals, has 1'),
-    (dict(environments=environment(agent_goals=['a', 'b', 'c'])), 'environment e1: needs two goals, has 3'),
-    (dict(environments=environment(agent_goals=None)), 'environment e1: needs two goals'),
-    (dict(environments=environment(scenario=None)), 'environment e1: .*scenario'),
+    (dict(environments=environment(agent_goals=['Win'])), 'environment e1: .* two goals, not 1'),
+    (dict(environments=environment(agent_goals=['a', 'b', 'c'])), 'environment e1: .* two goals, not 3'),
+    (dict(environments=environment(agent_goals=None)), 'environment e1: .* two goals, not 0'),
+    (dict(environments=environment(scenario=None)), 'environment e1: .*scenario is missing'),
     (dict(environments=environment(relationship='6')), "environment e1: relationship .*'6'"),
     (dict(environments=environment(relationship=-1)), 'environment e1: relationship'),
     (dict(environments=environment(relationship='friend')), "environment e1: relationship .*'friend'"),
@@ -241,7 +234,7 @@ def test_every_fifth_environment_is_held_out_and_hard_ones_come_from_the_split_f
     (dict(environments=environment(goal_rules=[PRICE])), 'environment e1: .*goal_rules'),
     (dict(environments=environment(split='test')), "environment e1: split .*'test'"),
 ])
-def test_what_is_wrong_is_named(tmp_path, changes, message):
+def test_an_error_names_the_row_and_field(tmp_path, changes, message):
     with pytest.raises(ProfileError, match=message):
         load_scenarios(folder(tmp_path, **changes))
 
@@ -249,40 +242,41 @@ def test_what_is_wrong_is_named(tmp_path, changes, message):
 @pytest.mark.parametrize('name, text', [
     ('environments.jsonl', '{"env_id": "e1"'), ('agents.jsonl', '[1]\n'), ('combos.jsonl', '"text"\n'),
     ('relationships.jsonl', '{"agent1_id": "a1"}\n'), ('env_splits.json', '{'), ('env_splits.json', '[]')])
-def test_a_damaged_file_is_named(tmp_path, name, text):
+def test_an_error_names_a_damaged_file(tmp_path, name, text):
     path = folder(tmp_path)
     (tmp_path / name).write_text(text, 'utf-8')
     with pytest.raises(ProfileError, match=name):
         load_scenarios(path)
 
 
-def test_text_that_is_not_utf_8_and_json_that_is_no_list_are_refused(tmp_path):
+def test_invalid_utf_8_and_json_that_is_not_a_list_are_refused(tmp_path):
     path = folder(tmp_path, agents=None)
     (tmp_path / 'agents.jsonl').write_bytes(b'{"agent_id": "\xff"}')
     with pytest.raises(ProfileError, match='agents.jsonl'):
         load_scenarios(path)
     (tmp_path / 'agents.jsonl').unlink()
     write(tmp_path / 'agents.json', {'a1': AGENTS[0]})
-    with pytest.raises(ProfileError, match='agents.json: must hold a list'):
+    with pytest.raises(ProfileError, match='agents.json: must be a list'):
         load_scenarios(path)
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
+def test_an_error_names_a_missing_folder(tmp_path):
     with pytest.raises(ProfileError, match='nowhere has no environment file'):
         load_scenarios(str(tmp_path / 'nowhere'))
 
 
-# SOTOPIA's own profiles
+# The profiles of SOTOPIA
 
 
 @pytest.fixture
 def real():
+    """Return the folder of SOTOPIA's own profiles; skip where it is absent."""
     if not (REAL / 'environment_profiles.jsonl').is_file():
         pytest.skip(f'the SOTOPIA profiles are not in {REAL}')
     return REAL
 
 
-def test_sotopias_profiles_load(real):
+def test_the_profiles_of_sotopia_load(real):
     scenarios = load_scenarios(str(real))
     assert len(scenarios) == 450 and len({s.environment for s in scenarios}) == 90
     hard = json.loads((real / 'hard_combos.json').read_text('utf-8'))
@@ -296,12 +290,12 @@ def test_sotopias_profiles_load(real):
         assert s.text and all(s.goals) and s.category
         assert not re.search(r'</?\w+[^<>]*>', ' '.join((s.text, *s.goals, s.story, s.judge_text))), s.id
     for s in scenarios:
-        if s.category == 'mutual_friends':  # who the common friends are is for the judge to know
+        if s.category == 'mutual_friends':  # only the judge knows the common friends
             assert s.text == '2 strangers are meeting at a party.'
             assert re.search('They have 1 common friends: [A-Z]', prompts.judge_opening(s, 0))
 
 
-def test_the_further_scenarios_load_with_the_characters_of_the_first(real, tmp_path):
+def test_the_extra_scenarios_load_with_the_characters_of_the_first_set(real, tmp_path):
     for name in ('environment_profiles.jsonl', 'env_agent_combo_storages.jsonl'):
         shutil.copy(real / 'extra303' / name, tmp_path)
     with pytest.raises(ProfileError, match='no character file'):

@@ -1,4 +1,4 @@
-"""SOTOPIA in array code says, shows and ends what SOTOPIA in text does."""
+"""SOTOPIA on the device behaves like SOTOPIA in text."""
 
 import jax
 import numpy as np
@@ -21,59 +21,63 @@ def decode(tokens, b):
 
 
 def play(rules, scenario, messages):
-    """Plays messages in turn in both forms, in slot 1 of 2, and compares all that comes back; -> state in tokens."""
+    """Play messages in turn in both forms, in slot 1 of 2, and compare everything that they return.
+
+    Returns:
+      The environment, the queue, the final state of the slot, and its EpisodeText.
+    """
     env = TokenSotopia(rules, TOKENIZER, WIDTH)
     queue = env.encode([scenario])
     rows = np.array([False, True])
-    state, views = env.reset(env.start(2), queue, np.array([1, 0]), rows)
+    state, encoded = env.reset(env.start(2), queue, np.array([1, 0]), rows)
     dialogue, openings = rules.reset(scenario, (True, True))
-    for view, opening in zip(views, openings):
-        assert (decode(view.strategist, 1), decode(view.actor, 1)) == tuple(opening)
-        assert view.strategist.length[0] == 0
+    for observation, opening in zip(encoded, openings):
+        assert (decode(observation.strategist, 1), decode(observation.actor, 1)) == tuple(opening)
+        assert observation.strategist.length[0] == 0
     for number, message in enumerate(messages):
         seat = number % 2
-        cues, wanted = env.cues(state, seat), rules.cues(dialogue, seat)
-        assert (decode(cues.strategist, 1), decode(cues.actor, 1)) == tuple(wanted)
+        cues, expected = env.cues(state, seat), rules.cues(dialogue, seat)
+        assert (decode(cues.strategist, 1), decode(cues.actor, 1)) == tuple(expected)
         ids = text.encode(TOKENIZER, message)
-        state, seen = env.step(state, seat, pack([[], ids], 64), rows)
-        dialogue, step = rules.step(dialogue, seat, message)
-        for view, shown in zip(seen.observations, step.observations):
-            assert (decode(view.strategist, 1), decode(view.actor, 1)) == tuple(shown)
-        np.testing.assert_array_equal(np.asarray(seen.reward)[1], np.array(
-            [np.nan if reward is None else reward for reward in step.rewards], np.float32))
-        assert np.isnan(np.asarray(seen.reward)[0]).all()
-        assert bool(seen.done[1]) == step.done and not seen.done[0] and not np.asarray(seen.failed).any()
-    one = jax.tree.map(lambda x: np.asarray(x)[1:], state)
-    [episode] = env.texts([scenario], one)
+        state, step = env.step(state, seat, pack([[], ids], 64), rows)
+        dialogue, text_step = rules.step(dialogue, seat, message)
+        for observation, expected in zip(step.observations, text_step.observations):
+            assert (decode(observation.strategist, 1), decode(observation.actor, 1)) == tuple(expected)
+        np.testing.assert_array_equal(np.asarray(step.reward)[1], np.array(
+            [np.nan if reward is None else reward for reward in text_step.rewards], np.float32))
+        assert np.isnan(np.asarray(step.reward)[0]).all()
+        assert bool(step.done[1]) == text_step.done and not step.done[0] and not np.asarray(step.failed).any()
+    finished = jax.tree.map(lambda x: np.asarray(x)[1:], state)
+    [episode] = env.texts([scenario], finished)
     assert tuple(episode.lines) == rules.transcript(dialogue, ())
     assert list(episode.judge_prompts) == [rules.judge_prompt(dialogue, seat) for seat in (0, 1)]
-    return env, queue, one, episode
+    return env, queue, finished, episode
 
 
 SCENARIO = load_scenarios('')[0]
 
 
 @pytest.mark.parametrize('short', [False, True])
-def test_speech_is_shown_as_in_text(short):
+def test_speech_is_the_same_as_in_text(short):
     rules = Sotopia(4, 2, ('speak',), short, True)
     _, _, _, episode = play(rules, SCENARIO, ['Hello there."', 'Good day.', 'How about $20?"', 'Deal.'])
     assert episode.events.count('action/speak') == 4
 
 
-def test_the_last_action_and_too_many_idle_ones_end_it():
+def test_max_turns_and_idle_actions_end_a_dialogue():
     play(Sotopia(2, 2, ('speak',), True, True), SCENARIO, ['Hello.', 'Bye.'])
     _, _, _, episode = play(Sotopia(9, 1, ('speak',), True, True), SCENARIO, ['', ''])
     assert episode.events.count('action/unparsable') == 2
 
 
-def test_named_kinds_become_lines():
+def test_every_kind_of_action_becomes_a_line():
     env = TokenSotopia(Sotopia(6, 2), TOKENIZER, WIDTH)
     name = [c.first_name for c in SCENARIO.characters]
     state, _ = env.reset(env.start(1), env.encode([SCENARIO]), np.array([0]), np.array([True]))
     done = []
     for seat, message in ((0, 'gesture: waves'), (1, 'act: sits down'), (0, 'wait: so be it'), (1, 'leave: bye')):
-        state, seen = env.step(state, seat, pack([text.encode(TOKENIZER, message)], 64), np.array([True]))
-        done.append(bool(seen.done[0]))
+        state, step = env.step(state, seat, pack([text.encode(TOKENIZER, message)], 64), np.array([True]))
+        done.append(bool(step.done[0]))
     [episode] = env.texts([SCENARIO], state)
     assert [line for _, line in episode.lines] == [
         f'{name[0]} [gesture] waves', f'{name[1]} [action] sits down', f'{name[0]} did nothing.',
@@ -82,12 +86,12 @@ def test_named_kinds_become_lines():
     assert episode.events == ['action/non-verbal communication', 'action/action', 'action/none', 'action/leave']
 
 
-def test_a_kind_that_is_not_allowed_does_nothing():
+def test_a_kind_that_is_not_allowed_is_unparsable():
     env = TokenSotopia(Sotopia(6, 2, ('speak',)), TOKENIZER, WIDTH)
     state, _ = env.reset(env.start(1), env.encode([SCENARIO]), np.array([0]), np.array([True]))
-    state, seen = env.step(state, 0, pack([text.encode(TOKENIZER, 'leave: bye')], 64), np.array([True]))
+    state, step = env.step(state, 0, pack([text.encode(TOKENIZER, 'leave: bye')], 64), np.array([True]))
     [episode] = env.texts([SCENARIO], state)
-    assert not seen.done[0] and episode.events == ['action/none', 'action/unparsable']
+    assert not step.done[0] and episode.events == ['action/none', 'action/unparsable']
 
 
 def test_the_judge_reads_opening_and_lines():
@@ -96,6 +100,6 @@ def test_the_judge_reads_opening_and_lines():
     for seat in (0, 1):
         opening, lines = env.judge_prompts(queue, state, seat)
         assert decode(opening, 0) == prompts.judge_opening(SCENARIO, seat)
-        told = ''.join(text.decode(TOKENIZER, np.asarray(lines.ids)[0, a, :int(lines.length[0, a])].tolist())
-                       for a in range(4))
-        assert told == ''.join(f'\n{line}' for _, line in episode.lines)
+        transcript = ''.join(text.decode(TOKENIZER, np.asarray(lines.ids)[0, a, :int(lines.length[0, a])].tolist())
+                             for a in range(4))
+        assert transcript == ''.join(f'\n{line}' for _, line in episode.lines)
