@@ -1,6 +1,6 @@
-"""An environment of one's own in array code: two seats talk for as long as the scenario says.
+"""A user's environment in array code, for tests: two seats talk for as many actions as the scenario says.
 
-What is said depends on every id that was ever said, so an error anywhere shows in all that follows.
+An observation depends on all ids of all earlier messages, so an error in one of them changes everything that follows.
 """
 
 import dataclasses
@@ -16,8 +16,13 @@ NEVER = 99
 
 
 class Scenario(NamedTuple):
-    """An episode lasts `turns` actions; in action number `broken` the environment fails, and from number `loud` on it
-    says as much as fits a view.
+    """A scenario.
+
+    Attributes:
+      id, category, split: see epo_jax.envs.base.Scenario.
+      turns: number of actions after which the episode ends.
+      broken: number of the action in which the environment fails.
+      loud: number of the action from which observations are as long as possible.
     """
 
     id: str
@@ -30,7 +35,7 @@ class Scenario(NamedTuple):
 
 @struct.dataclass
 class State:
-    """i32[B] each: the scenario of a slot, its actions so far, and the sum of all ids that were ever said."""
+    """The slots, i32[B] each: the fields of the scenario, the number of actions, and the sum of all ids so far."""
 
     scenario: Any
     turns: Any
@@ -42,7 +47,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Counting:
-    """See Environment; three tokens are said at a time, where an episode is not loud."""
+    """An Environment whose observations have three tokens, or `width` in a loud episode."""
 
     max_turns: int = 6
     width: int = 48
@@ -51,22 +56,22 @@ class Counting:
     on_device = True
 
     def encode(self, scenarios):
-        """i32[E, 4]"""
+        """Return the numbers of the scenarios, i32[E, 4]."""
         return jnp.array([[n, s.turns, s.broken, s.loud] for n, s in enumerate(scenarios)], jnp.int32)
 
     def start(self, batch):
         return State(*[jnp.zeros(batch, jnp.int32)] * 6)
 
     def reset(self, state, queue, episode, rows):
-        dealt = queue[jnp.minimum(episode, len(queue) - 1)]
+        scenario = queue[jnp.minimum(episode, len(queue) - 1)]
         pick = lambda new, old: jnp.where(rows, new, old)
-        state = State(*(pick(dealt[:, i], old) for i, old in enumerate(
+        state = State(*(pick(scenario[:, i], old) for i, old in enumerate(
             (state.scenario, state.turns, state.broken, state.loud))), pick(0, state.actions), pick(0, state.total))
-        hello = lambda role: self._say(state.scenario + role, rows, 3)
-        return state, tuple(Observation(hello(2 * s), hello(2 * s + 1)) for s in range(2))
+        opening = lambda role: self._letters(state.scenario + role, rows, 3)
+        return state, tuple(Observation(opening(2 * s), opening(2 * s + 1)) for s in range(2))
 
-    def _say(self, number, rows, count):
-        """Tokens [B, width]: so many letters that depend on a number."""
+    def _letters(self, number, rows, count):
+        """Return `count` letters that depend on number[B], in the given rows: Tokens [B, width]."""
         ids = 65 + (number[:, None] * 7 + jnp.arange(self.width) * 3) % 26
         return Tokens(ids.astype(jnp.int32), (rows * count).astype(jnp.int32))
 
@@ -78,7 +83,7 @@ class Counting:
         return Observation(cue, cue)
 
     def choices(self, state, seat):
-        """In its second turn, seat 0 may say one of three words, which differ from scenario to scenario."""
+        """Return the three words, different in every scenario, of which seat 0 chooses one in its second turn."""
         if seat:
             return None
         words = jnp.array([[70, 71, 72], [70, 71, 0], [73, 0, 0]])[None] + (state.scenario % 5)[:, None, None]
@@ -88,11 +93,11 @@ class Counting:
         inside = jnp.arange(message.ids.shape[1]) < message.length[:, None]
         total = state.total + live * jnp.where(inside, message.ids, 0).sum(axis=1)
         failed = live & (state.actions == state.broken)
-        said = self._say(total, live, jnp.where(state.actions >= state.loud, self.width, 3))
+        letters = self._letters(total, live, jnp.where(state.actions >= state.loud, self.width, 3))
         actions = state.actions + live
         reward = jnp.zeros((len(actions), 2)).at[:, seat].set((total % 11).astype(jnp.float32))
         return state.replace(actions=actions, total=total), EnvironmentStep(
-            (Observation(said, said),) * 2, live & (actions >= state.turns), reward, failed)
+            (Observation(letters, letters),) * 2, live & (actions >= state.turns), reward, failed)
 
     def texts(self, scenarios, state):
         facts = lambda s: {'scenario': s.id, 'environment': 'counting', 'category': s.category,
@@ -104,7 +109,7 @@ class Counting:
 
 
 def scenarios(path, options):
-    """Twelve to train on and four held out."""
+    """Return twelve training and four held-out scenarios."""
     return [Scenario(str(n), 1 + n % options.longest, f'c{n % 2}', 'held_out' if n % 4 == 3 else 'train')
             for n in range(16)]
 

@@ -1,6 +1,6 @@
-"""Tables for tests: an environment that is a script, models and functions to sit there, and episodes played out.
+"""Tables for tests: a scripted environment, local models and Python functions as agents, and finished episodes.
 
-The scenarios say how long an episode is and where it goes wrong.
+A scenario (`Case`) says how many actions its episode has and what goes wrong in which of them.
 """
 
 import dataclasses
@@ -24,14 +24,17 @@ from epo_jax.models.transformer import Transformer
 from epo_jax.rollout import Episodes, Table, TableState, Turn, episode_keys, failure_reasons, open_table, refill, turn
 from epo_jax.text.chat import chat_segments
 
-TURNS = 6  # of both seats together
+TURNS = 6  # largest number of actions of both seats together
 WIDTH = 120
 BOTH = (0, 1)
-never = threading.Event()  # what waits for it stalls
+never = threading.Event()  # is never set: a call that waits for it stalls
 
 
 class Case(NamedTuple):
-    """A scenario: its name, its number of actions, and what goes wrong in action number `at`."""
+    """A scenario: its name, its number of actions, and what goes wrong in action number `at`.
+
+    `trouble` is 'raise', 'stall', 'exit', 'long', 'flood' or 'observation' (see Script), or a key of WRONG_RESULTS.
+    """
 
     name: str
     turns: int
@@ -39,15 +42,33 @@ class Case(NamedTuple):
     at: int = 0
 
 
+# By name, functions from a correct (state, TextStep) to a result that breaks the contract of TextEnvironment.step.
+WRONG_RESULTS = {
+    'nothing': lambda state, step: None,
+    'no state': lambda state, step: step,
+    'observations of one seat': lambda state, step: (state, step._replace(observations=step.observations[:1])),
+    'observations of three seats': lambda state, step: (state, step._replace(observations=step.observations * 2)),
+    'bytes': lambda state, step: (state, step._replace(observations=(Observation(b'a', b'b'),) * 2)),
+    'done as text': lambda state, step: (state, step._replace(done='no')),
+    'one reward': lambda state, step: (state, step._replace(rewards=(1.0,))),
+    'NaN': lambda state, step: (state, step._replace(rewards=(float('nan'), None))),
+    'events as text': lambda state, step: (state, step._replace(events='event')),
+}
+
 CASES = (Case('one', 1), Case('two', 2), Case('five', 5), Case('six', 9))
 
 
 @dataclasses.dataclass(frozen=True)
 class Script(TextEnvironment):
-    """A TextEnvironment whose state is (case, messages so far)."""
+    """A TextEnvironment whose state is (case, messages so far).
+
+    Attributes:
+      cue: beginning of every reply.
+      orders: the only replies that seat 1 may give in its second turn.
+    """
 
     cue: str = ''
-    orders: tuple[str, ...] = ()  # the only replies of seat 1 in its second turn
+    orders: tuple[str, ...] = ()
 
     num_seats = 2
     max_turns = TURNS
@@ -58,8 +79,8 @@ class Script(TextEnvironment):
         return (case, ()), tuple(Observation(opening('S', s) if advised[s] else '', opening('A', s)) for s in (0, 1))
 
     def step(self, state, seat, message):
-        case, said = state
-        n = len(said)
+        case, messages = state
+        n = len(messages)
         line = f'{n}:{message[:4]};'
         if n == case.at and case.trouble == 'raise':
             raise RuntimeError('the script says so')
@@ -67,17 +88,18 @@ class Script(TextEnvironment):
             never.wait(5)
         if n == case.at and case.trouble == 'exit':
             raise SystemExit('goodbye')
-        if n == case.at and case.trouble == 'nothing':
-            return None
-        if case.trouble == 'flood':  # each fits an observation, but together they outgrow the context
+        if case.trouble == 'flood':  # every line fits an observation, but all together exceed the capacity of an agent
             line = f'{n}' * 55
-        if case.trouble == 'observation':  # each fits an observation, but not two of them
+        if case.trouble == 'observation':  # one line fits an observation, but two do not
             line = f'{n}' * (WIDTH - 20)
         if n == case.at and case.trouble == 'long':
             line = 'x' * (WIDTH + 1)
         own, other = Observation(line, ''), Observation(line, line)
         observations = (own, other) if seat == 0 else (other, own)
-        return (case, (*said, message)), TextStep(observations, n + 1 >= case.turns, (1.0, float(n)), (f'event{n}',))
+        step = TextStep(observations, n + 1 >= case.turns, (1.0, float(n)), (f'event{n}',))
+        if n == case.at and case.trouble in WRONG_RESULTS:
+            return WRONG_RESULTS[case.trouble]((case, (*messages, message)), step)
+        return (case, (*messages, message)), step
 
     def cues(self, state, seat):
         return Observation(self.cue, self.cue)
@@ -102,7 +124,7 @@ def tokenizer():
 
 @functools.cache
 def other_tokenizer():
-    """Bytes again, but with other ids, and with 'th', 'an' as one token."""
+    """Return a byte tokenizer with other ids, in which 'th' and 'an' are one token."""
     chars = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)
     vocab = {token: i for i, token in enumerate([*chars, 'th', 'an'])}
     core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[('t', 'h'), ('a', 'n')]))
@@ -114,7 +136,7 @@ def other_tokenizer():
 
 @functools.cache
 def local():
-    """The dummy model; a fifth of all bytes end a message, so that messages differ in length."""
+    """Return a player with the dummy model. A fifth of all bytes end a message, so messages differ in length."""
     chat = chat_segments(tokenizer())
     stop = (chat.end, *sorted({*chat.stop, *range(0, 256, 5)} - {chat.end}))
     sampling = SamplingConfig(max_tokens=8, stop=stop)
@@ -123,16 +145,18 @@ def local():
 
 
 def host(reply, tokens=None, timeout=None):
+    """Return a player whose replies are reply(history, seed)."""
     tokens = tokens or tokenizer()
     return Player(HostAgent(reply, tokens, 40, timeout), None, tokens)
 
 
 def plan(history, seed):
-    """A strategy that names its reader and the number of its turn: 'plan S0 1'."""
+    """Return a strategy that names its strategist and turn, such as 'plan S0 1'."""
     return f'plan {history[0][1].split()[1][:2]} {len(history) // 2}'
 
 
 def talk(history, seed):
+    """Return a message that names its actor and turn, such as 'line A0 1'."""
     return f'line {history[0][1].split()[1][:2]} {len(history) // 2}'
 
 
@@ -144,8 +168,8 @@ def host_seats():
     return tuple(Seat(host(talk), host(plan)) for _ in BOTH)
 
 
-def episode_numbers(count):
-    """The keys of so many episodes."""
+def make_keys(count):
+    """Return the keys of `count` episodes."""
     return episode_keys(7, 0, np.arange(count))
 
 
@@ -154,13 +178,15 @@ def make_table(seats, env=Script(), timeout=None, group=1):
 
 
 class Game(NamedTuple):
-    """Episodes that were all played at the same time, in the slots of their numbers.
+    """Episodes that were all played at the same time; the number of an episode is that of its slot.
 
     Attributes:
-      table, cases: who played what.
+      table: the table.
+      cases: the scenarios.
       state: the slots after the last turn.
-      episodes, reasons: what was stored.
-      turns: every turn.
+      episodes: the finished episodes.
+      reasons: see rollout_on_host.
+      turns: all turns in order.
     """
 
     table: Table
@@ -175,9 +201,9 @@ class Game(NamedTuple):
 
 
 def perform(seats, cases, env=Script(), timeout=None, keys=None) -> Game:
-    """Plays a table out by `turn` and `refill`, without a driver, so that memories can be looked at in the end."""
+    """Play all episodes with `turn` and `refill`, without a driver, so a test can inspect the final memories."""
     table, turns = make_table(seats, env, timeout), []
-    keys = episode_numbers(len(cases)) if keys is None else keys
+    keys = make_keys(len(cases)) if keys is None else keys
     queue = table.env.encode(cases)
     state, episodes = refill(table, *open_table(table, len(cases), len(cases), keys), queue, keys)
     while not state.done.all():

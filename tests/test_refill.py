@@ -1,4 +1,4 @@
-"""Slots: which episode plays where and when does not matter to it, and both drivers are one."""
+"""Slots: an episode does not depend on where and when it is played, and both drivers give the same episodes."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from counting import Counting, Scenario
 import jax
 import numpy as np
 import pytest
-from tables import BOTH, Case, episode_numbers, host, host_seats, local, local_seats, make_table, perform, talk
+from tables import BOTH, Case, host, host_seats, local, local_seats, make_keys, make_table, perform, talk
 
 from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
@@ -30,12 +30,12 @@ CASES = tuple(Case(f'case{n}', turns) for n, turns in enumerate((6, 1, 3, 2, 5, 
 
 
 def contents(stored):
-    """By episode, all that is exact: what was said, and the ids and turns of both strategists."""
+    """Return, for every episode, all that is exact: strategies, messages, and the ids and turns of both strategists."""
     rows = [np.asarray(x) for conversation in stored.conversations if conversation is not None
             for x in (conversation.ids, conversation.turn, conversation.length, conversation.turns)]
-    said = [[tokens.ids[e, n, :tokens.length[e, n]].tolist() for n in range(stored.actions[e])]
-            for e in range(len(stored.cause)) for tokens in (stored.strategies, stored.messages)]
-    return [(said[2 * e:2 * e + 2], [row[e].tolist() for row in rows], stored.cause[e], stored.actions[e],
+    written = [[tokens.ids[e, n, :tokens.length[e, n]].tolist() for n in range(stored.actions[e])]
+               for e in range(len(stored.cause)) for tokens in (stored.strategies, stored.messages)]
+    return [(written[2 * e:2 * e + 2], [row[e].tolist() for row in rows], stored.cause[e], stored.actions[e],
              stored.reward[e].tolist()) for e in range(len(stored.cause))]
 
 
@@ -46,50 +46,51 @@ def logprobs(stored):
 @functools.cache
 def in_four_slots():
     table = make_table(local_seats())
-    return table, rollout_on_host(table, CASES, episode_numbers(16), 4)[0]
+    return table, rollout_on_host(table, CASES, make_keys(16), 4)[0]
 
 
 def assert_same(one, other):
-    """Equal but for rounding in what a matrix product of another height gives."""
+    """Assert that episodes are equal; log-probabilities may differ by the rounding of another batch size."""
     assert contents(one) == contents(other)
     np.testing.assert_allclose(logprobs(one), logprobs(other), atol=1e-5)
 
 
-# What an episode depends on
+# Independence of slots
 
 
-def test_an_episode_does_not_depend_on_how_many_are_played_at_once():
+def test_an_episode_does_not_depend_on_the_number_of_slots():
     _, four = in_four_slots()
-    sixteen = perform(local_seats(), CASES, keys=episode_numbers(16)).episodes
+    sixteen = perform(local_seats(), CASES, keys=make_keys(16)).episodes
     assert_same(four, sixteen)
-    assert len({str(said) for said, *_ in contents(four)}) == 16  # and all differ
+    assert len({str(written) for written, *_ in contents(four)}) == 16  # all episodes differ
     assert four.env.episodes.tolist() == sixteen.env.episodes.tolist()
-    assert not four.cause.any() and [len(said) for _, said in four.env.episodes] == [case.turns for case in CASES]
+    assert not four.cause.any()
+    assert [len(messages) for _, messages in four.env.episodes] == [case.turns for case in CASES]
 
 
-def test_an_episode_does_not_depend_on_its_slot_and_neighbours():
+def test_an_episode_does_not_depend_on_its_slot_and_neighbors():
     table, straight = in_four_slots()
     order = np.random.default_rng(0).permutation(16)
-    mixed, _ = rollout_on_host(table, [CASES[n] for n in order], episode_numbers(16)[order], 4)
+    mixed, _ = rollout_on_host(table, [CASES[n] for n in order], make_keys(16)[order], 4)
     assert_same(mixed, jax.tree.map(lambda x: np.asarray(x)[order], straight))
 
 
-def test_an_opening_that_a_group_shares_is_as_good_as_read_alone():
-    keys, cases = episode_numbers(12), [case for case in CASES[:6] for _ in BOTH]
+def test_a_shared_opening_gives_the_same_episodes():
+    keys, cases = make_keys(12), [case for case in CASES[:6] for _ in BOTH]
     alone, _ = rollout_on_host(make_table(local_seats()), cases, keys, 4)
     table = make_table(local_seats(), group=2)
     shared, _ = rollout_on_host(table, cases, keys, 4)
     assert_same(alone, shared)
-    assert all(a != b for a, b in zip(contents(shared)[::2], contents(shared)[1::2]))  # a group shares nothing else
+    assert all(a != b for a, b in zip(contents(shared)[::2], contents(shared)[1::2]))  # the replies differ
     rows = trajectories(table, shared, np.arange(12), 2)
     assert rows.group.tolist() == [2 * (n // 2) for n in range(12)] + [2 * (n // 2) + 1 for n in range(12)]
 
 
-# Which slot plays what
+# Schedule
 
 
 def schedule(lengths, batch, group=1):
-    """Episodes that take part in each round, by the book: a free group of slots takes the next group."""
+    """Return the expected episodes of each round: a group of slots that is free takes the next group of episodes."""
     waiting = [range(e, min(e + group, len(lengths))) for e in range(0, len(lengths), group)]
     slots, rounds = [[] for _ in range(batch // group)], []
     while True:
@@ -103,35 +104,35 @@ def schedule(lengths, batch, group=1):
 
 
 def played(cases, batch, group=1):
-    """Episodes that took part in each round, as the table played them."""
-    heard, rounds = [], []
+    """Return the episodes that a table played in each round."""
+    replied, rounds = [], []
 
     def reply(history, seed):
-        heard.append(int(history[0][1].split()[0].removeprefix('case')))
+        replied.append(int(history[0][1].split()[0].removeprefix('case')))
         return talk(history, seed)
 
     def on_turn(record):
         if record.seat == 0:
-            rounds.append(sorted(heard))
-            assert len(heard) == record.live.sum()
-        heard.clear()
+            rounds.append(sorted(replied))
+            assert len(replied) == record.live.sum()
+        replied.clear()
 
     table = make_table(tuple(Seat(host(reply)) for _ in BOTH), group=group)
-    stored, reasons = rollout_on_host(table, cases, episode_numbers(len(cases)), batch, on_turn)
+    stored, reasons = rollout_on_host(table, cases, make_keys(len(cases)), batch, on_turn)
     assert not reasons and stored.actions.tolist() == [case.turns for case in cases]
     return rounds
 
 
 @pytest.mark.parametrize('count, batch', [(16, 4), (16, 16), (13, 4), (3, 8), (1, 1), (7, 1), (5, 4)])
-def test_a_slot_takes_the_next_episode_as_soon_as_its_own_is_over(count, batch):
+def test_a_slot_starts_the_next_episode_as_soon_as_its_own_is_over(count, batch):
     rounds = played(CASES[:count], batch)
     assert rounds == schedule([case.turns for case in CASES[:count]], batch)
-    for at, busy in enumerate(rounds):  # nobody idles while an episode waits
+    for at, busy in enumerate(rounds):  # no slot is idle while an episode waits
         assert len(busy) == min(batch, count - len({e for before in rounds[:at] for e in before} - set(busy)))
 
 
 @pytest.mark.parametrize('count, batch, group', [(16, 4, 2), (16, 8, 4), (6, 4, 2), (4, 4, 4), (2, 8, 2)])
-def test_a_group_begins_together_in_neighbouring_slots(count, batch, group):
+def test_a_group_starts_together_in_neighboring_slots(count, batch, group):
     rounds = played(CASES[:count], batch, group)
     assert rounds == schedule([case.turns for case in CASES[:count]], batch, group)
     first = {e: next(r for r, busy in enumerate(rounds) if e in busy) for e in range(count)}
@@ -144,11 +145,11 @@ def test_sixteen_short_and_long_episodes_need_fewer_rounds_than_four_full_batche
     assert len(rounds) < batches and sum(map(len, rounds)) == sum(-(-case.turns // 2) for case in CASES)
 
 
-def test_empty_slots_are_never_asked():
+def test_agents_in_empty_slots_never_reply():
     table = make_table(host_seats())
-    state, stored = open_table(table, 4, 2, episode_numbers(2))
+    state, stored = open_table(table, 4, 2, make_keys(2))
     assert state.done.all() and (state.episode == 2).all()
-    state, stored = refill(table, state, stored, CASES[:2], episode_numbers(2))
+    state, stored = refill(table, state, stored, CASES[:2], make_keys(2))
     assert state.done.tolist() == [False, False, True, True] and state.episode.tolist() == [0, 1, 2, 2]
     state, record = turn(table, state, 0)
     assert record.live.tolist() == [True, True, False, False]
@@ -156,29 +157,33 @@ def test_empty_slots_are_never_asked():
     assert state.env.episodes[2:].tolist() == [None, None] and state.actions.tolist() == [1, 1, 0, 0]
 
 
-def test_nothing_is_filed_before_it_is_over():
+def test_an_episode_is_not_stored_before_it_is_over():
     table = make_table(host_seats())
-    opened = refill(table, *open_table(table, 2, 2, episode_numbers(2)), CASES[:2], episode_numbers(2))
+    opened = refill(table, *open_table(table, 2, 2, make_keys(2)), CASES[:2], make_keys(2))
     state, _ = turn(table, opened[0], 0)
-    after, stored = refill(table, state, opened[1], CASES[:2], episode_numbers(2))
+    after, stored = refill(table, state, opened[1], CASES[:2], make_keys(2))
     assert after.done.tolist() == [False, True] and stored.actions.tolist() == [0, 1]  # episode 1 took one action
     assert not stored.env.episodes[0] and stored.env.episodes[1][0] == CASES[1]
 
 
-# Both drivers
+# Host loop and compiled loop
 
 SCENARIOS = [Scenario(case.name, case.turns) for case in CASES[:11]]
 SCENARIOS[4] = SCENARIOS[4]._replace(broken=2)
 SCENARIOS[8] = SCENARIOS[8]._replace(loud=1)
 
 
-def counting_table(modest=False, group=1):
-    """Both strategists are models, and one actor; the others echo. Long conversations outgrow the capacity."""
+def counting_table(echo_actors=False, group=1):
+    """Return a table on the device.
+
+    Both strategists and, unless `echo_actors`, one actor are models; the other actors echo. Long conversations exceed
+    the capacity of the models.
+    """
     config, agent = dataclasses.replace(testing.dummy_config(), num_layers=1), local().agent
     model = Player(dataclasses.replace(agent, model=Transformer(config), capacity=88),
                    testing.dummy_params(config, stacked=False), local().tokenizer)
     echo = Player(Echo(8), None, local().tokenizer)
-    seats = (Seat(echo if modest else model, model, trained=True), Seat(echo, model, trained=True))
+    seats = (Seat(echo if echo_actors else model, model, trained=True), Seat(echo, model, trained=True))
     table = Table(Counting(width=48), seats, group)
     assert table.on_device
     return table
@@ -194,30 +199,31 @@ def assert_identical(x, y):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-def test_both_drivers_file_the_same_archive():
+def test_both_drivers_give_the_same_episodes():
     table = counting_table()
-    queue, keys = table.env.encode(SCENARIOS), episode_numbers(11)
+    queue, keys = table.env.encode(SCENARIOS), make_keys(11)
     traced = compiled_play(table, queue, keys, 4)
     hosted, reasons = rollout_on_host(table, queue, keys, 4)
     assert jax.tree.structure(traced) == jax.tree.structure(hosted)
     jax.tree.map(assert_identical, traced, hosted)
-    # There is something to be got wrong: lengths differ, slots are dealt again, and every kind of end occurs.
+    # The comparison is meaningful: lengths differ, slots are reused, and every kind of end occurs.
     causes = set(traced.cause.tolist())
     assert {0, OBSERVATION, ENVIRONMENT} < causes and causes & {1 + agent_number(s, a) for s in BOTH for a in BOTH}
     assert set(reasons) == set(np.flatnonzero(np.asarray(traced.cause) > 0).tolist())
     assert len(set(traced.actions.tolist())) > 3 and np.nansum(traced.reward)
     for e, scenario in enumerate(SCENARIOS):
         assert traced.actions[e] == scenario.turns or traced.cause[e] and traced.actions[e] < scenario.turns
-        if traced.actions[e] > 2 and traced.cause[e] != 1 + agent_number(0, True):  # the words between which seat 0 chooses
+        # In its second turn, seat 0 wrote one of the words that it may choose.
+        if traced.actions[e] > 2 and traced.cause[e] != 1 + agent_number(0, True):
             words = [[i + e % 5 for i in word] for word in ([70, 71, 72], [70, 71], [73])]
             assert traced.messages.ids[e, 2, :traced.messages.length[e, 2]].tolist() in words
     rows = [trajectories(table, stored, np.arange(11), 1) for stored in (traced, hosted)]
     jax.tree.map(np.testing.assert_array_equal, *rows)
 
 
-def test_a_traced_group_shares_its_opening_and_both_drivers_still_agree():
-    table = counting_table(modest=True, group=2)
-    queue, keys = table.env.encode([SCENARIOS[n] for n in (0, 0, 1, 1, 2, 2)]), episode_numbers(6)
+def test_both_drivers_give_the_same_episodes_in_groups():
+    table = counting_table(echo_actors=True, group=2)
+    queue, keys = table.env.encode([SCENARIOS[n] for n in (0, 0, 1, 1, 2, 2)]), make_keys(6)
     queue = queue.at[1::2, 0].set(queue[::2, 0])  # the same scenario, and so the same opening
     traced, (hosted, _) = compiled_play(table, queue, keys, 4), rollout_on_host(table, queue, keys, 4)
     jax.tree.map(assert_identical, traced, hosted)
