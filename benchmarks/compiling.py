@@ -54,7 +54,7 @@ def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
     import jax
 
     from epo_jax import experiment
-    from epo_jax.runtime import files, telemetry
+    from epo_jax.runtime import files
 
     before = dict.fromkeys(BEFORE_XLA.values(), 0.0)
 
@@ -62,9 +62,9 @@ def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
         if event in BEFORE_XLA:
             before[BEFORE_XLA[event]] += seconds
 
-    telemetry.enable_compilation_cache(cache)
+    timing.enable_compilation_cache(cache)
     jax.monitoring.register_event_duration_secs_listener(listen)
-    with telemetry.CompileCounter() as compilations:
+    with timing.CompileCounter() as compilations:
         experiment.run(shortened(model), workdir)
     first, *_, last = [
         row['time/compilations'] for row in files.read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl')

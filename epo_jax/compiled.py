@@ -29,7 +29,7 @@ from epo_jax.rl.selfplay import Match
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trained_seats, trajectories
 from epo_jax.rollout import Episodes, Table, episode_keys, rollout_compiled
 from epo_jax.runtime.errors import InputError
-from epo_jax.runtime.hosts import everywhere
+from epo_jax.runtime.hosts import fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def run_program(exp: Experiment, train: TrainState, matches: Sequence[tuple[Matc
         keys = tuple(episode_keys(seed, iteration, number) for number in numbers)
         train, result = iteration_program(
             program, train, tables, queues, keys, on_device, exp.roles.judge if asked else None, order, exp.base)
-        result = jax.tree.map(np.asarray, everywhere(result))
+        result = jax.tree.map(np.asarray, fetch(result))
         phase.advance(sum(map(len, numbers)))
 
     steps = [dict(zip(result.metrics, values)) for values in zip(*result.metrics.values())]

@@ -73,14 +73,6 @@ def from_json(text: str) -> dict[str, Any]:
     return tree
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """One line a dotted key in which nested dicts differ: 'x.y: 1 (saved) != 2 (given)'; a is the saved one.
-
-    Tuples equal lists and 1 equals 1.0, but True is not 1.
-    """
-    return list(_differences(a, b).values())
-
-
 def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tuple[str, ...] = ()) -> bool:
     """Claims a directory for a run of this configuration, or finds it to be the same run's.
 

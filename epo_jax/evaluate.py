@@ -77,7 +77,7 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
         scores[kind] = np.concatenate(by_partner, axis=1)
     variant, categories = exp.domain.variant(config.environment), [scenario.category for scenario in scenarios]
     rows = compare(scores, config.evaluation.bootstrap, config.seed)
-    if hosts.first():
+    if hosts.is_primary():
         write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
         write_atomically(workdir / 'evaluation.json', to_json(rows, scores, variant, categories))
     exp.progress.table(f'Goal scores on held-out scenarios of {variant}', *table_of(rows))

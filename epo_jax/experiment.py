@@ -29,8 +29,10 @@ from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_jsonl
+from epo_jax.runtime.metrics import MetricsWriter
 from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
-from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
+from epo_jax.runtime.progress import Progress
+from epo_jax.runtime.timing import CompileCounter, Stopwatch
 
 
 def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
@@ -80,7 +82,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     # Before the first result, any configuration may replace another.
     begun = metrics.exists() and metrics.stat().st_size > 0
     claim = lambda _: open_workdir(workdir, config, MAY_DIFFER if begun else tuple(config))
-    hosts.share([0] if hosts.first() else [], claim)
+    hosts.share([0] if hosts.is_primary() else [], claim)
     with (Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption,
           Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
         # Models and learner
@@ -116,7 +118,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                 metrics = iteration_metrics(result, saved) | watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
-                stop = hosts.agree(preemption.requested)
+                stop = hosts.any_process(preemption.requested)
                 checkpoints.save(iteration + 1, state, {}, force=stop or iteration + 1 == config.iterations)
                 progress.line(summary(iteration + 1, metrics))
                 if stop:
@@ -196,7 +198,7 @@ def write_episodes(exp: Experiment, result: IterationResult, iteration: int,
     if number % exp.config.rollout.record_every and number != exp.config.iterations:
         return None
     saved = result.records()
-    if hosts.first():
+    if hosts.is_primary():
         folder = workdir / 'episodes'
         folder.mkdir(exist_ok=True)
         write_jsonl(folder / f'iteration_{number:05d}.jsonl', saved)

@@ -29,7 +29,8 @@ from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
 from epo_jax.rollout import Episodes, Table, episode_keys, max_seat_turns, rollout_on_host
-from epo_jax.runtime.telemetry import Progress, Stopwatch
+from epo_jax.runtime.progress import Progress
+from epo_jax.runtime.timing import Stopwatch
 
 
 @dataclasses.dataclass(frozen=True)

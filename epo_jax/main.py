@@ -69,11 +69,11 @@ def main(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # libraries report every file they write
     from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
-    from epo_jax.runtime import hosts, telemetry
+    from epo_jax.runtime import hosts, timing
     from epo_jax.runtime.checkpoint import CheckpointError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-    telemetry.enable_compilation_cache(cache / 'epo_jax')
+    timing.enable_compilation_cache(cache / 'epo_jax')
     try:
         hosts.start(_HOSTS.value)
         training = offline if 'data' in _CONFIG.value else experiment

@@ -21,8 +21,10 @@ from epo_jax.models.transformer import REMAT
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
+from epo_jax.runtime.metrics import MetricsWriter
 from epo_jax.runtime.parallel import check_rows, make_mesh
-from epo_jax.runtime.telemetry import CompileCounter, MetricsWriter, Progress, Stopwatch
+from epo_jax.runtime.progress import Progress
+from epo_jax.runtime.timing import CompileCounter, Stopwatch
 
 # Configuration keys that may change when a run resumes.
 MAY_DIFFER = ('checkpoint', 'mesh')

@@ -18,7 +18,7 @@ import numpy as np
 
 from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Environment, Observation
-from epo_jax.runtime.hosts import everywhere
+from epo_jax.runtime.hosts import fetch
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Array, Tokens, concat, keep, pack, repeat
 
@@ -141,7 +141,7 @@ def agent_number(seat: int, actor: bool) -> int:
 
 def on_host(tree):
     """Turn small arrays into NumPy arrays in a host loop, so that only agents are compiled; keep traced ones."""
-    return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), everywhere(tree))
+    return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), fetch(tree))
 
 
 def array_module(*trees):
@@ -182,7 +182,7 @@ def turn(table: Table, state: TableState, seat: int) -> tuple[TableState, Turn]:
     actors[seat], message = actor.agent.respond(
         actor.params, actors[seat], content, cues.actor, table.env.choices(state.env, seat), state.keys,
         agent_number(seat, True), live & (cause == 0))
-    cause, message = blame(cause, actor.agent.failed(actors[seat]), 1 + agent_number(seat, True)), everywhere(message)
+    cause, message = blame(cause, actor.agent.failed(actors[seat]), 1 + agent_number(seat, True)), fetch(message)
     env, step = table.env.step(state.env, seat, message, live & (cause == 0))
     step, message = on_host((step, message))
     cause = blame(cause, step.failed, ENVIRONMENT)
@@ -313,7 +313,7 @@ def store(episodes: Episodes, at, rows: Episodes) -> Episodes:
         kept = at < len(episodes.cause)
         if not kept.any():
             return episodes
-        rows = everywhere(rows)
+        rows = fetch(rows)
 
         def put(into, x):
             into = into.copy()

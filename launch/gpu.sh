@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A machine with NVIDIA GPUs: installs epo_jax with CUDA and runs it on all of them.
+# Install epo_jax with CUDA on a machine with NVIDIA GPUs, and run it on all of them.
 #
 #   bash launch/gpu.sh WORKDIR --config=configs/sotopia.py:llama3_8b --config.model.path=/models/llama3 [FLAGS...]
 #
-# --config.mesh=1,-1,1 (the preset's) splits parameters over all GPUs; CUDA_VISIBLE_DEVICES takes some of them only.
+# --config.mesh=1,-1,1, as in the preset, splits parameters over all GPUs. Set CUDA_VISIBLE_DEVICES to use some of them.
 #
-# Preemption: on SIGTERM the run saves a checkpoint after the iteration in flight and ends; killed, it
-# loses that iteration. The same command goes on after the last checkpoint.
+# Preemption: on SIGTERM, the run saves a checkpoint after the iteration in flight and ends; a run that is killed loses
+# that iteration. The same command continues after the last checkpoint.
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-workdir="${1:?the workdir}"
+workdir="${1:?WORKDIR is missing}"
 shift
 [[ "$workdir" == /* ]] || workdir="$PWD/$workdir"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the package, as a user does, into a fresh environment of the newest Python on this machine, and runs a tiny
-# experiment from an empty folder. Does nothing if that is the Python the tests ran on.
+# Install the package, as a user does, into a fresh environment of the newest Python on this machine, and run a tiny
+# experiment from an empty folder. Do nothing if the tests run on that Python.
 #
 #   bash launch/smoke.sh [PYTHON]      PYTHON: the Python of the tests
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then runs the checks: ruff, the tests, and a smoke test on the newest Python that is installed.
+# Set up, then run the checks: ruff, a smoke test on the newest Python that is installed, and the tests.
 #
 #   bash launch/test.sh [PYTEST FLAGS...]      with flags, pytest alone, for example tests/test_config.py -k nearest
 set -euo pipefail

@@ -1,25 +1,23 @@
 #!/usr/bin/env bash
-# A TPU VM, or a whole pod slice: create it, install epo_jax on every worker, run, delete it.
+# Create a TPU VM or a pod slice, install epo_jax on every worker, run it, and delete the TPU.
 #
 #   NAME=epo ZONE=us-east5-a TYPE=v5p-16 bash launch/tpu_vm.sh create
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh install
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh run /mnt/runs/one --config=configs/sotopia.py:llama3_8b FLAGS...
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh delete
 #
-# TYPE counts TensorCores for v4 and v5p (v5p-16: 8 chips, the topology 2x2x2), chips for v5e and v6e. The workdir
-# must be one that all workers see, such as a mounted bucket or Filestore; model paths likewise. Over several hosts
-# a run is compiled as a whole, which needs the FLAGS --config.rollout.compiled=True --config.evaluation.episodes=0
-# --config.reward.process=potential --config.reward.combine=sum (evaluate afterwards, on one host).
+# TYPE counts TensorCores for v4 and v5p (v5p-16 has 8 chips, in the topology 2x2x2), and chips for v5e and v6e. The
+# workdir and the models must be on a file system that all workers share, such as a mounted bucket or Filestore.
 #
-# Preemption: with SPOT=1 the slice may be taken away. A worker that is asked to stop (SIGTERM) saves a checkpoint
-# after the iteration in flight; one that is killed loses that iteration. Either way: create, install and run again
-# with the same workdir, and the run goes on after its last checkpoint, on this slice or on one of another shape.
+# Preemption: with SPOT=1, the slice may be taken away. On SIGTERM, a worker saves a checkpoint after the iteration in
+# flight; a worker that is killed loses that iteration. In both cases, create, install and run again with the same
+# workdir: the run continues after its last checkpoint, on a slice of any shape.
 set -euo pipefail
 
-name="${NAME:?the name of the TPU}"
-zone="${ZONE:?its zone}"
+name="${NAME:?set NAME to the name of the TPU}"
+zone="${ZONE:?set ZONE to the zone of the TPU}"
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-command="${1:?create, install, run or delete}"
+command="${1:?give a command: create, install, run or delete}"
 shift
 
 tpu() { gcloud compute tpus tpu-vm "$1" --zone="$zone" "${@:2}"; }
@@ -27,7 +25,7 @@ everywhere() { tpu ssh "$name" --worker=all --command="$1"; }
 
 case "$command" in
   create)
-    tpu create "$name" --accelerator-type="${TYPE:?for example v5p-16}" --version="${VERSION:-v2-alpha-tpuv5}" ${SPOT:+--spot}
+    tpu create "$name" --accelerator-type="${TYPE:?set TYPE, for example v5p-16}" --version="${VERSION:-v2-alpha-tpuv5}" ${SPOT:+--spot}
     ;;
   install)
     archive="$(mktemp --suffix=.tar.gz)"
@@ -37,15 +35,15 @@ case "$command" in
     everywhere 'tar -xzf epo_jax.tar.gz && bash epo_jax/launch/setup.sh tpu'
     ;;
   run)
-    workdir="${1:?the workdir}"
+    workdir="${1:?WORKDIR is missing}"
     shift
     flags="$(printf '%q ' --workdir="$workdir" "$@")"
-    # All workers run the same command; --hosts=auto has them find each other.
+    # All workers run the same command; with --hosts=auto they find each other.
     everywhere "cd epo_jax && .venv/bin/python -m epo_jax.main --hosts=auto $flags"
     ;;
   delete) tpu delete "$name" --quiet ;;
   *)
-    echo "unknown command $command: create, install, run or delete" >&2
+    echo "error: unknown command $command; use create, install, run or delete" >&2
     exit 2
     ;;
 esac

@@ -131,16 +131,19 @@ def test_from_json_refuses_other_text():
             config_lib.from_json(text)
 
 
-def test_differences_are_lines_by_dotted_key():
-    a = {'learner': {'learning_rate': 1e-6, 'old': 1}, 'mesh': (1, 2), 'on': True, 'same': 1.0, 'empty': {}}
-    b = {'learner': {'learning_rate': 1e-5, 'new': 'x'}, 'mesh': [1, 2], 'on': 1, 'same': 1, 'empty': {}}
-    assert config_lib.differences(a, b) == [
+def test_a_workdir_of_another_configuration_names_every_difference(tmp_path):
+    saved = {'learner': {'learning_rate': 1e-6, 'old': 1}, 'mesh': (1, 2), 'on': True, 'same': 1.0, 'empty': {}}
+    given = {'learner': {'learning_rate': 1e-5, 'new': 'x'}, 'mesh': [1, 2], 'on': 1, 'same': 1, 'empty': {}}
+    config_lib.open_workdir(tmp_path, ConfigDict(saved))
+    with pytest.raises(ConfigError) as error:
+        config_lib.open_workdir(tmp_path, ConfigDict(given))
+    assert [line.strip() for line in str(error.value).splitlines()[1:5]] == [
         'learner.learning_rate: 1e-06 (saved) != 1e-05 (given)',
         "learner.new: absent (saved) != 'x' (given)",
         'learner.old: 1 (saved) != absent (given)',
         'on: True (saved) != 1 (given)',
     ]
-    assert config_lib.differences(a, a) == []
+    assert config_lib.open_workdir(tmp_path, ConfigDict(saved)) is True
 
 
 def test_open_workdir_starts_then_resumes(tmp_path):

@@ -16,7 +16,8 @@ from epo_jax.iteration import Experiment, iteration_metrics
 from epo_jax.rl.selfplay import RunState
 from epo_jax.roles import build_roles
 from epo_jax.runtime.parallel import make_mesh, param_shardings
-from epo_jax.runtime.telemetry import Progress, Stopwatch
+from epo_jax.runtime.progress import Progress
+from epo_jax.runtime.timing import Stopwatch
 from epo_jax.text.tokenizer import encode
 from epo_jax.text.tokens import Tokens, pack
 

@@ -81,7 +81,7 @@ class HostAgent:
         for b in rows:
             histories[b] += (('user', openings[b] + texts[b]),)
             openings[b] = ''
-        mine = np.flatnonzero(live & hosts.own(len(live)))
+        mine = np.flatnonzero(live & hosts.local_slots(len(live)))
         calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in mine]
         answers = hosts.share(mine, dict(zip(mine, call_all(calls, self.timeout))).get)
         replies = [()] * len(live)

@@ -110,7 +110,7 @@ class HostEnvironment:
             state.episodes[b], first = result
             return first
 
-        first = hosts.share(np.flatnonzero(rows & hosts.own(len(rows))), reset)
+        first = hosts.share(np.flatnonzero(rows & hosts.local_slots(len(rows))), reset)
         for b in np.flatnonzero(rows):
             state.failures[b], state.events[b], state.messages[b] = None, (), ()
             try:

@@ -15,7 +15,7 @@ import numpy as np
 from epo_jax.rewards.judge import Judge, name_critical, read_stages
 from epo_jax.rewards.prompts import JudgeInput
 from epo_jax.rollout import array_module
-from epo_jax.runtime.hosts import everywhere
+from epo_jax.runtime.hosts import fetch
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Array, Tokens, concat, pack
 
@@ -126,7 +126,7 @@ def _in_batches(judge: Judge, rows: Any, ask: Callable[[Any], Any]) -> Any:
     batches = jax.tree.map(
         lambda x: xp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))).reshape(-1, judge.batch, *x.shape[1:]), rows)
     if xp is np:
-        answers = [everywhere(ask(jax.tree.map(lambda x: x[i], batches))) for i in range(-(-count // judge.batch))]
+        answers = [fetch(ask(jax.tree.map(lambda x: x[i], batches))) for i in range(-(-count // judge.batch))]
         return jax.tree.map(lambda *xs: np.concatenate(xs).astype(np.float64)[:count], *answers)
     answers = jax.lax.map(ask, batches)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], answers)

@@ -1,10 +1,9 @@
 """Several hosts, one program: every process runs the same code on the devices of all of them.
 
-Each process makes the same scenarios and keys from the same configuration, and dispatches the same programs in the
-same order; the mesh gives its devices their share of the rows. What happens outside the devices is shared out by
-slot: an environment is stepped, and an endpoint asked, by one process alone, and what comes of it is told to all
-(`share`), so that all decide alike. Process 0 prints, and writes the files; checkpoints are written together, by
-Orbax.
+All processes make the same scenarios and keys from the same configuration and dispatch the same programs in the same
+order; the mesh gives every device its share of the rows. Work outside the devices is divided by slots: one process
+alone steps an environment or asks an endpoint, and `share` tells the result to all, so that all decide alike.
+Process 0 prints and writes the files; Orbax writes checkpoints from all processes.
 """
 
 import os
@@ -21,104 +20,114 @@ from epo_jax.runtime.errors import InputError
 
 
 class HostsError(InputError):
-    """The processes cannot find each other as told."""
+    """The processes cannot find each other."""
 
 
 def start(hosts: str) -> None:
-    """Joins the other processes of a run; must come before anything else of JAX.
+    """Join the other processes of a run. Call it before anything else of JAX.
 
     Args:
-      hosts: '' for one process; 'auto' where the machine knows (a TPU pod, SLURM's srun, Open MPI, GKE);
-        'HOST:PORT,PROCESSES,NUMBER' anywhere else: where process 0 listens, how many there are, which one this is.
+      hosts: '' for one process; 'auto' where the machine knows the processes (a TPU pod, SLURM's srun, Open MPI, GKE);
+        'HOST:PORT,PROCESSES,NUMBER' elsewhere: the address of process 0, the number of processes, and the number of
+        this process.
 
     Raises:
-      HostsError: it is none of these.
+      HostsError: `hosts` has another form, or the machine knows of no other processes.
     """
     if not hosts:
         return
-    if jax.config.jax_platforms == 'cpu':  # there, collectives that may overtake each other do, and get mixed up
+    if jax.config.jax_platforms == 'cpu':  # this scheduler may reorder collectives, which then mix up
         os.environ['XLA_FLAGS'] = ' '.join(
             [os.environ.get('XLA_FLAGS', ''), '--xla_cpu_enable_concurrency_optimized_scheduler=false'])
     if hosts == 'auto':
         try:
             jax.distributed.initialize()
-        except ValueError as error:  # nobody here knows of other processes
-            raise HostsError(f'--hosts=auto finds nothing here ({error}); give HOST:PORT,PROCESSES,NUMBER') from error
+        except ValueError as error:
+            raise HostsError(f'--hosts=auto finds no other processes ({error}); give --hosts=HOST:PORT,PROCESSES,NUMBER'
+                             ) from error
         return
-    found = re.fullmatch(r'([^,]+:\d+),(\d+),(\d+)', hosts)
-    if not found or not int(found[3]) < int(found[2]):
-        raise HostsError(f"--hosts is 'auto' or HOST:PORT,PROCESSES,NUMBER with NUMBER from 0 on, not {hosts!r}")
-    jax.distributed.initialize(found[1], int(found[2]), int(found[3]))
+    match = re.fullmatch(r'([^,]+:\d+),(\d+),(\d+)', hosts)
+    if not match or not int(match[3]) < int(match[2]):
+        raise HostsError(f"--hosts must be 'auto' or HOST:PORT,PROCESSES,NUMBER with NUMBER from 0, not {hosts!r}")
+    jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
 
 
-def first() -> bool:
-    """Whether this is process 0, which writes the files."""
+def is_primary() -> bool:
+    """Return whether this is process 0, which writes the files."""
     return jax.process_index() == 0
 
 
-def own(slots: int) -> np.ndarray:
-    """bool[slots] those whose work outside the devices is this process's: each process has a block of neighbours, as
-    the mesh splits rows."""
+def local_slots(slots: int) -> np.ndarray:
+    """Return bool[slots], the slots whose work outside the devices this process does.
+
+    Each process has a block of neighbors, as the mesh splits rows.
+    """
     return np.arange(slots) * jax.process_count() // slots == jax.process_index()
 
 
-def agree(flag: bool) -> bool:
-    """Whether any process says so; all of them must ask."""
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is true in any process; all processes must call this together."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())
 
 
-def everywhere(tree: Any) -> Any:
-    """The tree with what lies on the devices of several processes read, whole, into NumPy arrays; all must ask for it
-    together. Everything else, and so the whole tree of a single process, stays as it is."""
+def fetch(tree: Any) -> Any:
+    """Read the arrays of a tree that are spread over several processes into NumPy; all processes must call together.
+
+    All other leaves, and so the whole tree of a single process, stay as they are.
+    """
     if jax.process_count() == 1:
         return tree
-    leaves, form = jax.tree.flatten(tree)
-    apart = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-             and not x.is_fully_addressable]
-    if apart:
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+              and not x.is_fully_addressable]
+    if spread:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ('all',))
-        whole = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))([leaves[i] for i in apart])
-        for i, x in zip(apart, whole):
+        replicated = jax.jit(_identity, out_shardings=NamedSharding(mesh, PartitionSpec()))([leaves[i] for i in spread])
+        for i, x in zip(spread, replicated, strict=True):
             leaves[i] = np.asarray(x)
-    return jax.tree.unflatten(form, leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
-def _same(x):  # a function with a name, so that it is traced once
+def _identity(x):  # named, so that it is traced once
     return x
 
 
 def share(rows: Iterable[int], call: Callable[[int], Any]) -> dict[int, Any]:
-    """{row: call(row)} of the rows of all processes: each is called where it belongs, and known to all afterwards.
+    """Call a function for the rows of this process, and return the results for the rows of all processes.
 
     Args:
-      rows: of this process; none of them is another's.
-      call: its result must be one that can be pickled; with a single process it may be anything.
+      rows: the rows of this process; no row belongs to two processes.
+      call: its result must be picklable, unless there is only one process.
+
+    Returns:
+      {row: call(row)}, the same in all processes.
 
     Raises:
-      Exception: what a call of this process raised.
-      HostsError: a call of another process raised something.
+      Exception: whatever a call of this process raised.
+      HostsError: a call of another process raised an error.
     """
     if jax.process_count() == 1:
         return {row: call(row) for row in rows}
     failure = None
     try:
-        said = pickle.dumps(({row: call(row) for row in rows}, ''))
-    except Exception as error:  # raised below, when the others know: they would wait for ever
-        failure, said = error, pickle.dumps(({}, f'{type(error).__name__}: {error}'))
-    parts = [pickle.loads(part) for part in _gather(said)]
+        data = pickle.dumps(({row: call(row) for row in rows}, ''))
+    except Exception as error:  # raised below, after the other processes know; they would wait forever
+        failure, data = error, pickle.dumps(({}, f'{type(error).__name__}: {error}'))
+    parts = [pickle.loads(part) for part in _gather(data)]
     if failure is not None:
         raise failure
     for number, (_, problem) in enumerate(parts):
         if problem:
-            raise HostsError(f'process {number}: {problem}')
+            raise HostsError(f'process {number} failed: {problem}')
     return {row: value for part, _ in parts for row, value in part.items()}
 
 
 def _gather(data: bytes) -> list[bytes]:
-    """The bytes of every process, in their order; few sizes are sent, so that few programs are compiled."""
+    """Return the bytes of every process, in order; sizes are rounded up to powers of 2, for few compiled programs."""
     lengths = multihost_utils.process_allgather(np.int32(len(data)))
     padded = np.zeros(max(1024, 1 << (int(lengths.max()) - 1).bit_length()), np.uint8)
     padded[:len(data)] = np.frombuffer(data, np.uint8)
-    return [row[:length].tobytes() for row, length in zip(multihost_utils.process_allgather(padded), lengths)]
+    gathered = multihost_utils.process_allgather(padded)
+    return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]

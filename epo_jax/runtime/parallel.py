@@ -73,7 +73,7 @@ def mesh_axes(mesh: Mesh, axis: Optional[str]) -> tuple[str, ...]:
     return over
 
 
-def ways(mesh: Mesh, axis: Optional[str]) -> int:
+def num_shards(mesh: Mesh, axis: Optional[str]) -> int:
     """Parts into which a logical axis is split."""
     return math.prod(mesh.shape[name] for name in mesh_axes(mesh, axis))
 
@@ -87,7 +87,7 @@ def check_rows(mesh: Mesh, rows: Mapping[str, int]) -> None:
     Raises:
       MeshError: one line for each that does not divide, with the key and what it may be.
     """
-    parts = ways(mesh, 'rows')
+    parts = num_shards(mesh, 'rows')
     sizes = ' x '.join(f'{name} {mesh.shape[name]}' for name in mesh_axes(mesh, 'rows'))
     wrong = [f'{key}={count} rows do not split over the {parts} devices of mesh {tuple(mesh.shape.values())} that '
              f'share rows ({sizes}); make {key} a multiple of {parts}, or choose another mesh'
@@ -136,13 +136,7 @@ def named_sharding(mesh: Mesh, shape: Sequence[int], *axes: Optional[str]) -> Na
       MeshError: see mesh_axes.
     """
     return NamedSharding(mesh, PartitionSpec(*(
-        _part(mesh_axes(mesh, axis)) if size % ways(mesh, axis) == 0 else None for size, axis in zip(shape, axes))))
-
-
-def row_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-    """Sharding of arrays whose first axis is rows: split over data and fsdp where that divides, else replicated (the
-    rows of a run are held to dividing by `check_rows`)."""
-    return named_sharding(mesh, (rows,), 'rows')
+        _part(mesh_axes(mesh, axis)) if size % num_shards(mesh, axis) == 0 else None for size, axis in zip(shape, axes))))
 
 
 def constrain(mesh: Optional[Mesh], x: jax.Array, *axes: Optional[str]) -> jax.Array:

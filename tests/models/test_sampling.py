@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 
 from epo_jax.models import sampling
-from epo_jax.runtime.telemetry import CompileCounter
+from epo_jax.runtime.timing import CompileCounter
 from epo_jax.text.tokens import pack
 
 

@@ -36,7 +36,7 @@ def number_of(readings):
 def start(workdir, devices, *flags):
     """A run of the command line in a process of its own with so many CPU devices."""
     environment = {
-        **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO / 'tests'),
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO / 'tests' / 'runtime'),
         'XDG_CACHE_HOME': str(workdir.parent / 'cache'),
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'}
     return subprocess.Popen(
@@ -69,7 +69,8 @@ def free_port():
 
 def compare(tmp_path, *flags):
     """Runs as one process with two devices and as two processes with one each, and finds the same numbers in both;
-    returns what the two processes say."""
+    returns what the two processes say.
+    """
     finish(start(tmp_path / 'one', 2, *flags))
     port = free_port()
     said = finish(*(
@@ -129,10 +130,10 @@ def test_what_is_no_address_is_refused(wrong):
 
 def test_one_process_needs_nothing():
     hosts.start('')
-    assert hosts.first() and hosts.own(3).tolist() == [True] * 3
-    assert hosts.agree(True) is True and hosts.agree(False) is False
+    assert hosts.is_primary() and hosts.local_slots(3).tolist() == [True] * 3
+    assert hosts.any_process(True) is True and hosts.any_process(False) is False
     tree = {'a': jax.numpy.ones(2)}
-    assert hosts.everywhere(tree) is tree
+    assert hosts.fetch(tree) is tree
     assert hosts.share([2, 0], str) == {2: '2', 0: '0'}
 
 
@@ -142,4 +143,4 @@ def test_every_slot_has_one_owner(monkeypatch, slots, processes, owners):
     monkeypatch.setattr(jax, 'process_count', lambda: processes)
     for number in range(processes):
         monkeypatch.setattr(jax, 'process_index', lambda: number)
-        assert hosts.own(slots).tolist() == [owner == number for owner in owners]
+        assert hosts.local_slots(slots).tolist() == [owner == number for owner in owners]

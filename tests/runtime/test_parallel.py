@@ -32,9 +32,8 @@ from epo_jax.runtime.parallel import (
     mesh_axes,
     named_sharding,
     param_shardings,
-    row_sharding,
 )
-from epo_jax.runtime.telemetry import CompileCounter
+from epo_jax.runtime.timing import CompileCounter
 from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import pack
@@ -153,7 +152,7 @@ def main(file):
     results = {'one device': compute()}
     results['complaints'] = {name: complaint(*case) for name, case in UNFIT.items()}
     results['rows of a device'] = [
-        row_sharding(make_mesh((2, 2, 2)), rows).shard_shape((rows, 3)) for rows in (4, 12, 6, 1)]
+        named_sharding(make_mesh((2, 2, 2)), (rows,), 'rows').shard_shape((rows, 3)) for rows in (4, 12, 6, 1)]
     results['what is left'] = [
         tuple(make_mesh(shape).shape.values()) for shape in ((-1, 1, 1), (2, -1, 2), (1, 2, -1), (8, 1, -1), (1, 1, 1))]
     for shape in MESHES:
@@ -278,7 +277,7 @@ def test_axes_that_nobody_knows_are_errors():
         constrain(mesh, x, 'row')
     other = AbstractMesh((2,), ('x',))
     with pytest.raises(MeshError, match=r"'rows' is split over 'data', and the mesh has only the axes \('x',\)"):
-        row_sharding(other, 4)
+        named_sharding(other, (4,), 'rows')
     model = types.SimpleNamespace(init_boxed=lambda key: {
         'wide': nn.LogicallyPartitioned(jnp.ones((2, 4)), ('embed', 'width'))})
     with pytest.raises(MeshError, match=r"\['wide'\]: the logical axis 'width' is not known"):

@@ -1,0 +1,96 @@
+"""Metrics of a run, as JSON lines and TensorBoard events."""
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+import time
+from typing import Any, Mapping, Optional, Union
+
+import jax
+import numpy as np
+
+from epo_jax.runtime.files import cut_jsonl
+
+Scalar = Union[bool, int, float, np.generic, np.ndarray, jax.Array]
+
+
+class MetricsWriter(contextlib.AbstractContextManager):
+    """Appends to `metrics.jsonl`, one JSON object a line, and to TensorBoard events under `tensorboard/`.
+
+    Numbers that are not finite are written as the strings 'nan', 'inf' and '-inf', which `float` reads. A line is on
+    disk when `write` returns. Write the metrics of an iteration before its checkpoint; then a run that was killed and
+    resumed leaves the same file as an uninterrupted one. Only process 0 writes.
+    """
+
+    def __init__(self, workdir: Union[str, Path], resume_step: Optional[int] = None):
+        """Open the files.
+
+        Lines of iterations after `resume_step` and an incomplete last line are dropped; TensorBoard hides its later
+        points.
+
+        Args:
+          workdir: of the run.
+          resume_step: the iteration of the checkpoint from which the run continues; None without a checkpoint.
+
+        Raises:
+          ValueError, KeyError: a complete line of metrics.jsonl is not a JSON object, or has no iteration.
+        """
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        # Imported here because it imports torch, if that is installed, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        path = Path(workdir) / 'metrics.jsonl'
+        last = -math.inf if resume_step is None else resume_step
+        cut_jsonl(path, lambda row: row['iteration'] <= last)
+        self._file = open(path, 'a', encoding='utf-8')
+        directory = Path(workdir) / 'tensorboard'
+        directory.mkdir(exist_ok=True)
+        # The suffix distinguishes files that were started in the same second.
+        self._events = EventsWriter(str(directory / 'events'), filename_suffix=f'.{time.time_ns()}')
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later points of older files
+        purge_step = 0 if resume_step is None else resume_step + 1
+        self._events.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
+        self._events.flush()
+
+    def write(self, iteration: int, scalars: Mapping[str, Scalar]) -> None:
+        """Append one line of Python, NumPy or JAX scalars by name; several lines may belong to one iteration.
+
+        Raises:
+          ValueError: a value is not a scalar number, a key is 'iteration', or the writer is closed.
+        """
+        if not self._writes:
+            return
+        if 'iteration' in scalars:
+            raise ValueError("a metric cannot be named 'iteration', which is a key of every line")
+        values = {name: _number(name, value) for name, value in jax.device_get(dict(scalars)).items()}
+        row = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._file.write(json.dumps({**row, 'iteration': int(iteration)}, sort_keys=True) + '\n')
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        points = [self._summary.Value(tag=name, simple_value=value) for name, value in sorted(values.items())]
+        self._events.write_event(self._event(wall_time=time.time(), step=int(iteration),
+                                             summary=self._summary(value=points)))
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close the files; closing twice does nothing."""
+        if self._writes and not self._file.closed:
+            self._file.close()
+            self._events.close()
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def _number(name: str, value: Any) -> Union[bool, int, float]:
+    """Return a scalar as a Python number of exactly the same value."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, (bool, int, float)):
+        raise ValueError(f'metric {name!r} is not a scalar number: {value!r}')
+    return value
