@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from epo_jax.models import sampling
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.decoder import Decoder
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import Tokens, concat, keep, repeat
 
@@ -27,7 +27,7 @@ class LocalAgent:
       chunk: tokens of a row run at once when text is read.
     """
 
-    model: Transformer
+    model: Decoder
     chat: ChatSegments
     sampling: sampling.SamplingConfig
     capacity: int

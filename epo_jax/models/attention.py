@@ -1,4 +1,4 @@
-"""Causal attention: at once, among the tokens of a row, and in a cache of which most may still be empty.
+"""Causal attention: in one piece, by blocks for training, and in a cache that may be mostly empty.
 
 Axis letters: B conversations, K new tokens, L positions of the cache, H key/value heads, G query heads sharing one
 key/value head, D head size.
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
            window: Optional[int] = None) -> jax.Array:
-    """Causal attention; key number l sits at position l, so the mask needs no lengths.
+    """Causal attention. Key number l is at position l, so the mask needs no lengths.
 
     Args:
-      q: [B, K, H, G, D] queries at `positions`.
+      q: [B, K, H, G, D], queries at `positions`.
       keys: [B, H, D, L].
       values: [B, H, L, D].
       positions: i32[B, K].
@@ -27,39 +27,39 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Arra
     Returns:
       [B, K, H, G, D] in q's dtype; scores and softmax are float32.
     """
-    _, total, out = _look(_beside(q), keys, values, _seen(positions, q.shape[3], jnp.arange(keys.shape[-1]), window))
-    return _apart((out / total).astype(q.dtype), q.shape[3])
+    seen = _seen(positions, q.shape[3], jnp.arange(keys.shape[-1]), window)
+    _, total, out = _look(_merge_groups(q), keys, values, seen)
+    return _split_groups((out / total).astype(q.dtype), q.shape[3])
 
 
-def _beside(q):
-    """[B, K, H, G, D] -> [B, H, G K, D], the queries of a group side by side: XLA's CPU backend runs products in
-    other orders of the axes several times slower."""
+def _merge_groups(q):
+    """Turn [B, K, H, G, D] into [B, H, G K, D], the order of axes that XLA's CPU backend multiplies fastest."""
     return rearrange(q, 'b k h g d -> b h (g k) d')
 
 
-def _apart(x, groups: int):
-    """The inverse of `_beside`."""
+def _split_groups(x, groups: int):
+    """Undo `_merge_groups`."""
     return rearrange(x, 'b h (g k) d -> b k h g d', g=groups)
 
 
 def _seen(positions, groups: int, at, window: Optional[int]):
-    """bool[B, 1, G K, L] which of the keys at places at[L] the queries at positions[B, K] see."""
+    """Return which of the keys at positions at[L] the queries at positions[B, K] see, bool[B, 1, G K, L]."""
     own = jnp.tile(positions, groups)[:, None, :, None]
     return at <= own if window is None else (at <= own) & (at > own - window)
 
 
 def _scores(q, keys, seen):
-    """f32[B, H, G K, L] of q [B, H, G K, D], far below zero where a query does not see."""
+    """Return the scores f32[B, H, G K, L] of q [B, H, G K, D]; -1e30 for keys that a query does not see."""
     scores = jnp.einsum('bhqd,bhdl->bhql', q, keys).astype(jnp.float32) * q.shape[-1] ** -0.5
     return jnp.where(seen, scores, -1e30)
 
 
 def _look(q, keys, values, seen, least=-1e30):
-    """Attention of q [B, H, G K, D] before its division by the sum of the weights.
+    """Attention of q [B, H, G K, D] without the division by the sum of the weights.
 
     Returns:
-      f32 (the highest score, `least` if that is higher, and the sum of the weights exp(score - highest), both
-      [B, H, G K, 1]; the weighted sum of the values [B, H, G K, D]).
+      In float32: the highest score (at least `least`) and the sum of the weights exp(score - highest), both
+      [B, H, G K, 1], and the weighted sum of the values [B, H, G K, D].
     """
     scores = _scores(q, keys, seen)
     peak = jnp.maximum(least, scores.max(axis=-1, keepdims=True))
@@ -71,10 +71,10 @@ def _look(q, keys, values, seen, least=-1e30):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend_by_blocks(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
                      window: Optional[int] = None) -> jax.Array:
-    """The same as `attend` among K positions from 0 on, a sixteenth of the queries (128 or more) at a time.
+    """The same as `attend` among the positions 0 to K - 1, a sixteenth of the queries (128 or more) at a time.
 
-    The queries of a block see no keys behind its end, which leaves out up to 15/32 of all pairs. Scores are not kept
-    for the backward pass (Dao et al., 2022); what it needs bears the name 'attention', so that a checkpoint may.
+    The queries of a block see no keys after its end, which saves up to 15/32 of all pairs. Scores are not kept for the
+    backward pass (Dao et al., 2022); what it needs has the checkpoint name 'attention'.
     """
     return _forward(q, keys, values, positions, window)[0]
 
@@ -89,8 +89,8 @@ def _forward(q, keys, values, positions, window):
     for block in _blocks(q.shape[1]):
         end = block.stop
         seen = _seen(positions[:, block], q.shape[3], jnp.arange(end), window)
-        peak, total, part = _look(_beside(q[:, block]), keys[..., :end], values[:, :, :end], seen)
-        out.append(_apart((part / total).astype(q.dtype), q.shape[3]))
+        peak, total, part = _look(_merge_groups(q[:, block]), keys[..., :end], values[:, :, :end], seen)
+        out.append(_split_groups((part / total).astype(q.dtype), q.shape[3]))
         logsumexp.append(peak + jnp.log(total))
     out = checkpoint_name(jnp.concatenate(out, axis=1), 'attention')
     return out, (q, keys, values, positions, out, checkpoint_name(logsumexp, 'attention'))
@@ -102,12 +102,12 @@ def _backward(window, kept, change):
     d_q, d_keys, d_values = [], jnp.zeros_like(keys), jnp.zeros_like(values)
     for block, normaliser in zip(_blocks(q.shape[1]), logsumexp):
         end = block.stop
-        own, new, mean = (_beside(x[:, block]) for x in (q, change, inner))
+        own, new, mean = (_merge_groups(x[:, block]) for x in (q, change, inner))
         scores = _scores(own, keys[..., :end], _seen(positions[:, block], q.shape[3], jnp.arange(end), window))
         weights = jnp.exp(scores - normaliser)
         slope = jnp.einsum('bhqd,bhld->bhql', new, values[:, :, :end]).astype(jnp.float32)
         slope = (weights * (slope - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
-        d_q.append(_apart(jnp.einsum('bhql,bhdl->bhqd', slope, keys[..., :end]), q.shape[3]))
+        d_q.append(_split_groups(jnp.einsum('bhql,bhdl->bhqd', slope, keys[..., :end]), q.shape[3]))
         d_keys = d_keys.at[..., :end].add(jnp.einsum('bhql,bhqd->bhdl', slope, own))
         d_values = d_values.at[:, :, :end].add(jnp.einsum('bhql,bhqd->bhld', weights.astype(q.dtype), new))
     return jnp.concatenate(d_q, axis=1), d_keys, d_values, None
@@ -118,23 +118,23 @@ attend_by_blocks.defvjp(_forward, _backward)
 
 def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
                   window: Optional[int] = None, block: int = 256) -> jax.Array:
-    """The same as `attend` in a cache, of which only as many blocks are looked at as the furthest query needs.
+    """The same as `attend` in a cache, of which only the blocks are read that the furthest query needs.
 
-    The softmax is put together block by block (Milakov and Gimelshein, 2018). A block that a query does not see changes
-    no bit of what it gets, so this does not depend on the other rows. Positions outside the cache are padding.
+    The softmax is accumulated block by block (Milakov and Gimelshein, 2018). A block that a query does not see changes
+    no bit of its result, so the result does not depend on the other rows. Positions outside the cache are padding.
 
-    Blocks are copied before they are looked at. Among many queries that is little; single ones look at everything,
+    Blocks are copied before they are read, which costs little for many queries. A single query reads the whole cache,
     which is faster as soon as half of the cache is filled.
     """
     capacity = keys.shape[-1]
     if capacity <= 2 * block or q.shape[1] == 1:
         return attend(q, keys, values, positions, window)
     positions = jnp.where(positions < capacity, positions, 0)
-    groups, q = q.shape[3], _beside(q)
+    groups, q = q.shape[3], _merge_groups(q)
 
     def look(number, carry):
         peak, total, out = carry
-        start = jnp.minimum(number * block, capacity - block)  # the last block begins within the one before
+        start = jnp.minimum(number * block, capacity - block)  # the last block overlaps the previous one
         at = start + jnp.arange(block)
         seen = _seen(positions, groups, at, window) & (at >= number * block)
         higher, more, change = _look(
@@ -148,4 +148,4 @@ def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: j
         0, -(-capacity // block),
         lambda number, carry: jax.lax.cond(number <= last, look, lambda _, carry: carry, number, carry),
         (rest - 1e30, rest, jnp.zeros(q.shape, jnp.float32)))
-    return _apart((out / total).astype(q.dtype), groups)
+    return _split_groups((out / total).astype(q.dtype), groups)

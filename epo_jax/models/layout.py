@@ -29,9 +29,9 @@ def _join(lora, dtype, base, adapter):
 
 
 def unstack(params, dtype=None):
-    """Stacked layout -> one subtree a layer (`layer_0`, ...), cast to `dtype` where given.
+    """Turn the stacked layout into one subtree a layer (`layer_0`, ...), cast to `dtype` if given.
 
-    What lies outside the layers and has that dtype is not copied: once it is donated, it is gone here too.
+    Arrays outside the layers that have this dtype are not copied; donating them invalidates the originals.
     """
     cast = lambda x: x if dtype is None or x.dtype == dtype else x.astype(dtype)
     rest = {k: jax.tree.map(cast, v) for k, v in params.items() if k != 'layers'}
@@ -41,12 +41,12 @@ def unstack(params, dtype=None):
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def _layer(layers, number, dtype):
-    """One layer. A program for any of them: XLA takes seconds to compile slices of all."""
+    """Return one layer. One program serves all layers; XLA takes seconds to compile slices of all."""
     return jax.tree.map(lambda x: x[number].astype(dtype or x.dtype), layers)
 
 
 def stack(params):
-    """One subtree a layer -> stacked layout."""
+    """Turn one subtree a layer into the stacked layout."""
     names = sorted((k for k in params if k.startswith('layer_')), key=lambda k: int(k[6:]))
     rest = {k: v for k, v in params.items() if k not in names}
     return rest | {'layers': jax.tree.map(lambda *xs: jnp.stack(xs), *(params[k] for k in names))}

@@ -1,9 +1,9 @@
 """Low-rank adapters (Hu et al. 2021): y = x W + (alpha / rank) x A B, with W frozen.
 
 An adapter is a tree like the layers of the stacked layout, with the leaves `a` [layers, in, rank] and
-`b` [layers, rank, out...] for every adapted matrix. `join` puts it beside the kernels of a base, and the same
-decoder runs the pair: strategist, actor and judge share one base, and what is trained, checkpointed and kept in the
-self-play pool is the adapter alone.
+`b` [layers, rank, out...] for every adapted matrix. `join` puts it beside the kernels of a base, and the same decoder
+runs both. Strategist, actor and judge share one base; only adapters are trained, checkpointed and kept in the self-play
+pool.
 """
 
 import dataclasses
@@ -13,18 +13,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.decoder import Decoder
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """What is adapted, and how.
+    """The shape of an adapter.
 
     Attributes:
-      rank: inner size; alpha: the adapter's part is scaled by alpha / rank.
-      targets: matrices of every layer, some of TARGETS.
+      rank: inner size.
+      alpha: the adapter is scaled by alpha / rank.
+      targets: the adapted matrices of every layer, some of TARGETS.
     """
 
     rank: int
@@ -36,9 +37,11 @@ class LoRA:
         if self.rank < 1 or unknown or not self.targets:
             raise ValueError(f'an adapter needs a positive rank and targets among {", ".join(TARGETS)}, not {self}')
 
-    def init_boxed(self, model: Transformer, key: jax.Array) -> Any:
-        """A fresh adapter of a model (stacked layout), float32: b is 0, a uniform within 1 / sqrt(in), as the PEFT
-        library draws it. Every leaf carries the names of its logical axes."""
+    def init_boxed(self, model: Decoder, key: jax.Array) -> Any:
+        """Return a new adapter of a model (stacked layout), float32, every leaf with the names of its logical axes.
+
+        `b` is 0, and `a` is uniform within 1 / sqrt(in), as in the PEFT library.
+        """
         layers = jax.eval_shape(model.init_boxed, key)['layers']
         adapter = {}
         for i, name in enumerate(self.targets):
@@ -52,19 +55,19 @@ class LoRA:
                 'b': nn.LogicallyPartitioned(b, (axes[0], None, *axes[2:]))}
         return {'layers': adapter}
 
-    def init(self, model: Transformer, key: jax.Array) -> Any:
-        """A fresh adapter without the names."""
+    def init(self, model: Decoder, key: jax.Array) -> Any:
+        """Return a new adapter as a plain nested dict."""
         return nn.meta.unbox(self.init_boxed(model, key))
 
     def join(self, base: Any, adapter: Any) -> Any:
-        """Parameters of the adapted model; the base's arrays are shared, not copied."""
+        """Return the parameters of the adapted model; the arrays of the base are shared, not copied."""
         layers = dict(base['layers'])
         for name, pair in adapter['layers'].items():
             layers[name] = layers[name] | {'a': pair['a'], 'b': pair['b'] * (self.alpha / self.rank)}
         return base | {'layers': layers}
 
     def merge(self, base: Any, adapter: Any) -> Any:
-        """Parameters of a plain model that computes the same, W + (alpha / rank) A B, in the base's dtype."""
+        """Return the parameters W + (alpha / rank) A B of a plain model that computes the same, in the base's dtype."""
         layers = dict(base['layers'])
         for name, pair in adapter['layers'].items():
             kernel = layers[name]['kernel']

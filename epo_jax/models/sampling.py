@@ -1,11 +1,11 @@
 """Sessions: a conversation with a model as a value, and sampling from it.
 
-A `Session` holds every id that was fed to or sampled by a model for B conversations, and the key/value cache of
-all but the last one. That last token is the *pending* one: it is fed when the next token is wanted. So appending
-text is "write the ids, then let the cache catch up", every forward pass of the sampling loop yields a token that
-is used, and nothing besides ids, lengths and cache needs to be carried from turn to turn.
+A `Session` holds every id that was fed to or sampled by a model for B conversations, and the key/value cache of all but
+the last id. That last token is *pending*: it is fed when the next token is needed. Appending text thus means writing
+its ids and letting the cache catch up, every forward pass of the sampling loop yields a token that is used, and ids,
+lengths and cache are all that is carried from turn to turn.
 
-All functions are pure: they take a session and return a new one. Compile them with the session donated, and the
+All functions are pure: they take a session and return a new one. If they are compiled with the session donated, the
 cache is updated in place.
 
 Axis letters: B conversations, L capacity in tokens, K new tokens, V vocabulary.
@@ -17,49 +17,49 @@ from typing import Optional
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
-from epo_jax.models.transformer import KVCache, Transformer
+from epo_jax.models.decoder import Decoder, KVCache
 from epo_jax.runtime.parallel import constrain
-from epo_jax.text.tokens import Tokens
+from epo_jax.text.tokens import Array, Tokens
 
 
 @struct.dataclass
 class Session:
-    """One model's live view of B conversations.
+    """B conversations with a model.
 
     Attributes:
-      ids: i32[B, L] every id, exactly as fed or sampled.
-      length: i32[B] how many of them there are; the cache holds one fewer.
-      turn: i32[B, L] -1 for context, t >= 0 for ids sampled by the model in its t-th message.
-      logprob: f32[B, L] log-probability of a sampled id under the model at temperature 1 and without truncation;
-        0 for context.
-      turns: i32[B] messages generated so far.
-      overflow: bool[B] something did not fit; the row is frozen from then on.
+      ids: every id, exactly as fed or sampled.
+      length: number of ids; the cache holds one fewer.
+      turn: -1 for context, t >= 0 for ids that the model sampled in its t-th message.
+      logprob: log-probability of a sampled id under the model at temperature 1 and without truncation; 0 for context.
+      turns: number of messages generated so far.
+      overflow: whether something did not fit; such a row does not change any more.
       cache: keys and values.
     """
 
-    ids: jax.Array
-    length: jax.Array
-    turn: jax.Array
-    logprob: jax.Array
-    turns: jax.Array
-    overflow: jax.Array
+    ids: Int[Array, 'B L']
+    length: Int[Array, ' B']
+    turn: Int[Array, 'B L']
+    logprob: Float[Array, 'B L']
+    turns: Int[Array, ' B']
+    overflow: Bool[Array, ' B']
     cache: KVCache
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a message is drawn. Static: a different value is a different program.
+    """How a message is sampled. Static: every value is a program of its own.
 
     Attributes:
-      max_tokens: longest message, its stop token included.
-      stop: ids that end a message and are no part of it, such as the end-of-turn token.
-      closing: ids that end a message as its last token, such as those with a closing quotation mark.
-      temperature: 0 takes the most probable token.
-      top_k: draw among the k most probable tokens; 0: among all.
-      top_p: draw among the fewest most probable tokens that hold this mass; 1: among all.
-      min_tokens: a message does not end before it has so many.
-      no_repeat: no sequence of so many tokens occurs twice in a conversation; 0: no such rule.
+      max_tokens: longest message, with its stop token.
+      stop: ids that end a message and are not part of it, such as the end-of-turn token.
+      closing: ids that end a message and are part of it, such as those with a closing quotation mark.
+      temperature: sampling temperature; 0 takes the most probable token.
+      top_k: sample among the k most probable tokens; 0 among all.
+      top_p: sample among the most probable tokens that hold this share of the probability; 1 among all.
+      min_tokens: smallest number of tokens of a message.
+      no_repeat: no sequence of this many tokens may occur twice in a conversation; 0 allows all.
     """
 
     max_tokens: int
@@ -74,13 +74,13 @@ class SamplingConfig:
     def __post_init__(self):
         small = min(self.min_tokens, self.no_repeat, self.top_k, self.temperature)
         if self.max_tokens < 1 or small < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f'impossible sampling settings: {self}')
+            raise ValueError(f'these sampling settings are impossible: {self}')
         if not self.stop:
             raise ValueError('a message needs at least one stop id')
 
 
-def open_session(model: Transformer, batch: int, capacity: int) -> Session:
-    """A session of `batch` empty conversations with room for `capacity` tokens each."""
+def open_session(model: Decoder, batch: int, capacity: int) -> Session:
+    """Return a session of `batch` empty conversations of at most `capacity` tokens."""
     rows = lambda value, dtype, *shape: constrain(model.mesh, jnp.full((batch, *shape), value, dtype), 'rows')
     return Session(
         ids=rows(0, jnp.int32, capacity),
@@ -93,7 +93,7 @@ def open_session(model: Transformer, batch: int, capacity: int) -> Session:
 
 
 def clear(session: Session, rows) -> Session:
-    """Empties the conversations of rows bool[B]; their part of the cache is written over later."""
+    """Empty the conversations of rows bool[B]; later tokens overwrite their part of the cache."""
     row = rows[:, None]
     return session.replace(
         ids=jnp.where(row, 0, session.ids),
@@ -105,31 +105,31 @@ def clear(session: Session, rows) -> Session:
 
 
 def last_id(session: Session) -> jax.Array:
-    """i32[B] the pending token; -1 where a conversation is still empty."""
+    """Return the pending token, i32[B]; -1 where a conversation is empty."""
     at = jnp.maximum(session.length - 1, 0)
     last = jnp.take_along_axis(session.ids, at[:, None], axis=1)[:, 0]
     return jnp.where(session.length > 0, last, -1)
 
 
-def extend(model: Transformer, params, session: Session, tokens: Tokens, chunk: int = 64) -> Session:
-    """Appends context; only the new tokens are run through the model, in as many chunks as the longest row needs.
+def extend(model: Decoder, params, session: Session, tokens: Tokens, chunk: int = 64) -> Session:
+    """Append context. Only the new tokens are run through the model, in as many chunks as the longest row needs.
 
     Args:
-      model, params: the decoder and its (unstacked) parameters.
-      session: what came before.
-      tokens: [B, K] the new tokens; rows of length 0 stay as they are.
-      chunk: tokens of a row that are run at once; static.
+      model: the decoder.
+      params: its parameters.
+      session: the conversations so far.
+      tokens: the new tokens [B, K]; rows of length 0 stay as they are.
+      chunk: number of tokens of a row that are run at once; static.
 
     Returns:
-      The longer session. A row that would leave no room for even one more token is left unchanged and flagged
-      in `overflow`.
+      The longer session. A row that would leave no space for one more token stays as it is and overflows.
     """
     session, added = _append(session, tokens)
     return session.replace(cache=_feed(model, params, session, added, session.length - 1, chunk)[0])
 
 
 def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
-    """Writes ids; the cache does not have them yet: (session, i32[B] how many were written)."""
+    """Write ids, which the cache does not hold yet; return the session and the number of written ids, i32[B]."""
     batch, capacity = session.ids.shape
     fits = (session.length + tokens.length < capacity) | (tokens.length == 0)
     added = jnp.where(fits & ~session.overflow, tokens.length, 0)
@@ -141,11 +141,17 @@ def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
         overflow=session.overflow | ~fits), added
 
 
-def _feed(model: Transformer, params, session: Session, added, stop, chunk: int, hidden: Optional[jax.Array] = None):
-    """Runs what was pending before added[B] ids came, and what follows up to position stop[B], through the model:
-    (cache, hidden [B, W] of the last token run).
+def _feed(model: Decoder, params, session: Session, added, stop, chunk: int, hidden: Optional[jax.Array] = None):
+    """Run tokens through the model.
 
-    `hidden`: for rows without any; where it is None, so is the result.
+    Args:
+      model, params, session, chunk: see `extend`.
+      added: i32[B], number of ids that were just written. The token that was pending before them is run too.
+      stop: i32[B], the position before which to stop.
+      hidden: [B, W], for rows without any token to run; None if hidden states are not needed.
+
+    Returns:
+      The cache, and the hidden state [B, W] of the last token of every row, or None.
     """
     capacity, start = session.ids.shape[1], jnp.maximum(session.length - added - 1, 0)
     steps = (jnp.max(stop - start) + chunk - 1) // chunk
@@ -166,8 +172,16 @@ def _feed(model: Transformer, params, session: Session, added, stop, chunk: int,
     return jax.lax.fori_loop(0, steps, step, (session.cache, hidden))
 
 
-def next_logits(model: Transformer, params, session: Session, live=None) -> tuple[Session, jax.Array]:
-    """Feeds the pending token of every row where live[B] (default: all): (session, float32 logits [B, V])."""
+def next_logits(model: Decoder, params, session: Session, live=None) -> tuple[Session, jax.Array]:
+    """Feed the pending token of every live row; return the session and the logits of the next token.
+
+    Args:
+      model, params, session: see `extend`.
+      live: bool[B]; None for all rows.
+
+    Returns:
+      (session, f32[B, V]).
+    """
     capacity = session.ids.shape[1]
     at = jnp.maximum(session.length - 1, 0)
     ids = jnp.take_along_axis(session.ids, at[:, None], axis=1)
@@ -177,15 +191,20 @@ def next_logits(model: Transformer, params, session: Session, live=None) -> tupl
     return session.replace(cache=cache), logits
 
 
-def peek(model: Transformer, params, session: Session, tokens: Tokens, chunk: int = 64,
+def peek(model: Decoder, params, session: Session, tokens: Tokens, chunk: int = 64,
          stay=False) -> tuple[Session, jax.Array]:
-    """What the model would say next if `tokens` came now; where stay, bool[], they do come.
+    """Return the logits of the next token after `tokens`, without keeping these unless `stay` is true.
 
-    If they do not, the cache is written beyond the conversation's end all the same and the session keeps its length:
-    whatever is appended next overwrites it, so no copy of the cache is made.
+    Tokens that do not stay are written to the cache behind the end of the conversation, and the session keeps its
+    length. What is appended next overwrites them, so the cache is never copied.
+
+    Args:
+      model, params, session, chunk: see `extend`.
+      tokens: [B, K].
+      stay: bool[], whether the tokens become part of the conversation.
 
     Returns:
-      (session, f32[B, V] logits). Where the tokens do not fit, or something before them did not, the logits are NaN.
+      (session, f32[B, V]). The logits of a row that has overflowed are NaN.
     """
     longer, added = _append(session, tokens)
     cache, hidden = _feed(
@@ -195,23 +214,24 @@ def peek(model: Transformer, params, session: Session, tokens: Tokens, chunk: in
     return kept.replace(cache=cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
 
 
-def generate(model: Transformer, params, session: Session, keys: jax.Array, live: jax.Array,
+def generate(model: Decoder, params, session: Session, keys: jax.Array, live: jax.Array,
              config: SamplingConfig, choices: Optional[Tokens] = None) -> tuple[Session, Tokens]:
-    """Samples one message in every live row.
+    """Sample one message in every live row.
 
     Args:
-      keys: key[B]; the token at position p of a row is drawn with fold_in(key, p), so that a row's message does
-        not depend on its neighbours.
-      live: bool[B] rows that speak; the others, and rows that have overflowed, stay as they are.
-      config: see SamplingConfig.
-      choices: Tokens [B, C, K] (lengths i32[B, C]); where a row has any that are not empty, its message is one of
-        them, drawn token by token along the tree that they form. None: all messages are allowed. Needs
-        config.max_tokens > K, or a choice may be cut off.
+      model, params, session: see `extend`.
+      keys: key[B]. The token at position p of a row is sampled with fold_in(key, p), so that a message does not depend
+        on the other rows.
+      live: bool[B], the rows that sample; the others, and rows that have overflowed, stay as they are.
+      config: see there.
+      choices: Tokens [B, C, K] (lengths i32[B, C]). The message of a row with any choice that is not empty is one of
+        them, sampled token by token along their prefix tree. None allows every message. Needs config.max_tokens > K, or
+        a choice may be cut off.
 
     Returns:
-      (session, message): the message [B, config.max_tokens] is what was sampled before the stop token. In the
-      session the sampled ids, stop token included, carry their turn and log-probability. A message cut off at
-      max_tokens has no stop token; one cut off at the capacity is also flagged in `overflow`.
+      The session, and the messages [B, config.max_tokens] without their stop tokens. In the session, the sampled ids
+      with the stop token carry their turn and log-probability. A message that was cut off at max_tokens has no stop
+      token; one that was cut off at the capacity overflows.
     """
     batch, capacity = session.ids.shape
     rows = jnp.arange(batch)
@@ -239,7 +259,7 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
             logprob=session.logprob.at[rows, at].set(logprob, mode='drop'),
             length=session.length + going)
         stopped = going & (new[:, None] == ends).any(axis=1)
-        if choices is not None:  # a choice may hold ids that end a free message
+        if choices is not None:  # a choice may contain ids that would end a free message
             stopped = jnp.where(possible.any(axis=1), going & (new == config.stop[0]), stopped)
         full = going & ~stopped & (session.length >= capacity)
         session = session.replace(overflow=session.overflow | full)
@@ -259,18 +279,24 @@ def generate(model: Transformer, params, session: Session, keys: jax.Array, live
 
 
 def _follow(choices: Tokens, possible, count, end: int) -> jax.Array:
-    """i32[B, C] the id with which each choice goes on behind its first `count`; `end` after its last, and an id
-    outside any vocabulary for those no longer possible (bool[B, C])."""
+    """Return the next id of every choice, i32[B, C].
+
+    Args:
+      choices: see `generate`.
+      possible: bool[B, C], choices that begin with what was sampled; the others get an id outside any vocabulary.
+      count: number of ids sampled so far.
+      end: the id after the last one of a choice.
+    """
     at = jnp.minimum(count, choices.ids.shape[-1] - 1)
     new = jnp.where(count < choices.length, jax.lax.dynamic_index_in_dim(choices.ids, at, 2, keepdims=False), end)
     return jnp.where(possible & (count <= choices.length), new, jnp.iinfo(jnp.int32).max)
 
 
 def would_repeat(session: Session, size: int, vocab_size: int) -> jax.Array:
-    """bool[B, V] tokens that would complete, at the end of a row, `size` ids that stand in it already."""
+    """Return the tokens that would complete a sequence of `size` ids which a row already contains, bool[B, V]."""
     length, capacity = session.length[:, None], session.ids.shape[1]
     starts = jnp.arange(capacity - size + 1)
-    same = starts + size <= length  # what stands already lies within the row
+    same = starts + size <= length  # sequences within the row
     for i in range(size - 1):
         at = jnp.maximum(length - size + 1 + i, 0)
         same &= session.ids[:, i:i + len(starts)] == jnp.take_along_axis(session.ids, at, axis=1)
@@ -281,12 +307,18 @@ def would_repeat(session: Session, size: int, vocab_size: int) -> jax.Array:
 
 def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig,
            barred: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
-    """Draws one token a row: logits f32[B, V], keys key[B] -> (i32[B], its log-probability at temperature 1).
+    """Sample one token a row, by inverse transform sampling.
 
-    Tokens of `barred` bool[B, V] are not drawn; the log-probability is that of the model without any such rule.
+    One uniform number a row, compared with the cumulative sum of the weights, costs a fraction of V Gumbel numbers.
 
-    Inverse transform sampling: one uniform number a row, against the running sum of the weights. It costs a
-    fraction of drawing V Gumbel numbers, and the draw of a row depends on its own key alone.
+    Args:
+      logits: f32[B, V].
+      keys: key[B]; the sample of a row depends on its own key alone.
+      config: see there.
+      barred: bool[B, V], tokens that are not sampled.
+
+    Returns:
+      (token i32[B], f32[B] its log-probability under the model at temperature 1, without truncation and bars).
     """
     kept = logits if barred is None else jnp.where(barred, -jnp.inf, logits)
     if config.temperature == 0:
@@ -300,8 +332,8 @@ def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig,
         weights = jnp.where(weights >= _nucleus(weights, config.top_p), weights, 0.0)
     total = jnp.cumsum(weights, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)[:, None]
-    # The first place with a weight whose running sum exceeds the draw. The sum is not added up in order, so by a
-    # rounding error it may grow where there is no weight; and a draw may round up to the total.
+    # The first index with a weight whose cumulative sum exceeds the draw. XLA does not add in order, so rounding may
+    # let the sum grow where there is no weight, and a draw may round up to the total.
     at = jnp.arange(weights.shape[-1])
     place = jnp.min(jnp.where((weights > 0) & (total > uniform * total[:, -1:]), at, at[-1]), axis=-1)
     place = jnp.minimum(place, jnp.max(jnp.where(weights > 0, at, 0), axis=-1))
@@ -311,9 +343,9 @@ def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig,
 
 
 def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
-    """The largest threshold[B, 1] such that the weights at or above it hold `top_p` of the mass.
+    """Return the largest threshold [B, 1] such that the weights at or above it hold the share `top_p`.
 
-    Found by bisection: a sort of the vocabulary costs many times more.
+    It is found by bisection, which costs far less than sorting the vocabulary.
     """
     goal = top_p * weights.sum(axis=-1, keepdims=True)
 
@@ -328,6 +360,6 @@ def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
 
 
 def _logprob(logits: jax.Array, token: jax.Array) -> jax.Array:
-    """log softmax(logits)[token] over the last axis, float32."""
+    """Return log softmax(logits)[token] over the last axis, float32."""
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,12 +1,12 @@
-"""Log-probabilities by one full forward pass: what the learner sees, and what it differentiates.
+"""Log-probabilities by one full forward pass, for the learner.
 
-The vocabulary is never spread over all positions at once: the tokens that count are brought together, projected and
-reduced a chunk at a time, and chunks without any are left out. The objective is linear in the log-probabilities
-(rl/losses.py), so how much each one weighs is known beforehand: a chunk's gradient is taken while its logits are
-there, and the backward pass projects nothing again.
+Logits are never held for all positions at once. The tokens that count are moved together, projected and reduced a chunk
+at a time, and chunks without any are skipped. The objective is linear in the log-probabilities (rl/losses.py), so the
+weight of every token is known before the forward pass: the gradient of a chunk is computed while its logits exist, and
+the backward pass projects nothing again.
 
-Axis letters: N conversations, L token positions, C positions of a chunk, M numbers a token, V vocabulary, W residual
-width.
+Axis letters: N conversations, L token positions, C positions of a chunk, M numbers a token (log-probability and
+entropy), V vocabulary, W residual width.
 """
 
 from einops import rearrange
@@ -14,40 +14,41 @@ import jax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.decoder import Decoder
 
 
-def score(model: Transformer, params, ids: jax.Array, chunk: int = 256) -> jax.Array:
-    """Log-probability of every token given those before it: i32[N, L] -> f32[N, L]; place 0 holds 0. It cannot be
-    differentiated, see `weigh`.
+def score(model: Decoder, params, ids: jax.Array, chunk: int = 256) -> jax.Array:
+    """Return the log-probability of every token given those before it, f32[N, L]; 0 at position 0.
 
-    Args:
-      model, params: the decoder, in either layout.
-      ids: the tokens.
-      chunk: tokens projected at once, of all rows together.
-    """
-    return weigh(model, params, ids, jnp.ones(ids.shape, bool), jnp.ones((1, *ids.shape)), chunk)[1][0]
-
-
-def weigh(model: Transformer, params, ids: jax.Array, counts: jax.Array, weights: jax.Array,
-          chunk: int = 256) -> tuple[jax.Array, jax.Array]:
-    """A weighted sum over tokens, and what was summed; the sum alone can be differentiated.
+    It cannot be differentiated; see `weighted_sum`.
 
     Args:
-      model, params: the decoder, in either layout.
+      model, params: the decoder and its parameters, in either layout.
       ids: i32[N, L].
-      counts: bool[N, L] tokens to look at; those of the others are 0.
-      weights: f32[M, N, L] of each token's log-probability and, where M is 2, of the entropy (nats) of the
-        distribution that it was drawn from.
-      chunk: tokens projected at once, of all rows together.
+      chunk: number of tokens, of all rows together, whose logits are computed at once.
+    """
+    return weighted_sum(model, params, ids, jnp.ones(ids.shape, bool), jnp.ones((1, *ids.shape)), chunk)[1][0]
+
+
+def weighted_sum(model: Decoder, params, ids: jax.Array, counts: jax.Array, weights: jax.Array,
+          chunk: int = 256) -> tuple[jax.Array, jax.Array]:
+    """Return a weighted sum over tokens, and the numbers that were summed; only the sum can be differentiated.
+
+    Args:
+      model, params: the decoder and its parameters, in either layout.
+      ids: i32[N, L].
+      counts: bool[N, L], tokens that count; the numbers of all others are 0.
+      weights: f32[M, N, L], the weights of each token's log-probability and, if M is 2, of the entropy (nats) of the
+        distribution that it was sampled from.
+      chunk: number of tokens, of all rows together, whose logits are computed at once.
 
     Returns:
-      (f32[], f32[M, N, L]: the numbers, 0 at place 0).
+      The sum f32[], and the numbers f32[M, N, L], which are 0 at position 0.
     """
     rows, length = ids.shape
     positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
     hidden, _ = model.apply({'params': params}, ids, positions)
-    # Place l predicts token l + 1. Those that count come first, so that what is left out is whole chunks.
+    # Position l predicts token l + 1. Tokens that count come first, so that whole chunks can be skipped.
     after = lambda x: jnp.roll(x, -1, axis=-1)
     counts = after(counts) & (positions < length - 1)
     order = jnp.argsort(~counts, axis=1, stable=True)
@@ -55,7 +56,7 @@ def weigh(model: Transformer, params, ids: jax.Array, counts: jax.Array, weights
     padding = -length % size
 
     def cut(x):
-        """[N, L, ...] -> [chunks, N, C, ...] in that order."""
+        """Cut [N, L, ...] in that order into [chunks, N, C, ...]."""
         x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
         return rearrange(x, 'n (s c) ... -> s n c ...', c=size)
@@ -70,12 +71,17 @@ def weigh(model: Transformer, params, ids: jax.Array, counts: jax.Array, weights
 
 
 def _project(model, head, rest, hidden, parts):
-    """(f32[] weighted sum, f32[chunks, N, C, M]) of hidden [chunks, N, C, W] and (targets, counts, weights) in chunks.
+    """Return the weighted sum f32[] and the numbers f32[chunks, N, C, M].
 
-    `head`: the parameters that project; `rest`: others that the model asks for, without gradient.
+    Args:
+      model: the decoder.
+      head: the parameters that project to the vocabulary.
+      rest: other parameters that the model needs, without gradient.
+      hidden: [chunks, N, C, W].
+      parts: targets, counts and weights in chunks.
     """
     def numbers(logits, targets, counts, weights):
-        """Their weighted sum, f32[N, C, M], and the sum's gradient by the logits, f32[N, C, V]."""
+        """Return the weighted sum, the numbers f32[N, C, M], and the sum's gradient by the logits, f32[N, C, V]."""
         weights = jnp.where(counts[..., None], weights, 0)
         logprob = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         hit = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -88,7 +94,7 @@ def _project(model, head, rest, hidden, parts):
         return (found * weights).sum(), found, slope
 
     def chunks(look, skip, carry, hidden, parts):
-        """Scans with `look`, or `skip` where nothing counts: (carry, hidden, part) -> (carry, results)."""
+        """Scan chunks with `look`, or with `skip` where no token counts: (carry, hidden, part) -> (carry, results)."""
         step = lambda carry, part: jax.lax.cond(part[2].any(), look, skip, carry, *part)
         return jax.lax.scan(step, carry, (hidden, *parts))
 
@@ -123,7 +129,7 @@ def _project(model, head, rest, hidden, parts):
 
     def backward(kept, change):
         if not isinstance(change[1], SymbolicZero):
-            raise TypeError('of what `weigh` returns, the sum alone can be differentiated')
+            raise TypeError('only the sum that `weighted_sum` returns can be differentiated')
         gradient, back = jax.tree.map(lambda x: (x * change[0]).astype(x.dtype), kept)
         return gradient[0] if gradient else None, None, back, None
 

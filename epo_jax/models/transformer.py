@@ -6,11 +6,11 @@
 Axis letters: B conversations, K new tokens, L positions of the cache, H key/value heads,
 G query heads sharing one key/value head, D head size, W residual width, M MLP width, V vocabulary.
 
-The parameters come in two layouts of the same numbers. `stacked=True`: every layer parameter has a
-leading layer axis and the layers run under `nn.scan` with rematerialisation; this is what is trained,
-checkpointed and sharded. `stacked=False`: one subtree a layer and an unrolled loop, which samples faster.
-`unstack` and `stack` go from one to the other. The stacked layout samples too, so that a frozen base which is
-trained around (models/lora.py) is held in memory once; its cache has the leading layer axis as well.
+The same parameters come in two layouts. With `stacked=True`, every layer parameter has a leading layer axis and the
+layers run under `nn.scan` with rematerialization; this layout is trained, checkpointed and sharded. With
+`stacked=False`, there is one subtree a layer and an unrolled loop, which samples faster. `unstack` and `stack`
+(models/layout.py) convert between them. The stacked layout samples too, so that the frozen base of an adapter
+(models/lora.py) is held in memory once; its cache then has a leading layer axis.
 """
 
 from typing import Any, Optional
@@ -32,7 +32,7 @@ KVCache = tuple[tuple[jax.Array, jax.Array], ...]
 
 REMAT = {
     'none': None,
-    'dots': jax.checkpoint_policies.save_from_both_policies(  # of attention what comes out, not the scores
+    'dots': jax.checkpoint_policies.save_from_both_policies(  # the output of attention, not the scores
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names('attention')),
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -40,7 +40,7 @@ REMAT = {
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, f32[D / 2], radians a position (Llama 3.1's scaling applied where it is set)."""
+    """Return the rotary frequencies, f32[D / 2], in radians a position, with Llama 3.1's scaling if it is set."""
     freq = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
     if scaling is not None:
@@ -52,20 +52,20 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine of the rotary angles at positions[B, K]: two f32[B, K, 1, D / 2]."""
+    """Return sine and cosine of the rotary angles at positions[B, K], each f32[B, K, 1, D / 2]."""
     angle = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
     return jnp.sin(angle), jnp.cos(angle)
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding of x[B, K, heads, D]; halves of D are paired (not neighbours)."""
+    """Apply the rotary embedding to x[B, K, heads, D]; it pairs the halves of D, not neighbors."""
     sin, cos = rotation
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Linear(nn.Module):
-    """x[..., in] -> [..., *out], with logical axis names for sharding."""
+    """A linear layer from [..., in] to [..., *out], with logical axis names for sharding."""
 
     out: tuple[int, ...]
     axes: tuple[str, ...]
@@ -74,12 +74,13 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Apply the layer to x[..., in]."""
         init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', in_axis=0, out_axis=range(1, len(self.axes)))
         kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), (x.shape[-1], *self.out))
-        # Gathered over fsdp as a whole: XLA would pass shards on in a ring and add up partial products in memory.
+        # Gather the kernel over fsdp. Otherwise XLA passes shards around in a ring and adds up partial products.
         whole = lambda x, axes: constrain(self.mesh, x, *(None if axis == 'embed' else axis for axis in axes))
         kernel = whole(kernel.astype(x.dtype), self.axes)
-        # As one matrix product: with several row axes, the gradient of the kernel takes XLA's slow path on CPU.
+        # One matrix product: with several row axes, the gradient of the kernel takes a slow path of XLA on CPU.
         y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
         y = y.reshape(*x.shape[:-1], *self.out)
         if self.has_variable('params', 'a'):  # a low-rank adapter, see models/lora.py
@@ -93,13 +94,14 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32."""
+    """RMS normalization over the last axis, x / rms(x) * scale, in float32."""
 
     eps: float
     axis: str = 'embed'
 
     @nn.compact
     def __call__(self, x):
+        """Normalize x[..., W]."""
         ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
         scale = self.param('scale', ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
@@ -115,15 +117,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, layer, positions, rotation):
-        """One layer.
+        """Run the layer.
 
         Args:
-          carry: (x[B, K, W], cache): the layer's (keys, values), those of all layers, or None.
-          layer: number of the layer where the cache is that of all; else None.
-          positions: i32[B, K]; rotation: see `rotation`.
+          carry: (x[B, K, W], cache), where the cache is the layer's (keys, values), those of all layers, or None.
+          layer: number of the layer if the cache is that of all layers; else None.
+          positions: i32[B, K].
+          rotation: see the function `rotation`.
 
         Returns:
-          (carry, None), as `nn.scan` wants it.
+          (carry, None), as `nn.scan` requires.
         """
         c, (x, cache) = self.config, carry
         x = constrain(self.mesh, x, 'rows', None, None)
@@ -161,14 +164,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder without its loss.
+    """The decoder of the Llama family.
 
     Attributes:
       config: the shape.
-      dtype: dtype of activations and of matrix products; parameters keep their own.
-      stacked: parameter layout, see the module's docstring.
-      remat: what the backward pass keeps when stacked, a key of REMAT.
-      mesh: over which rows and heads are split; None: nothing is said about it.
+      dtype: of activations and matrix products; parameters keep their own dtype.
+      stacked: layout of the parameters, see the docstring of the module.
+      remat: what the forward pass keeps for the backward pass in the stacked layout, a key of REMAT.
+      mesh: over which rows and heads are split; None leaves it to the compiler.
     """
 
     config: ModelConfig
@@ -178,6 +181,7 @@ class Transformer(nn.Module):
     mesh: Optional[Mesh] = None
 
     def setup(self):
+        """Create the submodules."""
         c = self.config
         table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
         self.embed = self.param('embed', table, (c.vocab_size, c.width))
@@ -188,7 +192,7 @@ class Transformer(nn.Module):
             self.layers = nn.scan(
                 block, variable_axes={'params': 0}, split_rngs={'params': True},
                 in_axes=(0, nn.broadcast, nn.broadcast), length=c.num_layers,
-                unroll=c.num_layers if self.remat == 'none' else 1,  # a loop would only carry to and fro what is kept
+                unroll=c.num_layers if self.remat == 'none' else 1,  # a loop would copy everything that is kept
                 metadata_params={nn.PARTITION_NAME: 'layers'})(c, self.mesh)
         else:
             self.layer = [Block(c, self.mesh) for _ in range(c.num_layers)]
@@ -197,17 +201,17 @@ class Transformer(nn.Module):
             self.head = Linear((c.vocab_size,), ('embed', 'vocab'), mesh=self.mesh)
 
     def __call__(self, ids, positions, cache: Optional[KVCache] = None):
-        """Runs the layers.
+        """Run the layers.
 
         Args:
-          ids: i32[B, K] tokens.
-          positions: i32[B, K] their positions. With a cache, keys and values are written there; a position
+          ids: i32[B, K], tokens.
+          positions: i32[B, K], their positions. Keys and values are written to the cache at these positions; a position
             outside the cache writes nothing, which is how padding is fed.
-          cache: keys and values of everything before, or None to attend among `ids` alone, which must then
-            stand at positions 0, 1, 2, ...
+          cache: keys and values of all earlier tokens. With None, `ids` attend among themselves, and must be at
+            positions 0, 1, 2, ...
 
         Returns:
-          (hidden [B, K, W] after the last norm, the new cache or None).
+          Hidden states [B, K, W] after the last norm, and the new cache or None.
         """
         x = jnp.take(self.embed, ids, axis=0, mode='clip').astype(self.dtype)
         angles = rotation(self.config, positions)
@@ -222,23 +226,23 @@ class Transformer(nn.Module):
         return self.final_norm(x), None if cache is None else tuple(caches)
 
     def logits(self, hidden):
-        """hidden [..., W] -> float32 logits [..., V]."""
+        """Project hidden states [..., W] to float32 logits [..., V]."""
         if self.config.tied:
             return jnp.einsum('...w,vw->...v', hidden, self.embed.astype(hidden.dtype)).astype(jnp.float32)
         return self.head(hidden).astype(jnp.float32)
 
     def init_boxed(self, key):
-        """A fresh parameter tree, float32, every leaf with the names of its logical axes."""
+        """Return random parameters, float32, every leaf with the names of its logical axes."""
         def everything(module, ids):
             return module.logits(module(ids, ids)[0])
         return self.init(key, jnp.zeros((1, 1), jnp.int32), method=everything)['params']
 
     def init_params(self, key):
-        """A fresh parameter tree, float32, as a plain nested dict without sharding metadata."""
+        """Return random parameters, float32, as a plain nested dict without sharding metadata."""
         return nn.meta.unbox(self.init_boxed(key))
 
     def init_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache: zeros of keys [B, H, D, L] and values [B, H, L, D] for every layer."""
+        """Return an empty cache: zeros of keys [B, H, D, L] and values [B, H, L, D] for every layer."""
         c = self.config
         shapes = ((batch, c.num_kv_heads, c.head_dim, capacity), (batch, c.num_kv_heads, capacity, c.head_dim))
         place = lambda x, *axes: constrain(self.mesh, x, *axes, 'rows', 'kv_heads', None, None)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from epo_jax.models import sampling
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.decoder import Decoder
 from epo_jax.text import tokenizer as text
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import Array, Tokens, concat, keep, pack, repeat
@@ -40,7 +40,7 @@ class Judge:
       chunk: number of tokens of a row that are run through the model at once.
     """
 
-    model: Transformer = struct.field(pytree_node=False)
+    model: Decoder = struct.field(pytree_node=False)
     params: Any
     tokenizer: Any = struct.field(pytree_node=False)
     chat: ChatSegments = struct.field(pytree_node=False)

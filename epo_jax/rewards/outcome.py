@@ -23,8 +23,8 @@ def load_outcome(name: str) -> Outcome:
             raise ValueError(f'it is a {type(outcome).__name__}, not a function')
         return outcome
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no outcome function {name!r} ({error}); reward.outcome is 'judge', 'environment' or "
-                         "'package.module:function'") from None
+        raise ValueError(f"there is no outcome function {name!r} ({error}); reward.outcome must be 'judge', "
+                         "'environment' or 'package.module:function'") from None
 
 
 def with_outcome(prompts: Sequence[JudgePrompt], outcome: Outcome) -> list[JudgePrompt]:

@@ -218,7 +218,7 @@ class Learner:
                 return total.sum() / jnp.maximum(count, 1)
 
             weights = jax.grad(objective)(jnp.zeros((2 if self.entropy else 1, *part.ids.shape)))
-            total, numbers = scoring.weigh(self.model, params, part.ids, part.turn >= 0, weights, self.chunk)
+            total, numbers = scoring.weighted_sum(self.model, params, part.ids, part.turn >= 0, weights, self.chunk)
             gap = jnp.where(part.turn >= 0, numbers[0] - part.logprob, 0)
             return total, (jnp.abs(gap).max(), -gap.sum())
 

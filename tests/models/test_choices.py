@@ -73,7 +73,7 @@ def walk(logits, choices, temperature=1.0):
 
 
 def reader(prompt):
-    """prefix -> logits behind the prompt and the prefix, by a full pass."""
+    """Prefix -> logits behind the prompt and the prefix, by a full pass."""
     model, params = make_model(layers=1), make_params(1)
 
     def logits(prefix):

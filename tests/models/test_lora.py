@@ -91,11 +91,11 @@ def test_sampling_and_scoring_see_the_same_model():
 
 
 def test_a_gradient_step_is_that_of_the_merged_model():
-    """d loss / d b of W + s a b is s a^T (d loss / d W); with a fixed and b = 0 nothing else moves."""
+    """D loss / d b of W + s a b is s a^T (d loss / d W); with a fixed and b = 0 nothing else moves."""
     lora, fresh = ATTENTION, ATTENTION.init(MODEL, jax.random.key(2))
     text = ids()
     everything = jnp.ones(text.shape, bool), jnp.ones((1, *text.shape))
-    loss = lambda params: scoring.weigh(MODEL, params, text, *everything, 4)[0]
+    loss = lambda params: scoring.weighted_sum(MODEL, params, text, *everything, 4)[0]
     got = jax.jit(jax.grad(lambda adapter: loss(lora.join(BASE, adapter))))(fresh)['layers']
     dense = jax.jit(jax.grad(loss))(BASE)['layers']
     for name in ('q', 'v'):

@@ -42,7 +42,7 @@ def test_the_sum_and_its_gradient_are_those_of_all_logits(share, several, tied):
         return 3 * (weights * numbers).sum(), numbers
 
     def ours(params):
-        total, numbers = scoring.weigh(model, params, ids, counts, weights, 8)
+        total, numbers = scoring.weighted_sum(model, params, ids, counts, weights, 8)
         return 3 * total, numbers
 
     gradient = lambda f: jax.value_and_grad(f, has_aux=True)(params)
@@ -65,7 +65,7 @@ def test_score_is_that_of_all_logits():
 
 def test_what_was_summed_cannot_be_differentiated():
     ids, params = jnp.zeros((1, 5), jnp.int32), make_params(1)
-    with pytest.raises(TypeError, match='the sum alone'):
+    with pytest.raises(TypeError, match='only the sum'):
         jax.grad(lambda params: scoring.score(make_model(layers=1), params, ids).sum())(params)
 
 
@@ -75,7 +75,7 @@ def test_under_a_frozen_head_no_gradient_of_it_is_computed():
 
     def products(inner, rest):
         """Matrix products with the vocabulary in them."""
-        loss = lambda inner: scoring.weigh(model, rest | inner, ids, *every, 8)[0]
+        loss = lambda inner: scoring.weighted_sum(model, rest | inner, ids, *every, 8)[0]
         found = avals(jax.make_jaxpr(jax.grad(loss))(inner).jaxpr, 'dot_general')
         return sum(V in shape for shape in found)
 
@@ -105,7 +105,7 @@ def test_never_are_there_all_logits():
         return set(avals(jax.make_jaxpr(jax.value_and_grad(total))(params, ids).jaxpr))
 
     every = jnp.ones((rows, length), bool), jnp.ones((1, rows, length))
-    with_vocabulary = {s for s in shapes(lambda p, i: scoring.weigh(model, p, i, *every, chunk)[0]) if vocab in s}
+    with_vocabulary = {s for s in shapes(lambda p, i: scoring.weighted_sum(model, p, i, *every, chunk)[0]) if vocab in s}
     assert any(np.prod(s) == chunk * vocab for s in with_vocabulary)
     assert max(np.prod(s) for s in with_vocabulary) < rows * length * vocab / 2
     assert any(np.prod(s) == rows * length * vocab for s in shapes(lambda p, i: literal_score(model, p, i).sum()))
