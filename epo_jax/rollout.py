@@ -20,7 +20,7 @@ from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Environment, Observation
 from epo_jax.runtime.hosts import fetch
 from epo_jax.text import tokenizer as text
-from epo_jax.text.tokens import Array, Tokens, concat, keep, pack, repeat
+from epo_jax.text.tokens import Array, Tokens, array_module, concat, keep, pack, repeat
 
 # Why an episode was cut off: one of these, or 1 + the number of the agent that failed (see `agent_number`).
 OBSERVATION, ENVIRONMENT = -1, -2
@@ -142,11 +142,6 @@ def agent_number(seat: int, actor: bool) -> int:
 def on_host(tree):
     """Turn small arrays into NumPy arrays in a host loop, so that only agents are compiled; keep traced ones."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), fetch(tree))
-
-
-def array_module(*trees):
-    """Return `jax.numpy` if any leaf is a JAX array (traced ones included), else `numpy`."""
-    return jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(trees)) else np
 
 
 def turn(table: Table, state: TableState, seat: int) -> tuple[TableState, Turn]:

@@ -1,7 +1,7 @@
-"""What can sit in a seat: anything that reads content and replies.
+"""Agents: everything that reads messages and replies to them.
 
-An agent is a frozen description; what it remembers of its conversations is a value that is passed in and
-returned. A strategist and an actor are the same kind of thing: one replies with a strategy, one with an action.
+An agent is a frozen description. Its memory of the conversations is a value that is passed in and returned. Strategists
+and actors have the same interface: one replies with a strategy, the other with an action.
 
 Axis letters: B slots, each with one conversation at a time; K tokens; C choices.
 """
@@ -15,57 +15,58 @@ from epo_jax.text.tokens import Tokens
 
 
 class Agent(Protocol):
-    """The interface of every strategist and actor; B conversations are held at once.
+    """A strategist or an actor, with B conversations at once.
 
     Attributes:
-      width: tokens of a reply, at most.
-      on_device: the methods are array code that can be traced.
+      width: largest number of tokens of a reply.
+      on_device: whether the methods are array code that JAX can trace.
     """
 
     width: int
     on_device: bool
 
     def start(self, batch: int) -> Any:
-        """The memory of `batch` slots in which nothing was said."""
+        """Return the memory of `batch` empty slots."""
 
     def begin(self, params: Any, memory: Any, opening: Tokens, rows, group: int) -> Any:
-        """Forgets the conversations of rows bool[B] and starts new ones.
+        """Forget the conversations of some rows and start new ones.
 
         Args:
           params, memory: as in `respond`.
-          opening: [B, K], the beginning of the first user message.
-          rows: bool[B].
-          group: so many neighbouring rows start together, and with the same opening; static.
+          opening: Tokens [B, K], the beginning of the first user message.
+          rows: bool[B], the rows that start.
+          group: this many neighboring rows start together with the same opening; static.
         """
 
     def respond(self, params: Any, memory: Any, content: Sequence[Tokens], cue: Tokens, choices: Optional[Tokens],
                 keys: jax.Array, who: int, live) -> tuple[Any, Tokens]:
-        """Reads one user message (or what follows the opening in the first) and replies to it.
+        """Read one user message (or what follows the opening in the first) and reply to it.
 
         Args:
-          params: weights, or None for an agent without any.
-          memory: what was returned last; not to be used again afterwards.
-          content: parts of the message, each Tokens [B, K]; they are read one after the other.
-          cue: [B, K] how the reply begins; the agent goes on from there.
-          choices: Tokens [B, C, K], the only replies allowed; None, or a row with none of any length: all are.
-          keys: key[B], one an episode; randomness depends on (key, who, position) alone.
+          params: weights, or None for an agent without weights.
+          memory: what was returned last; it must not be used again.
+          content: parts of the message, each Tokens [B, K], which are read one after the other.
+          cue: Tokens [B, K], the beginning of the reply, from which the agent continues.
+          choices: Tokens [B, C, K], the only replies allowed. None, or a row without any of positive length, allows
+            all.
+          keys: key[B], one an episode; what is sampled depends on (key, who, position) alone.
           who: number of this agent at the table.
-          live: bool[B] rows that take part; the others stay as they are.
+          live: bool[B], rows that take part; the others stay as they are.
 
         Returns:
-          (memory, reply Tokens [B, width] without its stop token).
+          The memory, and the replies, Tokens [B, width], without their stop tokens.
         """
 
     def failed(self, memory: Any):
-        """bool[B] conversations that cannot go on (context full, endpoint down); they end their episode."""
+        """Return the conversations that cannot continue (context full, endpoint down), bool[B]; their episodes end."""
 
     def reasons(self, memory: Any) -> Sequence[str]:
-        """Of every conversation, in words, why it failed (host)."""
+        """Return why every conversation failed, in words (host)."""
 
 
 @struct.dataclass
 class Player:
-    """An agent with its weights and the tokenizer of its messages. A pytree of its weights."""
+    """An agent with its weights and the tokenizer of its messages; a pytree of the weights."""
 
     agent: Agent = struct.field(pytree_node=False)
     params: Any
@@ -74,12 +75,12 @@ class Player:
 
 @struct.dataclass
 class Seat:
-    """One side of the table. A pytree of weights.
+    """One side of the table; a pytree of weights.
 
     Attributes:
-      actor: who acts.
-      strategist: who advises the actor before every turn; None: nobody.
-      trained: the strategist's conversation becomes a training row.
+      actor: the player that acts.
+      strategist: the player that advises the actor before every turn, or None.
+      trained: whether the strategist's conversation is trained on.
     """
 
     actor: Player

@@ -1,4 +1,4 @@
-"""An agent outside the device: a Python function, an API model, a scripted bot, a person."""
+"""Agents on the host: a Python function, an API model, a scripted bot, a person."""
 
 import dataclasses
 from typing import Any, Callable, Optional, Sequence
@@ -12,7 +12,7 @@ from epo_jax.runtime.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, concat, pack
 
-# (role, text) messages so far, roles 'user' and 'assistant', oldest first; and a seed -> the reply.
+# (messages so far, each (role, text) with role 'user' or 'assistant'; a seed) -> the reply.
 Reply = Callable[[Sequence[tuple[str, str]], int], str]
 
 
@@ -21,9 +21,9 @@ class Memory:
     """The conversations of a host agent.
 
     Attributes:
-      openings: object[B] text read that still waits for the rest of its message.
-      histories: object[B] tuples of (role, text).
-      failures: object[B] why a row has failed, None where it has not.
+      openings: object[B], text at the beginning of the next user message.
+      histories: object[B], tuples of (role, text).
+      failures: object[B], why a row failed, or None.
     """
 
     openings: np.ndarray
@@ -33,14 +33,15 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class HostAgent:
-    """Replies with `reply(history, seed)`, called for all rows at the same time; with several processes each calls
-    for its own slots (see `epo_jax.runtime.hosts`), within limits of its own.
+    """Replies with a function, which is called for all rows at the same time.
+
+    With several processes, each one calls it for its own slots (see `epo_jax.runtime.hosts`).
 
     Attributes:
-      reply: the function; whatever it raises ends its own episode only.
-      tokenizer: the tokenizer of the table, by which text enters and leaves.
-      max_tokens: a longer reply is cut there.
-      timeout: seconds a reply may take; None: unlimited, and rows are served one after the other.
+      reply: the function; an error that it raises ends its own episode only.
+      tokenizer: the tokenizer of the table, with which text is decoded and encoded.
+      max_tokens: longer replies are cut to this many tokens.
+      timeout: seconds that the replies may take; None sets no limit and calls for one row after the other.
     """
 
     reply: Reply
@@ -52,11 +53,11 @@ class HostAgent:
 
     @property
     def width(self) -> int:
-        """Tokens of a reply, at most."""
+        """Return the largest number of tokens of a reply."""
         return self.max_tokens
 
     def start(self, batch: int) -> Memory:
-        """Empty histories."""
+        """See Agent.start."""
         histories = np.empty(batch, object)
         histories[:] = [()] * batch
         return Memory(np.full(batch, '', object), histories, np.full(batch, None, object))
@@ -71,8 +72,7 @@ class HostAgent:
 
     def respond(self, params, memory: Memory, content: Sequence[Tokens], cue: Tokens, choices: Optional[Tokens],
                 keys: jax.Array, who: int, live) -> tuple[Memory, Tokens]:
-        """See Agent.respond; cue and choices are not used: what replies here needs no help to begin, and the
-        environment refuses what is not allowed."""
+        """See Agent.respond; `cue` and `choices` are not used, and the environment refuses what it does not allow."""
         live = np.asarray(live) & ~self.failed(memory)
         texts = [text.decode(self.tokenizer, row) for row in concat(content).rows()]
         seeds = np.asarray(jax.random.key_data(keys))[:, -1]
@@ -96,12 +96,12 @@ class HostAgent:
 
     def _answer(self, history, seed: int) -> str:
         answer = self.reply(history, seed)
-        if not isinstance(answer, str):  # an API that refuses may answer with nothing
-            raise TypeError(f'the reply is {type(answer).__name__}, not text')
+        if not isinstance(answer, str):  # an API may return no text when it refuses
+            raise TypeError(f'the reply is a {type(answer).__name__}, not text')
         return answer
 
     def failed(self, memory: Memory) -> np.ndarray:
-        """Rows whose reply raised or took too long."""
+        """See Agent.failed: rows whose reply raised an error or took too long."""
         return np.array([reason is not None for reason in memory.failures])
 
     def reasons(self, memory: Memory) -> Sequence[str]:

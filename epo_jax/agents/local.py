@@ -1,4 +1,4 @@
-"""A language model of our own in a seat: a session, chat segments, and two compiled functions."""
+"""A local language model as an agent: a session, chat segments, and two compiled functions."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ class LocalAgent:
     """A chat model that replies to each message with one sampled message.
 
     Attributes:
-      model: the decoder, unstacked layout.
+      model: the decoder.
       chat: its chat template, cut into segments.
-      sampling: how replies are drawn.
+      sampling: how replies are sampled.
       capacity: longest conversation, in tokens.
-      prefixes: where given, the reply must begin with one of these id sequences, drawn by the model's probability
-        of their first ids (which must differ); the rest of the sequence, and nothing else, is then given.
-      chunk: tokens of a row run at once when text is read.
+      prefixes: if there are any, a reply begins with one of these id sequences. It is sampled by the model's
+        probabilities of their first ids, which must differ; the other ids of the sequence are then fixed.
+      chunk: number of tokens of a row that are prefilled at once.
     """
 
     model: Decoder
@@ -38,19 +38,19 @@ class LocalAgent:
 
     def __post_init__(self):
         if len({c[0] for c in self.prefixes}) != len(self.prefixes):
-            raise ValueError('the prefixes of replies must differ in their first token')
+            raise ValueError('the prefixes of replies must differ in their first tokens')
 
     @property
     def width(self) -> int:
-        """Tokens of a reply, at most."""
+        """Return the largest number of tokens of a reply."""
         return self.sampling.max_tokens + max(map(len, self.prefixes), default=0)
 
     def start(self, batch: int) -> sampling.Session:
-        """Empty sessions."""
+        """See Agent.start."""
         return _start(self.model, batch, self.capacity)
 
     def begin(self, params, memory: sampling.Session, opening: Tokens, rows, group: int = 1) -> sampling.Session:
-        """See Agent.begin; `memory` is donated. The opening of a group is read once."""
+        """See Agent.begin; `memory` is donated. The opening of a group is prefilled once."""
         return _begin(self.model, self.chat, self.chunk, group, params, memory, opening, rows)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='memory')
@@ -59,7 +59,7 @@ class LocalAgent:
         """See Agent.respond; `memory` is donated."""
         session, batch = memory, live.shape[0]
         first = session.turns == 0
-        unended = ~first & (sampling.last_id(session) != self.chat.end)  # the last reply was cut off: end it now
+        unended = ~first & (sampling.last_id(session) != self.chat.end)  # the last reply was cut off; end its turn
         parts = [
             keep(repeat((self.chat.end,), batch), unended),
             keep(repeat(self.chat.between, batch), ~first),
@@ -76,7 +76,7 @@ class LocalAgent:
         return session, concat([begun, rest])
 
     def _choose(self, params, session, keys, live):
-        """Draws which of `prefixes` a reply begins with, and appends it as context."""
+        """Sample the prefix that a reply begins with, and append it as context."""
         session, logits = sampling.next_logits(self.model, params, session, live)
         logits = logits[:, jnp.array([c[0] for c in self.prefixes])]
         one = dataclasses.replace(self.sampling, max_tokens=1, top_k=0, top_p=1.0)
@@ -88,7 +88,7 @@ class LocalAgent:
         return begun, sampling.extend(self.model, params, session, begun, self.chunk)
 
     def failed(self, memory: sampling.Session) -> jax.Array:
-        """Conversations that outgrew the capacity."""
+        """See Agent.failed: conversations that do not fit the capacity."""
         return memory.overflow
 
     def reasons(self, memory: sampling.Session) -> list[str]:
@@ -98,13 +98,13 @@ class LocalAgent:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames='memory')
 def _begin(model, chat, chunk, group, params, memory, opening, rows):
-    """Reads openings. It depends on nothing that tells a strategist from an actor, so one program serves both."""
+    """Prefill openings. Nothing here differs between a strategist and an actor, so one program serves both."""
     opening = keep(concat([repeat(chat.open, len(rows)), opening]), rows)
     if group == 1:
         return sampling.extend(model, params, sampling.clear(memory, rows), opening, chunk)
 
     def together(memory):
-        """One member of every group reads, in a session of its own, which the others then take over."""
+        """Prefill the opening of one row of every group in a session of its own, and copy it to the other rows."""
         first = jax.tree.map(lambda x: x[::group], opening)
         session = sampling.open_session(model, len(first.length), memory.ids.shape[1])
         session = sampling.extend(model, params, session, first, chunk)

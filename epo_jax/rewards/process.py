@@ -14,10 +14,9 @@ import numpy as np
 
 from epo_jax.rewards.judge import Judge, name_critical, read_stages
 from epo_jax.rewards.prompts import JudgeInput
-from epo_jax.rollout import array_module
 from epo_jax.runtime.hosts import fetch
 from epo_jax.text import tokenizer as text
-from epo_jax.text.tokens import Array, Tokens, concat, pack
+from epo_jax.text.tokens import Array, Tokens, array_module, concat, pack
 
 METHODS = ('potential', 'critical', 'none')
 

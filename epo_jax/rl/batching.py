@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from epo_jax.rl.learner import Batch
-from epo_jax.rollout import array_module
+from epo_jax.text.tokens import array_module
 
 
 def epoch_order(count: int, batch: int, rng: np.random.Generator) -> np.ndarray:

@@ -8,8 +8,8 @@ from flax import struct
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from epo_jax.rollout import Episodes, Table, array_module, max_seat_turns
-from epo_jax.text.tokens import Array
+from epo_jax.rollout import Episodes, Table, max_seat_turns
+from epo_jax.text.tokens import Array, array_module
 
 
 @struct.dataclass

@@ -1,7 +1,9 @@
 """Ragged batches of tokens: the only form in which messages travel between models and environments.
 
-Axis letters: B rows, K token positions. The functions take NumPy and JAX arrays alike and answer in kind, so
-that the same code serves a host loop and a traced program.
+The functions take NumPy and JAX arrays alike and answer in kind, so that the same code serves a host loop and a traced
+program.
+
+Axis letters: B rows, K token positions.
 """
 
 from typing import Optional, Sequence
@@ -9,6 +11,7 @@ from typing import Optional, Sequence
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 import numpy as np
 
 from epo_jax.runtime.errors import InputError
@@ -18,28 +21,37 @@ Array = jax.Array | np.ndarray
 
 @struct.dataclass
 class Tokens:
-    """A right-padded batch: row b is ids[b, :length[b]]; what lies beyond has no meaning.
+    """A right-padded batch: row b is ids[b, :length[b]]; the ids after it have no meaning.
 
     Attributes:
-      ids: i32[B, K].
-      length: i32[B].
+      ids: token ids.
+      length: number of tokens of every row.
     """
 
-    ids: jax.Array
-    length: jax.Array
+    ids: Int[Array, 'B K']
+    length: Int[Array, ' B']
 
     def rows(self) -> list[list[int]]:
-        """The rows as Python lists (reads device arrays back)."""
+        """Return the rows as Python lists; device arrays are read back."""
         ids, length = np.asarray(self.ids), np.asarray(self.length)
         return [ids[b, :n].tolist() for b, n in enumerate(length)]
 
 
 class TooLongError(InputError):
-    """A row does not fit the width it must be packed into."""
+    """A row is longer than the width it must be packed into."""
+
+
+def array_module(*trees):
+    """Return `jax.numpy` if any leaf is a JAX array (traced ones included), else `numpy`."""
+    return jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(trees)) else np
 
 
 def pack(rows: Sequence[Sequence[int]], width: Optional[int] = None) -> Tokens:
-    """Packs lists of ids into NumPy Tokens of the given width (default: the longest row).
+    """Pack lists of ids into NumPy Tokens.
+
+    Args:
+      rows: B lists.
+      width: K; None takes the length of the longest row.
 
     Raises:
       TooLongError: a row is longer than `width`.
@@ -55,18 +67,18 @@ def pack(rows: Sequence[Sequence[int]], width: Optional[int] = None) -> Tokens:
 
 
 def repeat(ids: Sequence[int], batch: int) -> Tokens:
-    """The same ids in every one of `batch` rows (NumPy)."""
+    """Return the same ids in each of `batch` rows (NumPy)."""
     return pack([ids] * batch, len(ids))
 
 
 def concat(parts: Sequence[Tokens], width: Optional[int] = None) -> Tokens:
-    """Joins Tokens row by row: [B, K1], [B, K2], ... -> [B, width or K1 + K2 + ...].
+    """Join Tokens row by row, [B, K1], [B, K2], ... into [B, width or K1 + K2 + ...].
 
     Args:
       parts: batches of the same B.
-      width: width of the result; the caller knows that every joined row fits.
+      width: width of the result. The caller makes sure that every joined row fits, or checks `length`.
     """
-    xp = jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(list(parts))) else np
+    xp = array_module(*parts)
     ids = xp.concatenate([p.ids for p in parts], axis=1)
     valid = xp.concatenate([xp.arange(p.ids.shape[1]) < p.length[:, None] for p in parts], axis=1)
     order = xp.argsort(~valid, axis=1, stable=True)  # the tokens in their order, then the padding
@@ -77,5 +89,5 @@ def concat(parts: Sequence[Tokens], width: Optional[int] = None) -> Tokens:
 
 
 def keep(tokens: Tokens, mask) -> Tokens:
-    """Empties the rows where mask[B] is False."""
+    """Empty the rows where mask[B] is False."""
     return tokens.replace(length=tokens.length * mask)
