@@ -1,11 +1,11 @@
-"""Plans a run on a pod from a laptop: compiles its programs for a TPU topology that is not there.
+"""Plan a run on a TPU slice without the hardware: compile its programs for the slice and estimate memory and time.
 
     python -m epo_jax.plan --config=configs/sotopia.py:llama3_8b --topology=v5p:2x2x2
     python -m epo_jax.plan --config=... --topology=v5e:4x4 --search --json=plan.json
 
-The TPU compiler comes with `pip install libtpu`; no TPU is needed, and no weights are loaded or made: programs are
-compiled on the shapes and shardings that the configuration gives them. Times are XLA's estimates (see cost.py) and
-bounds for what a message costs: all of them are taken at their longest.
+The TPU compiler comes with `pip install libtpu`. No TPU is needed, and no weights are loaded: programs are compiled for
+the shapes and shardings of the configuration. Times are XLA's estimates (see cost.py), with every message at its
+longest.
 
 `--search` compares meshes, each with the largest micro-batch that fits, and plans with the best.
 """
@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from epo_jax.config import ConfigError
 from epo_jax.defaults import validate
 from epo_jax.plan.estimate import plan, report, to_json
-from epo_jax.plan.programs import PlanError, prepare, setting
+from epo_jax.plan.programs import PlanError, plan_target, use_compiler_only
 from epo_jax.plan.search import search
 from epo_jax.runtime.files import write_atomically
 from epo_jax.runtime.parallel import MeshError
@@ -32,23 +32,24 @@ _JSON = flags.DEFINE_string('json', None, 'Where to write the plan.')
 
 
 def main(argv):
+    """Print the plan of the configuration on the command line."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     if importlib.util.find_spec('libtpu') is None:
-        sys.exit('error: planning needs the TPU compiler: pip install libtpu')
-    prepare()
+        sys.exit('error: planning needs the TPU compiler; run pip install libtpu')
+    use_compiler_only()
     try:
         config = _CONFIG.value
         validate(config)
         if _SEARCH.value:
             config = search(config, _TOPOLOGY.value)[0][1].config
-        this = setting(config, _TOPOLOGY.value)
-        programs = plan(this)
+        target = plan_target(config, _TOPOLOGY.value)
+        programs = plan(target)
     except (ConfigError, MeshError, PlanError) as error:
         sys.exit(f'error: {error}')
-    print(report(this, programs))
+    print(report(target, programs))
     if _JSON.value:
-        write_atomically(_JSON.value, json.dumps(to_json(this, programs), indent=2))
+        write_atomically(_JSON.value, json.dumps(to_json(target, programs), indent=2))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""What a program costs: floating point operations from its trace, time and traffic from its compiled text.
+"""The cost of a program: floating point operations from its trace, time and traffic from its compiled text.
 
-XLA's own analysis counts the body of a loop once, and a decoder is two loops, over layers and micro-batches. Here
-both readings multiply by the loops' lengths: the trace has them, and in the compiled text they are the constants
-that loop conditions compare with. Times are XLA's: the cycles that the TPU compiler estimates for every fusion.
+XLA's own analysis counts the body of a loop once, and a decoder is two nested loops, over layers and micro-batches.
+Here both are multiplied by the lengths of the loops, which the trace states, and which loop conditions in the compiled
+text compare with as constants. Times are the cycles that the TPU compiler estimates for every fusion.
 """
 
 import dataclasses
@@ -59,8 +59,10 @@ class Compiled:
 
 
 def flops(jaxpr: Any) -> int:
-    """Floating point operations of the matrix products of a closed jaxpr, recomputation included; a loop of unknown
-    length counts once, a branch as its most expensive side."""
+    """Return the floating point operations of the matrix products of a closed jaxpr, with recomputation.
+
+    A loop of unknown length counts once, and a conditional counts as its most expensive branch.
+    """
     total = 0
     for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
         if eqn.primitive.name == 'dot_general':
@@ -82,10 +84,10 @@ class _Instruction:
 
 
 def read(text: str) -> Compiled:
-    """Reads the text of an optimised HLO module of a TPU.
+    """Read the text of an optimized HLO module for TPU.
 
     Raises:
-      ValueError: there is no entry computation in it.
+      ValueError: it has no entry computation.
     """
     computations, entry = _parse(text)
     cycles, collectives, unknown = {}, [], []

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from epo_jax.envs.base import load_domain
 from epo_jax.plan import cost
-from epo_jax.plan.programs import PROGRAMS, PlanError, Setting, size
+from epo_jax.plan.programs import PROGRAMS, PlanError, PlanTarget, size
 
 GIB = 2**30
 
@@ -49,17 +49,17 @@ class Program:
         return self.compute_seconds + self.link_seconds
 
 
-def resident(this: Setting, name: str) -> int:
+def resident(target: PlanTarget, name: str) -> int:
     """Bytes on one device that a program leaves alone while it runs: what later programs go on with."""
-    c, seats = this.config, load_domain(this.config.environment.name).seats
-    frozen = size(this.base())  # actor, judge and reference; with an adapter also the policy's
+    c, seats = target.config, load_domain(target.config.environment.name).seats
+    frozen = size(target.base())  # actor, judge and reference; with an adapter also the policy's
     if name == 'train_step':
         return 0 if c.lora.rank else frozen
-    state = size(this.state())
+    state = size(target.state())
     if name == 'judge_pass':
         return state
-    sessions = seats * sum(size(this.session(c.rollout.batch, role.capacity)) for role in (c.strategist, c.actor))
-    sessions -= size(this.session(c.rollout.batch, c.strategist.capacity))  # the one that the program works on
+    sessions = seats * sum(size(target.session(c.rollout.batch, role.capacity)) for role in (c.strategist, c.actor))
+    sessions -= size(target.session(c.rollout.batch, c.strategist.capacity))  # the one that the program works on
     return state + (0 if c.lora.rank else frozen) + sessions
 
 
@@ -67,13 +67,13 @@ class DoesNotFit(PlanError):
     """The compiler gave up a program for lack of memory."""
 
 
-def compile_program(this: Setting, name: str) -> Program:
+def compile_program(target: PlanTarget, name: str) -> Program:
     """Compiles one of PROGRAMS and reads what it costs.
 
     Raises:
       DoesNotFit: it needs so much more than a chip's memory that the compiler does not go through with it.
     """
-    traced = PROGRAMS[name](this)
+    traced = PROGRAMS[name](target)
     with tempfile.TemporaryDirectory() as folder:  # the text that the compiler writes; what JAX returns may lack some
         try:
             compiled = traced.lower().compile(compiler_options={'xla_dump_to': folder, 'xla_dump_hlo_as_text': True})
@@ -86,23 +86,23 @@ def compile_program(this: Setting, name: str) -> Program:
     used = compiled.memory_analysis()
     memory = (used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
               + used.temp_size_in_bytes + used.generated_code_size_in_bytes)
-    compute = sum(read.cycles.values()) / this.chip.clock
+    compute = sum(read.cycles.values()) / target.chip.clock
     kinds = collections.defaultdict(lambda: {'count': 0, 'bytes': 0.0})
     for one in read.collectives:
         kinds[one.kind]['count'] += one.times
         kinds[one.kind]['bytes'] += one.moved
-    hidden, open_ = (sum(one.moved for one in read.collectives if one.hidden == h) / this.chip.link
+    hidden, open_ = (sum(one.moved for one in read.collectives if one.hidden == h) / target.chip.link
                      for h in (True, False))
     return Program(
-        (memory + resident(this, name)) / GIB, cost.flops(traced.jaxpr), compiled.cost_analysis()['bytes accessed'],
+        (memory + resident(target, name)) / GIB, cost.flops(traced.jaxpr), compiled.cost_analysis()['bytes accessed'],
         compute, open_ + max(0.0, hidden - compute), dict(kinds),
-        sorted(((what, n / this.chip.clock) for what, n in read.cycles.items()), key=lambda x: -x[1]),
+        sorted(((what, n / target.chip.clock) for what, n in read.cycles.items()), key=lambda x: -x[1]),
         read.open_loops)
 
 
-def spread(this: Setting, programs: dict[str, Program]) -> dict[str, Program]:
+def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Program]:
     """Puts into the programs whose loops depend on the texts how often those run, each message at its longest."""
-    c, seats = this.config, load_domain(this.config.environment.name).seats
+    c, seats = target.config, load_domain(target.config.environment.name).seats
     chunk, token = programs['read_chunk'], programs['decode_step']
     chunks = lambda tokens: -(-tokens // c.rollout.chunk)
 
@@ -138,9 +138,9 @@ def gradient_steps(config: ConfigDict) -> int:
     return config.learner.epochs * -(-rows // config.learner.batch)
 
 
-def iteration(this: Setting, programs: Mapping[str, Program]) -> dict[str, float]:
+def iteration(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, float]:
     """Estimated seconds of the parts of an iteration."""
-    c = this.config
+    c = target.config
     return {
         'rollout': rounds(c) * c.environment.max_turns * sum(
             programs[name].seconds for name in ('rollout_turn', 'actor_turn')),
@@ -148,54 +148,54 @@ def iteration(this: Setting, programs: Mapping[str, Program]) -> dict[str, float
         'learn': gradient_steps(c) * programs['train_step'].seconds}
 
 
-def plan(this: Setting, names: Sequence[str] = tuple(PROGRAMS)) -> dict[str, Program]:
+def plan(target: PlanTarget, names: Sequence[str] = tuple(PROGRAMS)) -> dict[str, Program]:
     """Compiles programs, two at a time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        programs = dict(zip(names, pool.map(functools.partial(compile_program, this), names)))
-    return spread(this, programs) if set(names) == set(PROGRAMS) else programs
+        programs = dict(zip(names, pool.map(functools.partial(compile_program, target), names)))
+    return spread(target, programs) if set(names) == set(PROGRAMS) else programs
 
 
-def share(this: Setting, program: Program) -> float:
+def share(target: PlanTarget, program: Program) -> float:
     """Share of the chips' peak at which a program runs, its recomputation counted as work."""
-    return program.flops / (this.mesh.size * this.chip.peak * program.seconds)
+    return program.flops / (target.mesh.size * target.chip.peak * program.seconds)
 
 
-def fits(this: Setting, programs: Mapping[str, Program]) -> bool:
+def fits(target: PlanTarget, programs: Mapping[str, Program]) -> bool:
     """Whether every program fits a chip's memory."""
-    return all(program.memory_gib <= this.chip.memory for program in programs.values())
+    return all(program.memory_gib <= target.chip.memory for program in programs.values())
 
 
-def to_json(this: Setting, programs: Mapping[str, Program]) -> dict[str, Any]:
+def to_json(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, Any]:
     """The plan as it is written to a file."""
     return {
-        'fits': fits(this, programs), 'chips': this.mesh.size, 'mesh': dict(this.mesh.shape),
-        'micro_batch': this.config.learner.micro_batch, 'chip_memory_gib': this.chip.memory,
+        'fits': fits(target, programs), 'chips': target.mesh.size, 'mesh': dict(target.mesh.shape),
+        'micro_batch': target.config.learner.micro_batch, 'chip_memory_gib': target.chip.memory,
         'programs': {name: {
             'memory_gib': program.memory_gib, 'flops': program.flops, 'bytes': program.bytes,
-            'estimated_seconds': program.seconds, 'share_of_peak': share(this, program),
+            'estimated_seconds': program.seconds, 'share_of_peak': share(target, program),
             'collectives': program.collectives} for name, program in programs.items()},
-        **({'iteration_seconds': iteration(this, programs)} if 'actor_turn' in programs else {})}
+        **({'iteration_seconds': iteration(target, programs)} if 'actor_turn' in programs else {})}
 
 
-def report(this: Setting, programs: Mapping[str, Program]) -> str:
+def report(target: PlanTarget, programs: Mapping[str, Program]) -> str:
     """The plan for reading."""
-    shape = 'x'.join(str(n) for n in this.mesh.shape.values())
-    lines = [f'{this.shape.num_params / 1e9:.1f}B parameters on {this.mesh.size} chips, mesh {shape} (data, fsdp, '
-             f'tensor), micro-batch {this.config.learner.micro_batch}; {this.chip.memory} GiB a chip', '']
+    shape = 'x'.join(str(n) for n in target.mesh.shape.values())
+    lines = [f'{target.shape.num_params / 1e9:.1f}B parameters on {target.mesh.size} chips, mesh {shape} (data, fsdp, '
+             f'tensor), micro-batch {target.config.learner.micro_batch}; {target.chip.memory} GiB a chip', '']
     for name, p in programs.items():
         lines.append(f'{name}: {p.memory_gib:.1f} GiB, {p.flops:.2e} FLOP, {p.bytes:.2e} bytes, '
                      f'{p.seconds:.4g} s ({p.compute_seconds:.4g} computing, {p.link_seconds:.4g} for links), '
-                     f'{share(this, p):.1%} of peak')
+                     f'{share(target, p):.1%} of peak')
         for kind, amount in sorted(p.collectives.items()):
             lines.append(f'    {kind}: {amount["count"]:.0f} times, {amount["bytes"] / GIB:.3f} GiB out of each chip')
         if name in ('train_step', 'decode_step'):
             lines.append('    most time: ' + ', '.join(f'{what} {seconds:.3g} s' for what, seconds in p.top[:8]))
     if 'actor_turn' in programs:
-        parts = iteration(this, programs)
+        parts = iteration(target, programs)
         listed = ', '.join(f'{name} {seconds:.0f} s' for name, seconds in parts.items())
         lines += ['', f'an iteration: {sum(parts.values()):.0f} s at the longest: {listed}; '
                   f'{max(parts, key=parts.get)} dominates']
     largest = max(programs, key=lambda name: programs[name].memory_gib)
-    verdict = 'fits' if fits(this, programs) else 'DOES NOT FIT'
+    verdict = 'fits' if fits(target, programs) else 'DOES NOT FIT'
     return '\n'.join(lines + [f'{verdict}: {largest} needs {programs[largest].memory_gib:.1f} of '
-                              f'{this.chip.memory} GiB a chip'])
+                              f'{target.chip.memory} GiB a chip'])

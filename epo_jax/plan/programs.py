@@ -1,7 +1,7 @@
-"""The programs of a run on shapes and shardings alone: what a plan compiles (plan.py).
+"""The programs of a run, traced on shapes and shardings alone.
 
-Nothing is loaded or made. A `Setting` is a configuration on a mesh, of devices that need not be there; a function of
-PROGRAMS traces the run's own function on the arrays that the setting would give it.
+No array is made. A `PlanTarget` is a configuration on a mesh of devices that need not exist; a function of PROGRAMS
+traces one of the run's own functions on arrays of the shapes and shardings that the target would give it.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ PROMPT_CUE = 16  # tokens that begin a reply, at most
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of TPU chip, figures of its maker (cloud.google.com/tpu/docs).
+    """A kind of TPU chip, with the figures of its documentation (cloud.google.com/tpu/docs).
 
     Attributes:
       peak: bfloat16 FLOP/s; memory: GiB; clock: Hz, peak over the operations of its matrix units in a cycle.
@@ -60,12 +60,19 @@ CHIPS = {
 }
 
 class PlanError(InputError):
-    """What was asked for cannot be planned; the message says why."""
+    """A run that cannot be planned; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """A configuration on a mesh."""
+class PlanTarget:
+    """A configuration on a mesh.
+
+    Attributes:
+      config: of the run.
+      shape: of the strategist.
+      mesh: of the devices.
+      chip: of every device.
+    """
 
     config: ConfigDict
     shape: ModelConfig
@@ -74,41 +81,40 @@ class Setting:
 
     @property
     def model(self) -> Transformer:
-        """The decoder that is trained, and in the same layout sampled from: it compiles in a fraction of the time
-        of the unstacked one."""
+        """Return the decoder in the stacked layout, which compiles in a fraction of the time of the unstacked one."""
         return Transformer(self.shape, jnp.bfloat16, stacked=True, remat=self.config.model.remat, mesh=self.mesh)
 
     @property
     def chat(self) -> ChatSegments:
-        """Segments of some chat template; their few tokens do not matter here."""
+        """Return the segments of some chat template; their few tokens do not matter here."""
         return chat_segments(testing.byte_tokenizer())
 
     def array(self, shape: Sequence[int], dtype, *axes: Optional[str]) -> jax.ShapeDtypeStruct:
-        """An array that is not there, its axes named as in parallel.RULES."""
+        """Return the shape and sharding of an array; the axes are named as in parallel.RULES."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(self.mesh, shape, *axes))
 
     def rows(self, tree: Any) -> Any:
-        """Arrays whose first axis are rows."""
+        """Return a tree of arrays whose first axis is rows."""
         return jax.tree.map(lambda x: self.array(x.shape, x.dtype, 'rows'), tree)
 
     def tokens(self, batch: int, width: int) -> Tokens:
-        """A ragged batch."""
+        """Return a ragged batch."""
         return self.rows(Tokens(jax.ShapeDtypeStruct((batch, width), jnp.int32),
                                 jax.ShapeDtypeStruct((batch,), jnp.int32)))
 
     def base(self) -> Any:
-        """The frozen parameters, bfloat16."""
+        """Return the frozen parameters, bfloat16."""
         shapes = jax.eval_shape(self.model.init_params, jax.random.key(0))
         return _placed(shapes, param_shardings(self.model, self.mesh), jnp.bfloat16)
 
     def trained(self, dtype) -> Any:
-        """What is trained: all parameters or an adapter."""
+        """Return what is trained: all parameters or an adapter."""
         lora = adapter(self.config)
         init = self.model.init_params if lora is None else functools.partial(lora.init, self.model)
         return _placed(jax.eval_shape(init, jax.random.key(0)), param_shardings(self.model, self.mesh, lora), dtype)
 
     def policy(self) -> Any:
-        """Parameters that sample."""
+        """Return the parameters that sample."""
         base = self.base()
         if adapter(self.config) is None:
             return base
@@ -116,31 +122,31 @@ class Setting:
         return base | {'layers': {name: leaf | pairs.get(name, {}) for name, leaf in base['layers'].items()}}
 
     def learner(self) -> Learner:
-        """As an experiment makes it, but for the length of the schedule."""
+        """Return the learner of the experiment; only the length of its schedule differs."""
         return from_config(self.config.learner, self.model, 1000, adapter(self.config))
 
     def state(self) -> TrainState:
-        """What is trained, with its optimiser."""
+        """Return the training state."""
         params, learner = self.trained(jnp.float32), self.learner()
         state = jax.eval_shape(learner.init, params)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        replicated = NamedSharding(self.mesh, PartitionSpec())
         kind = 'pinned_host' if learner.offload else 'device'
         optimizer = optax.tree.map_params(
             learner.optimizer(), lambda x, p: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=p.sharding.with_memory_kind(kind)),
             state.optimizer, params,
-            transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere))
-        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+            transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated))
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
         return TrainState(step, params, optimizer)
 
     def session(self, batch: int, capacity: int) -> sampling.Session:
-        """Sessions of so many conversations."""
+        """Return sessions of `batch` conversations."""
         shapes = jax.eval_shape(lambda: sampling.open_session(self.model, batch, capacity))
         cache = tuple(self.array(x.shape, x.dtype, None, 'rows', 'kv_heads') for x in shapes.cache)
         return self.rows(shapes.replace(cache=None)).replace(cache=cache)
 
     def keys(self, batch: int) -> jax.ShapeDtypeStruct:
-        """Random keys of rows."""
+        """Return random keys, one a row."""
         return self.rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)))
 
 
@@ -150,56 +156,56 @@ def _placed(shapes, shardings, dtype):
 
 # The programs, each traced.
 
-def train_step(this: Setting):
-    """One gradient step of `learner.batch` conversations of the strategist's capacity."""
-    c, count = this.config, this.config.learner.batch
+def train_step(target: PlanTarget):
+    """Trace one gradient step on `learner.batch` conversations of the strategist's capacity."""
+    c, count = target.config, target.config.learner.batch
     turns = -(-c.environment.max_turns // load_domain(c.environment.name).seats)
-    row = lambda width, dtype: this.array((count, width), dtype, 'rows')
+    row = lambda width, dtype: target.array((count, width), dtype, 'rows')
     length = c.strategist.capacity
     batch = Batch(row(length, jnp.int32), row(length, jnp.int32), row(length, jnp.float32), row(turns, jnp.float32),
                   row(turns, jnp.bool_))
-    learner = this.learner()
-    return learner.step.trace(learner, this.state(), batch, this.base() if learner.lora else None)
+    learner = target.learner()
+    return learner.step.trace(learner, target.state(), batch, target.base() if learner.lora else None)
 
 
-def decode_step(this: Setting):
-    """One token of every row of a rollout."""
-    batch = this.config.rollout.batch
-    role = this.config.strategist
+def decode_step(target: PlanTarget):
+    """Trace the sampling of one token in every row of a rollout."""
+    batch = target.config.rollout.batch
+    role = target.config.strategist
 
     def decode(params, session, keys, live):
-        session, logits = sampling.next_logits(this.model, params, session, live)
-        return session, sampling.sample(logits, keys, _sampling(this, role))
+        session, logits = sampling.next_logits(target.model, params, session, live)
+        return session, sampling.sample(logits, keys, _sampling(target, role))
 
-    args = this.policy(), this.session(batch, role.capacity), this.keys(batch), this.array((batch,), bool, 'rows')
-    return jax.jit(decode, donate_argnums=1).trace(*args)
+    session, live = target.session(batch, role.capacity), target.array((batch,), bool, 'rows')
+    return jax.jit(decode, donate_argnums=1).trace(target.policy(), session, target.keys(batch), live)
 
 
-def read_chunk(this: Setting):
-    """`rollout.chunk` tokens of every row of a rollout, read into the cache."""
-    c = this.config.rollout
+def read_chunk(target: PlanTarget):
+    """Trace the prefill of `rollout.chunk` tokens in every row of a rollout."""
+    c = target.config.rollout
     extend = jax.jit(sampling.extend, static_argnums=(0, 4), donate_argnums=2)
-    session = this.session(c.batch, this.config.strategist.capacity)
-    return extend.trace(this.model, this.policy(), session, this.tokens(c.batch, c.chunk), c.chunk)
+    session = target.session(c.batch, target.config.strategist.capacity)
+    return extend.trace(target.model, target.policy(), session, target.tokens(c.batch, c.chunk), c.chunk)
 
 
-def rollout_turn(this: Setting):
-    """One strategist reads what is new and writes its advice, in every row."""
-    c, role = this.config.rollout, this.config.strategist
-    agent = LocalAgent(this.model, this.chat, _sampling(this, role), role.capacity, chunk=c.chunk)
+def rollout_turn(target: PlanTarget):
+    """Trace a turn of the strategist in every row: it reads an observation and writes a strategy."""
+    c, role = target.config.rollout, target.config.strategist
+    agent = LocalAgent(target.model, target.chat, _sampling(target, role), role.capacity, chunk=c.chunk)
     return agent.respond.trace(
-        agent, this.policy(), this.session(c.batch, role.capacity), [this.tokens(c.batch, c.view_tokens)],
-        this.tokens(c.batch, PROMPT_CUE), None, this.keys(c.batch), 0, this.array((c.batch,), bool, 'rows'))
+        agent, target.policy(), target.session(c.batch, role.capacity), [target.tokens(c.batch, c.view_tokens)],
+        target.tokens(c.batch, PROMPT_CUE), None, target.keys(c.batch), 0, target.array((c.batch,), bool, 'rows'))
 
 
-def judge_pass(this: Setting):
-    """All readings of a batch of episodes: every seat's, after every turn, with a rating at the end."""
-    c, seats = this.config, load_domain(this.config.environment.name).seats
+def judge_pass(target: PlanTarget):
+    """Trace the judge on a batch of episodes: every seat, after every turn, with a rating at the end."""
+    c, seats = target.config, load_domain(target.config.environment.name).seats
     count, stages = seats * c.rollout.batch, -(-c.environment.max_turns // seats) + 1
-    judge = Judge(this.model, this.base(), testing.byte_tokenizer(), this.chat, c.judge.capacity, count,
+    judge = Judge(target.model, target.base(), testing.byte_tokenizer(), target.chat, c.judge.capacity, count,
                   c.rollout.chunk)
-    texts = Tokens(this.array((stages, count, c.rollout.view_tokens), jnp.int32, None, 'rows'),
-                   this.array((stages, count), jnp.int32, None, 'rows'))
+    texts = Tokens(target.array((stages, count, c.rollout.view_tokens), jnp.int32, None, 'rows'),
+                   target.array((stages, count), jnp.int32, None, 'rows'))
     return read_stages.trace(judge, texts, jax.ShapeDtypeStruct((), bool), True)
 
 
@@ -207,30 +213,30 @@ PROGRAMS = {'train_step': train_step, 'decode_step': decode_step, 'read_chunk': 
             'rollout_turn': rollout_turn, 'judge_pass': judge_pass}
 
 
-def _sampling(this: Setting, role: ConfigDict) -> sampling.SamplingConfig:
+def _sampling(target: PlanTarget, role: ConfigDict) -> sampling.SamplingConfig:
     return sampling.SamplingConfig(
-        role.max_tokens, this.chat.stop, (), role.temperature, role.top_k, role.top_p, role.min_tokens,
+        role.max_tokens, target.chat.stop, (), role.temperature, role.top_k, role.top_p, role.min_tokens,
         role.no_repeat)
 
 
-def prepare() -> None:
-    """Has the TPU compiler compile only: no TPU is looked for, and several plans may run at once."""
+def use_compiler_only() -> None:
+    """Use the TPU compiler without looking for a TPU, so that several plans can run at once."""
     jax.config.update('jax_platforms', 'cpu')
     os.environ.update({
         'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '3',
         'TPU_MIN_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost', **os.environ})
 
 
-def setting(config: ConfigDict, topology: str) -> Setting:
-    """A configuration on the mesh of a topology, '<kind>:<shape>'.
+def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
+    """Return a configuration on the mesh of a topology, '<kind>:<shape>'.
 
     Raises:
-      PlanError, MeshError: the chip, the topology or the model is not known, or they or the rows do not fit each
-        other.
+      PlanError: the chip, the topology or the model is not known.
+      MeshError: the mesh does not fit the devices, or rows or parameters do not fit the mesh.
     """
     kind = topology.partition(':')[0]
     if kind not in CHIPS:
-        raise PlanError(f'chip {kind!r} is not known; there are {", ".join(CHIPS)}, as in v5p:2x2x2')
+        raise PlanError(f'chip {kind!r} is not known; choose one of {", ".join(CHIPS)}, as in v5p:2x2x2')
     chip = CHIPS[kind]
     try:
         devices = topologies.get_topology_desc(
@@ -238,14 +244,14 @@ def setting(config: ConfigDict, topology: str) -> Setting:
     except jax.errors.JaxRuntimeError as error:
         raise PlanError(f'topology {topology!r}: {str(error).splitlines()[0]}') from error
     mesh = make_mesh(config.mesh, devices)
-    this = Setting(config, shape_of(config.model.path), mesh, chip)
-    param_shardings(this.model, mesh, adapter(config))
+    target = PlanTarget(config, shape_of(config.model.path), mesh, chip)
+    param_shardings(target.model, mesh, adapter(config))
     check_rows(mesh, {'learner.micro_batch': config.learner.micro_batch, 'rollout.batch': config.rollout.batch})
-    return this
+    return target
 
 
 def shape_of(path: str) -> ModelConfig:
-    """The shape of a model by its name, or by the config.json of its folder.
+    """Return the shape of a model by its name, or by the config.json of its folder.
 
     Raises:
       PlanError: neither is known.
@@ -262,6 +268,6 @@ def shape_of(path: str) -> ModelConfig:
 
 
 def size(tree: Any) -> int:
-    """Bytes of arrays in the memory of one device."""
+    """Return the bytes that arrays take in the memory of one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
                if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and x.sharding.memory_kind != 'pinned_host')

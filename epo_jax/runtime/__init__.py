@@ -1,1 +1,1 @@
-"""What a run stands on: devices, hosts, files, checkpoints, and what it prints."""
+"""Devices, hosts, files, checkpoints, metrics and progress of a run."""

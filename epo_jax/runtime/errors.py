@@ -1,5 +1,5 @@
-"""What a user is told without a traceback."""
+"""The error that a user sees without a traceback."""
 
 
 class InputError(ValueError):
-    """Something that was given (a file, a key, a flag) cannot be used; the message says what, and where."""
+    """An input (a file, a key, a flag) cannot be used; the message says which, and why."""

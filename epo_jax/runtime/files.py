@@ -1,4 +1,4 @@
-"""Files that a killed process never leaves half written."""
+"""Atomic files and JSON lines."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import uuid
 
 
 def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None:
-    """Writes a file so that a reader, or a later run, finds the old content or the new, never a part.
+    """Write a file so that readers find either the old content or the new.
 
     Args:
       path: the file; its directory must exist.
@@ -28,7 +28,7 @@ def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The new name is an entry of the directory: it survives a power cut only once that is on disk too.
+    # The new name is an entry of the directory, which must be on disk too to survive a power failure.
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -37,7 +37,7 @@ def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None
 
 
 def write_jsonl(path: Union[str, Path], rows: Iterable[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, atomically.
+    """Write one JSON object a line, atomically.
 
     Raises:
       ValueError: a row holds NaN or an infinity, which JSON does not have.
@@ -47,7 +47,7 @@ def write_jsonl(path: Union[str, Path], rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
-    """Reads a file of one JSON object a line.
+    """Read a file of one JSON object a line.
 
     Raises:
       ValueError: naming the file and the number of the first line that is not a JSON object.
@@ -58,9 +58,9 @@ def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
 
 
 def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drops, atomically, a last line torn by a kill and the rows that `keep` refuses; the others stay as they are.
+    """Drop an incomplete last line and the rows that `keep` refuses, atomically; the other lines stay as they are.
 
-    A file that does not exist is left so.
+    Nothing happens if the file does not exist.
 
     Raises:
       ValueError: naming the file and the number of the first complete line that is not a JSON object.
@@ -69,14 +69,14 @@ def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) ->
     if not path.exists():
         return
     data = path.read_bytes()
-    lines = data.split(b'\n')[:-1]  # what follows the last line feed was torn
+    lines = data.split(b'\n')[:-1]  # text after the last line feed is incomplete
     kept = b''.join(line + b'\n' for number, line in enumerate(lines, 1) if keep(_parse_line(line, path, number)))
     if kept != data:
         write_atomically(path, kept)
 
 
 def _parse_line(line: Union[str, bytes], path: Union[str, Path], number: int) -> dict[str, Any]:
-    """The JSON object on line `number` of `path`.
+    """Return the JSON object on line `number` of `path`.
 
     Raises:
       ValueError: naming the file and the line, when it is not a JSON object.

@@ -1,4 +1,4 @@
-"""Calling code that is not ours: nothing that it raises, and no time that it takes, stops the run."""
+"""Calls of foreign code, whose errors and stalls must not stop the run."""
 
 import dataclasses
 import threading
@@ -8,19 +8,19 @@ from typing import Any, Callable, Optional, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A call that did not return: why, in one line."""
+    """A call that raised an error or did not return in time, with the reason in one line."""
 
     reason: str
 
 
 def call_all(calls: Sequence[Callable[[], Any]], timeout: Optional[float] = None) -> list[Any]:
-    """Calls every function and returns their results in order, a Failure for each that raised or stalled.
+    """Call every function and return the results in order, with a Failure for each that raised or stalled.
 
     Args:
       calls: functions without arguments.
-      timeout: seconds for all of them together, each in a thread of its own. A thread that is late is abandoned
-        (it is a daemon: it cannot keep the process alive) and its result is ignored. None: no limit, and the
-        functions are called one after the other in this thread.
+      timeout: seconds for all of them together; each is called in a thread of its own. A late thread is abandoned, and
+        its result is ignored; as a daemon it does not keep the process alive. None sets no limit and calls the
+        functions one after the other in this thread.
     """
     if timeout is None:
         return [_guarded(call) for call in calls]
@@ -47,5 +47,5 @@ def call_all(calls: Sequence[Callable[[], Any]], timeout: Optional[float] = None
 def _guarded(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except (Exception, SystemExit) as error:  # whatever foreign code raises is an outcome of that call
+    except (Exception, SystemExit) as error:  # whatever foreign code raises concerns this call only
         return Failure(' '.join(f'{type(error).__name__}: {error}'.split()))

@@ -3,8 +3,9 @@
 Mesh axes: `data` and `fsdp` both split rows (episodes, conversations); `fsdp` also splits parameters and
 optimiser state; `tensor` splits heads, the MLP and the vocabulary.
 
-Where parameters lie does not say where a product of them is computed: left alone, the compiler splits activations
-by their width and adds up over the whole mesh. So the decoder names the axes of its activations too (`constrain`).
+The sharding of parameters does not determine the sharding of their products: left alone, the compiler splits
+activations by their width and adds up over the whole mesh. So the decoder names the axes of its activations too
+(`constrain`).
 """
 
 import functools
@@ -31,14 +32,14 @@ class MeshError(InputError):
 
 
 def make_mesh(shape: Sequence[int], devices: Optional[Sequence[Any]] = None) -> Mesh:
-    """A mesh ('data', 'fsdp', 'tensor') over all devices, or, of size (1, 1, 1), over the first alone.
+    """Return a mesh ('data', 'fsdp', 'tensor') over all devices; with the shape (1, 1, 1), over the first one alone.
 
     Args:
-      shape: three sizes, of which one may be -1: what is left.
-      devices: those of another machine; None: those that there are.
+      shape: three sizes, one of which may be -1: all devices that are left.
+      devices: None takes the devices of this run.
 
     Raises:
-      MeshError: the sizes do not multiply to the number of devices.
+      MeshError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, count = list(shape), len(devices)
@@ -54,7 +55,7 @@ def make_mesh(shape: Sequence[int], devices: Optional[Sequence[Any]] = None) -> 
 
 
 def mesh_axes(mesh: Mesh, axis: Optional[str]) -> tuple[str, ...]:
-    """The axes of the mesh over which a logical axis is split.
+    """Return the mesh axes over which a logical axis is split.
 
     Raises:
       MeshError: the logical axis is not in RULES, or the mesh lacks an axis that they name.
@@ -74,18 +75,19 @@ def mesh_axes(mesh: Mesh, axis: Optional[str]) -> tuple[str, ...]:
 
 
 def num_shards(mesh: Mesh, axis: Optional[str]) -> int:
-    """Parts into which a logical axis is split."""
+    """Return the number of shards of a logical axis."""
     return math.prod(mesh.shape[name] for name in mesh_axes(mesh, axis))
 
 
 def check_rows(mesh: Mesh, rows: Mapping[str, int]) -> None:
-    """Refuses rows that the mesh cannot split: replicated, every device would do the work of all.
+    """Check that the mesh can split rows; otherwise every device would do the work of all.
 
     Args:
-      rows: how many, by the key of the configuration that says so.
+      mesh: the mesh.
+      rows: numbers of rows by configuration key.
 
     Raises:
-      MeshError: one line for each that does not divide, with the key and what it may be.
+      MeshError: one line for each number that cannot be split, with the key and its possible values.
     """
     parts = num_shards(mesh, 'rows')
     sizes = ' x '.join(f'{name} {mesh.shape[name]}' for name in mesh_axes(mesh, 'rows'))
@@ -97,10 +99,10 @@ def check_rows(mesh: Mesh, rows: Mapping[str, int]) -> None:
 
 
 def param_shardings(model: nn.Module, mesh: Mesh, lora: Optional[Any] = None):
-    """NamedSharding of every parameter, a tree like the model's parameters, or like those of its adapter.
+    """Return the NamedSharding of every parameter of a model, or of its adapter.
 
     Raises:
-      MeshError: an axis of a parameter is not known, or not divisible by its share of the mesh; names the parameter.
+      MeshError: an axis of a parameter is not known, or the mesh cannot split it; the message names the parameter.
     """
     init = model.init_boxed if lora is None else functools.partial(lora.init_boxed, model)
     abstract = jax.eval_shape(lambda: init(jax.random.key(0)))
@@ -125,22 +127,22 @@ def param_shardings(model: nn.Module, mesh: Mesh, lora: Optional[Any] = None):
 
 
 def _part(axes: Sequence[str]):
-    """Mesh axes as PartitionSpec has them."""
+    """Return mesh axes in the form of PartitionSpec."""
     return axes[0] if len(axes) == 1 else tuple(axes) or None
 
 
 def named_sharding(mesh: Mesh, shape: Sequence[int], *axes: Optional[str]) -> NamedSharding:
-    """Sharding of an array by the names of its first axes; one that does not divide is not split.
+    """Return the sharding of an array by the names of its first axes; axes that cannot be split evenly stay whole.
 
     Raises:
       MeshError: see mesh_axes.
     """
-    return NamedSharding(mesh, PartitionSpec(*(
-        _part(mesh_axes(mesh, axis)) if size % num_shards(mesh, axis) == 0 else None for size, axis in zip(shape, axes))))
+    over = lambda size, axis: _part(mesh_axes(mesh, axis)) if size % num_shards(mesh, axis) == 0 else None
+    return NamedSharding(mesh, PartitionSpec(*map(over, shape, axes)))
 
 
 def constrain(mesh: Optional[Mesh], x: jax.Array, *axes: Optional[str]) -> jax.Array:
-    """x, laid over the mesh as `named_sharding` says; as it is where there is no mesh, or one of a single device."""
+    """Return x with the sharding of `named_sharding`, or unchanged without a mesh of several devices."""
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, named_sharding(mesh, x.shape, *axes))

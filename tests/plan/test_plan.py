@@ -54,7 +54,7 @@ import sys
 from epo_jax.plan import programs, search
 from epo_jax.defaults import default_config
 from epo_jax.runtime.parallel import MeshError
-programs.prepare()
+programs.use_compiler_only()
 config = default_config('sotopia')
 config.mesh = (1, -1, 1)
 """
@@ -91,7 +91,7 @@ def test_what_the_compiler_gives_up_does_not_fit():
 config.model.path = 'dummy'
 config.rollout.batch = 4
 config.learner.update(batch=16384, micro_batch=16384, chunk=2**26)
-large = programs.setting(config, 'v5e:2x2')
+large = programs.plan_target(config, 'v5e:2x2')
 search.candidates = lambda *rest: [[large]]
 try:
     search.search(config, 'v5e:2x2')
@@ -122,12 +122,12 @@ def test_rows_that_do_not_split_and_offloaded_moments():
     said, here, there = script("""
 config.model.path = 'Meta-Llama-3-8B'
 try:
-    programs.setting(config, 'v5p:2x2x2')
+    programs.plan_target(config, 'v5p:2x2x2')
 except MeshError as error:
     print(error)
 config.learner.micro_batch = 8
 for config.learner.offload in (False, True):
-    print(programs.size(programs.setting(config, 'v5p:2x2x2').state()))
+    print(programs.size(programs.plan_target(config, 'v5p:2x2x2').state()))
 """)
     assert said.startswith('learner.micro_batch=1 rows do not split over the 8 devices')
     assert int(here) == pytest.approx(3 * int(there), rel=1e-3)  # parameters and two moments
@@ -153,7 +153,7 @@ def test_shapes_come_from_names_and_folders(tmp_path):
 
 def test_unknown_chips_are_refused():
     with pytest.raises(programs.PlanError, match='v4, v5e, v5p, v6e'):
-        programs.setting(default_config('sotopia'), 'v99:2x2')
+        programs.plan_target(default_config('sotopia'), 'v99:2x2')
 
 
 @needs_compiler
@@ -162,7 +162,7 @@ def test_topologies_of_all_kinds(topology, chips):
     size, state = map(int, script(f"""
 config.model.path = 'Meta-Llama-3-8B'
 config.rollout.batch = config.learner.micro_batch = 16
-this = programs.setting(config, '{topology}')
-print(this.mesh.size, programs.size(this.state()))
+target = programs.plan_target(config, '{topology}')
+print(target.mesh.size, programs.size(target.state()))
 """)[0].split())
     assert size == chips and state * chips == pytest.approx(12 * SHAPES['Meta-Llama-3-8B'].num_params, rel=0.01)
