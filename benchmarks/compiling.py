@@ -54,7 +54,7 @@ def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
     import jax
 
     from epo_jax import experiment
-    from epo_jax.runtime import files
+    from epo_jax.runtime import files, timing
 
     before = dict.fromkeys(BEFORE_XLA.values(), 0.0)
 

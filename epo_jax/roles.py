@@ -67,7 +67,7 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
         env = domain.text_environment and domain.text_environment(config.environment)
         actor = language(config.actor)
         if config.actor.choose_action and not (env and env.prefixes):
-            raise InputError(f'actor.choose_action=True: {config.environment.name} has no kinds of action to choose from')
+            raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
         actor_agent = _agent(actor, config.actor, chunk, env.prefixes if env and config.actor.choose_action else (),
                              env.closing if env else '')
     return Roles(

@@ -105,7 +105,8 @@ class HostEnvironment:
         def reset(b):
             result = self.env.reset(queue[episode[b]], advised)
             if not isinstance(result, tuple) or len(result) != 2:
-                raise StepError(f'{type(self.env).__name__}.reset must return (state, observations), not {result!r:.80}')
+                raise StepError(
+                    f'{type(self.env).__name__}.reset must return (state, observations), not {result!r:.80}')
             check_observations(result[1], self.num_seats, f'{type(self.env).__name__}.reset')
             state.episodes[b], first = result
             return first
@@ -116,18 +117,19 @@ class HostEnvironment:
             try:
                 self._encode_observations(observations, b, first[b])
             except TooLongError as error:
-                raise TooLongError(f'the opening of an episode is too long ({error}): raise rollout.view_tokens') from None
+                raise TooLongError(
+                    f'the opening of an episode is too long ({error}): raise rollout.view_tokens') from None
         return state, self._pack(observations)
 
     def cues(self, state: HostState, seat: int) -> Observation:
         """See Environment.cues."""
         cues = hosts.share(_local(state), lambda b: self.env.cues(state.episodes[b], seat))
         cues = [cues.get(b, Observation('', '')) for b in range(len(state.episodes))]
-        return Observation(*(pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
+        return Observation(*(
+            pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
 
     def choices(self, state: HostState, seat: int) -> Optional[Tokens]:
-        """See Environment.choices. The arrays have the fixed shape `choice_shape`; None if no episode restricts its
-        actor.
+        """See Environment.choices; the arrays have the shape `choice_shape`, or are None if all replies are allowed.
 
         Raises:
           TooLongError: there are more choices than the shape holds, or one is longer than the actor can write.

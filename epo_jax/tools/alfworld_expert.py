@@ -1,12 +1,10 @@
-"""Experts: the walkthrough that comes with a game, and a search that solves a game from any of its states.
+"""Solve ALFWorld games by a search, and write what it does, one row a game, in the form of alfworld_replay.
 
-    python -m epo_jax.tools.alfworld_expert --games=../shared/data/alfworld/train.jsonl.xz --out=demonstrations.jsonl
+    python -m epo_jax.tools.alfworld_expert --games=GAMES.jsonl.xz --out=demonstrations.jsonl
 
-writes what a search expert does in every game, one row a game, as the replay command does.
-
-The search puts plans together from four parts (go there, fetch an object, treat it, deliver it), tries every choice
-of object, appliance and place, and keeps the shortest plan. A state may be a dead end: some things fit nowhere once
-they are taken up.
+The search builds plans from four parts (go somewhere, fetch an object, treat it, deliver it), tries every choice of
+object, appliance and place, and keeps the shortest plan. It starts from any state of a game; a state may be a dead end,
+since some objects fit nowhere once they are picked up.
 """
 
 import argparse
@@ -137,8 +135,11 @@ def _bring(game: Game, before: Plan, o: int, target: int, kind: str, appliances:
     return _shortest(_deliver(game, p, target) for p in treated)
 
 
-def main():
-    parser = argparse.ArgumentParser(description='Writes what the search expert does in ALFWorld games.')
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog='python -m epo_jax.tools.alfworld_expert', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--games', required=True, help='file or folder of games')
     parser.add_argument('--out', required=True, help='file to write, one row a game')
     parser.add_argument('--variant', default='', help=f'one of {", ".join(text.VARIANTS)}')

@@ -67,8 +67,11 @@ def replay_all(games: str, commands: Optional[Mapping[str, Sequence[str]]] = Non
         raise GameError(f'{games}: there is no game {next(iter(left))!r}, for which commands are given')
 
 
-def main():
-    parser = argparse.ArgumentParser(description='Plays ALFWorld games by their walkthroughs or by given commands.')
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog='python -m epo_jax.tools.alfworld_replay', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--games', required=True, help='file or folder of games')
     parser.add_argument('--out', required=True, help='file to write, one row a game')
     parser.add_argument('--commands', help='file of rows {"id", "commands"}')

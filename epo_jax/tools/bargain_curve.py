@@ -1,6 +1,6 @@
 """Draw the outcome of every iteration of a bargaining run beside the best that is possible.
 
-python -m epo_jax.tools.bargain_curve --workdir=runs/bargain --out=curve.svg
+    python -m epo_jax.tools.bargain_curve --workdir=runs/bargain --out=curve.svg
 """
 
 import argparse

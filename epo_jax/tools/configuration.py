@@ -1,6 +1,6 @@
 """Write docs/configuration.md: every key of a configuration with its type, default and meaning.
 
-python -m epo_jax.tools.configuration > docs/configuration.md
+    python -m epo_jax.tools.configuration > docs/configuration.md
 """
 
 from typing import Any, Iterator, Mapping

@@ -24,7 +24,7 @@ def literal(q, keys, values, positions, window):
     for b, k, h, g in np.ndindex(*q.shape[:4]):
         at = int(positions[b, k])
         first = 0 if window is None else max(0, at - window + 1)
-        scores = np.array([q[b, k, h, g] @ keys[b, h, :, l] for l in range(first, at + 1)]) / np.sqrt(q.shape[-1])
+        scores = np.array([q[b, k, h, g] @ keys[b, h, :, i] for i in range(first, at + 1)]) / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max())
         out[b, k, h, g] = weights / weights.sum() @ values[b, h, first:at + 1]
     return out

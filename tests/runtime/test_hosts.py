@@ -68,9 +68,7 @@ def free_port():
 
 
 def compare(tmp_path, *flags):
-    """Runs as one process with two devices and as two processes with one each, and finds the same numbers in both;
-    returns what the two processes say.
-    """
+    """Run as one process with two devices and as two processes with one each, compare, and return their outputs."""
     finish(start(tmp_path / 'one', 2, *flags))
     port = free_port()
     said = finish(*(

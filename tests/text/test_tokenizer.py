@@ -35,7 +35,7 @@ SPLITS = {
 
 
 def byte_alphabet():
-    """byte -> the character that stands for it in byte-level vocabularies."""
+    """Byte -> the character that stands for it in byte-level vocabularies."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}

@@ -223,9 +223,9 @@ def accessible(game: Game, state: State, r: int) -> bool:
     return not game.openable >> r & 1 or bool(state.opened >> r & 1)
 
 
-def is_at(game: Game, state: State, o: int, l: int) -> bool:
+def is_at(game: Game, state: State, o: int, place: int) -> bool:
     """The domain's objectAtLocation."""
-    return bool(state.at >> o * len(game.locations) + l & 1)
+    return bool(state.at >> o * len(game.locations) + place & 1)
 
 
 def on_floor(game: Game, state: State) -> list[int]:

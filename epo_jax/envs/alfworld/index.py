@@ -6,14 +6,12 @@ The file is a line that names the format, the length of the head (8 bytes), the 
 and the records of the games, each compressed by itself with a dictionary common to all.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import mmap
 import os
 import pathlib
-import sys
 import zlib
 
 from epo_jax.envs.alfworld import source
@@ -174,18 +172,3 @@ def _running(sizes, start: int):
     for size in sizes:
         start += size
         yield start
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Builds the index of ALFWorld games.')
-    parser.add_argument('--games', required=True, help='a folder or file of games')
-    parser.add_argument('--out', required=True, help='the index')
-    args = parser.parse_args()
-    try:
-        print(f'{build(source.find(args.games), args.out)} games in {args.out}')
-    except GameError as error:
-        sys.exit(f'error: {error}')
-
-
-if __name__ == '__main__':
-    main()

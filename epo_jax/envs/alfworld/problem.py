@@ -100,8 +100,8 @@ def read_problem(game_id: str, split: str, task: str, problem: str, walkthrough:
     home, rtype, otype = one('receptacleatlocation'), one('receptacletype'), one('objecttype')
     receptacles = sorted(home)
     objects = sorted({row[0] for name in ('objectatlocation', 'inreceptacle', 'objecttype') for row in facts[name]})
-    locations = sorted({l for name in ('receptacleatlocation', 'objectatlocation', 'atlocation')
-                        for _, l in facts[name]})
+    locations = sorted({location for name in ('receptacleatlocation', 'objectatlocation', 'atlocation')
+                        for _, location in facts[name]})
     for name, known in (('receptacletype', home), ('openable', home), ('opened', home)):
         _require({row[0] for row in facts[name]} <= set(known), f'{game_id}: {name} of a receptacle without location')
     _require(set(home) <= set(rtype), f'{game_id}: a receptacle has no receptacleType')
@@ -119,7 +119,7 @@ def read_problem(game_id: str, split: str, task: str, problem: str, walkthrough:
         'id': game_id, 'split': split, 'task': task, 'walkthrough': list(walkthrough),
         'agent': number[facts['atlocation'][0][1]],
         'held': number[facts['holds'][0][1]] if facts['holds'] else NOTHING,
-        'locations': [names[l] for l in locations],
+        'locations': [names[location] for location in locations],
         'receptacles': [[names[r], rtype[r], number[home[r]], (r in opens) + 2 * (r in opened),
                          first('inreceptacle', r)] for r in receptacles],
         'objects': [[names[o], otype.get(o, ''), sum((o in has[name]) << i for i, name in enumerate(PROPERTIES)),
@@ -165,7 +165,7 @@ def build_game(record: Mapping[str, Any]) -> Game:
             opened=sum((row[3] >> 1 & 1) << r for r, row in enumerate(receptacles)),
             clean=clean, hot=hot, cool=cool, sliced=sliced, used=used,
             contents=tuple(_mask(row[4]) for row in receptacles),
-            at=_mask(o * width + l for o, row in enumerate(objects) for l in row[3]), left=0),
+            at=_mask(o * width + place for o, row in enumerate(objects) for place in row[3]), left=0),
         goal=Goal(kind, of_otype.get(wanted, 0) & able,
                   of_otype.get(target, 0) & usable if kind == 'look' else of_rtype.get(target, 0)),
         walkthrough=tuple(record['walkthrough']))
