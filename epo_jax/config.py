@@ -34,7 +34,7 @@ def defaults_of(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Checks that `config` has exactly the keys of `defaults`, at every depth, with values of the same kind.
+    """Check that `config` has exactly the keys of `defaults`, at every depth, with values of the same kind.
 
     An integer passes for a float; a boolean does not pass for a number; tuples and lists pass for each other.
     None passes where the default is None or a placeholder. A default of plain None says nothing about the
@@ -50,7 +50,7 @@ def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def to_json(config: Union[ConfigDict, Mapping[str, Any]]) -> str:
-    """The configuration as JSON text: sorted and indented, the same text for equal configurations.
+    """Return the configuration as JSON text: sorted and indented, the same text for equal configurations.
 
     Raises:
       ConfigError: naming a key whose value JSON cannot hold, such as a function, NaN or an infinity.
@@ -59,7 +59,7 @@ def to_json(config: Union[ConfigDict, Mapping[str, Any]]) -> str:
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The plain nested dict that `to_json` wrote (tuples come back as lists).
+    """Return the plain nested dict that `to_json` wrote (tuples come back as lists).
 
     Raises:
       ConfigError: the text is not a JSON object.
@@ -111,7 +111,7 @@ def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tupl
 
 
 def _names(tree: ConfigDict, prefix: str) -> Iterator[tuple[str, bool]]:
-    """Every dotted name in a tree, and whether it is a group of keys."""
+    """Return every dotted name in a tree, and whether it is a group of keys."""
     for key in tree:
         is_group = isinstance(_get(tree, key), ConfigDict)
         yield prefix + key, is_group
@@ -150,7 +150,7 @@ def _get(tree: ConfigDict, key: str) -> Any:
 
 
 def _kind(tree: ConfigDict, key: str) -> type:
-    """The type of a key, which a placeholder has before it has a value."""
+    """Return the type of a key, which a placeholder has before it has a value."""
     field = dict(tree.items(preserve_field_references=True))[key]
     return field.get_type() if isinstance(field, FieldReference) else type(field)
 
@@ -180,7 +180,7 @@ def _nearest(name: str, is_group: bool, known: dict[str, bool]) -> str:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A tree of dicts and lists of what JSON can hold; `name` is its dotted key."""
+    """Return a tree of dicts and lists of what JSON can hold; `name` is its dotted key."""
     if isinstance(value, (ConfigDict, Mapping)):
         return {key: _plain(_get(value, key), f'{name}.{key}' if name else key) for key in value}
     if isinstance(value, (tuple, list)):

@@ -1,8 +1,8 @@
-"""A model behind an OpenAI-compatible endpoint: chat completions within limits of rate, time and money.
+"""A client for OpenAI-compatible endpoints, with limits of rate, time and cost.
 
-Calls block, and may come from many threads at once: `Client.reply` is what a HostAgent plays with, and
-`Client.complete` what labels files. Whatever is likely to pass (no connection, 408, 409, 425, 429, 5xx, an answer
-that is not JSON, no answer in time) is tried again, later and later, or when the endpoint says.
+Calls block and may come from many threads at once. `Client.reply` serves a HostAgent, and `Client.complete` labels
+files. Temporary failures (no connection, 408, 409, 425, 429, 5xx, an answer that is not JSON, a timeout) are retried
+after increasing delays, or when the endpoint says.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ HOPELESS = (401, 403, 404)
 
 
 class RemoteError(RuntimeError):
-    """A completion that was not had; the message says why."""
+    """A completion that failed; the message says why."""
 
 
 class Unavailable(RemoteError):
-    """The endpoint kept failing; later it may not."""
+    """The endpoint kept failing; a later attempt may succeed."""
 
 
 class RequestRefused(RemoteError):
-    """The endpoint refuses this request, and would again (too long, filtered)."""
+    """The endpoint refuses this request for good (too long, filtered)."""
 
 
 class NoAccess(RemoteError):
@@ -39,12 +39,12 @@ class NoAccess(RemoteError):
 
 
 class BudgetSpent(RemoteError):
-    """The next request could cost more than is left."""
+    """The next request could exceed the budget."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Which model, how it is asked, and what it may cost.
+    """An endpoint: model, request parameters, limits and prices.
 
     Attributes:
       url: base address such as https://host/v1; '/v1' is added where there is no path.
@@ -86,13 +86,13 @@ class Endpoint:
             raise ValueError('a budget needs prices: dollars for a million tokens read, and written')
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Dollars."""
+        """Return the price in dollars."""
         return (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A completion; `text` is None where the model declined to give one."""
+    """A completion; `text` is None if the model declined to answer."""
 
     text: Optional[str]
     prompt_tokens: int
@@ -100,11 +100,11 @@ class Answer:
 
 
 class Client:
-    """Asks an endpoint, within its limits; safe to use from many threads."""
+    """A client of an endpoint that keeps its limits; it can be used from many threads."""
 
     def __init__(self, endpoint: Endpoint, spent: float = 0.0, clock: Callable[[], float] = time.monotonic,
                  sleep: Optional[Callable[[float], Any]] = None):
-        """`spent`: dollars of earlier runs that count towards the budget."""
+        """Create a client; `spent` are dollars of earlier runs that count towards the budget."""
         self.endpoint = endpoint
         self._stopped = threading.Event()
         self._clock, self._sleep = clock, sleep or self._stopped.wait
@@ -115,20 +115,20 @@ class Client:
 
     @property
     def spent(self) -> float:
-        """Dollars so far, those of earlier runs included."""
+        """Return the dollars spent so far, in earlier runs too."""
         return self._spent
 
     @property
     def retried(self) -> int:
-        """Requests that had to be repeated."""
+        """Return the number of requests that were repeated."""
         return self._retried
 
     def stop(self) -> None:
-        """Calls that wait for their turn or to try again give up; those under way end as they would have."""
+        """Stop: waiting calls fail, and requests that were sent are completed."""
         self._stopped.set()
 
     def reply(self, history: Sequence[tuple[str, str]], seed: int) -> str:
-        """The endpoint as a `Reply` of `epo_jax.agents.host`: (role, text) messages so far -> the next message.
+        """Return the endpoint as a `Reply` of `epo_jax.agents.host`: (role, text) messages so far -> the next message.
 
         Raises:
           RemoteError: there is none.
@@ -139,7 +139,7 @@ class Client:
         return answer.text
 
     def complete(self, messages: Sequence[Mapping[str, str]], seed: int) -> Answer:
-        """One chat completion; `seed` goes to the endpoint, which may or may not heed it.
+        """Request one chat completion; `seed` is sent to the endpoint, which may ignore it.
 
         Raises:
           BudgetSpent, NoAccess, RequestRefused, Unavailable: see there.
@@ -161,7 +161,7 @@ class Client:
 
     @contextlib.contextmanager
     def _reserve(self, most: float):
-        """Holds back what a request may cost at most while it is under way."""
+        """Reserve the highest cost of a request until it is completed."""
         with self._lock:
             if self.endpoint.budget and self._spent + self._reserved + most > self.endpoint.budget:
                 raise BudgetSpent(f'${self._spent:.4f} of the budget of ${self.endpoint.budget:g} are spent, and the '
@@ -174,7 +174,7 @@ class Client:
                 self._reserved -= most
 
     def _persist(self, body: bytes, tokens: int) -> Answer:
-        """Tries until there is an answer, or no point in trying."""
+        """Send a request until there is an answer or a final error."""
         end, problem = self.endpoint, ''
         for attempt in range(end.retries + 1):
             self._wait_for_turn(tokens)
@@ -205,7 +205,7 @@ class Client:
         raise Unavailable(f'no answer after {end.retries + 1} tries; the last one: {problem}')
 
     def _heed(self, headers: Mapping[str, str], wait: float) -> float:
-        """Seconds to wait, Retry-After considered; the other threads wait with this one."""
+        """Return the seconds to wait before a retry, with Retry-After; all threads wait."""
         asked = _retry_after(headers.get('retry-after'))
         if asked is None:
             return wait
@@ -214,7 +214,7 @@ class Client:
         return asked
 
     def _wait_for_turn(self, tokens: int) -> None:
-        """Returns when both rates, and the endpoint itself, allow a request of so many tokens."""
+        """Wait until both rate limits, and the endpoint, allow a request of this many tokens."""
         end = self.endpoint
         with self._lock:
             now = self._clock()
@@ -228,7 +228,7 @@ class Client:
             self._sleep(start - now)
 
     def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """(status, headers in lower case, data) of one request, which takes `timeout` seconds at most."""
+        """Return (status, headers in lower case, data) of one request, which takes `timeout` seconds at most."""
         end, parts = self.endpoint, urllib.parse.urlsplit(self.endpoint.url)
         path = (parts.path.rstrip('/') or '/v1').removesuffix('/chat/completions') + '/chat/completions'
         kind = http.client.HTTPSConnection if parts.scheme == 'https' else http.client.HTTPConnection
@@ -263,7 +263,7 @@ class Client:
 
 
 def _read_answer(data: bytes, sent: int) -> Answer:
-    """Raises ValueError: the data is no chat completion."""
+    """Read a chat completion; raise ValueError if the data is none."""
     try:
         content = json.loads(data)
         message = content['choices'][0]['message']
@@ -277,7 +277,7 @@ def _read_answer(data: bytes, sent: int) -> Answer:
 
 
 def _reason(data: bytes) -> str:
-    """What an endpoint says of an error, on one short line."""
+    """Return the error message of an endpoint, on one short line."""
     text: Any = data.decode('utf-8', errors='replace')
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)['error']['message']
@@ -285,7 +285,7 @@ def _reason(data: bytes) -> str:
 
 
 def _retry_after(value: Optional[str]) -> Optional[float]:
-    """Seconds that a Retry-After header asks for, given as a number or a date; None where it asks for nothing."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date, or None."""
     if value is None:
         return None
     try:

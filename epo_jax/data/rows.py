@@ -75,7 +75,7 @@ class BadRows:
 
     @property
     def count(self) -> int:
-        """Number of skipped rows."""
+        """Return the number of skipped rows."""
         return sum(self.reasons.values())
 
 

@@ -71,7 +71,7 @@ def _look(q, keys, values, seen, least=-1e30):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend_by_blocks(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
                      window: Optional[int] = None) -> jax.Array:
-    """The same as `attend` among the positions 0 to K - 1, a sixteenth of the queries (128 or more) at a time.
+    """Attend among the positions 0 to K - 1, as `attend`, for a sixteenth of the queries (128 or more) at a time.
 
     The queries of a block see no keys after its end, which saves up to 15/32 of all pairs. Scores are not kept for the
     backward pass (Dao et al., 2022); what it needs has the checkpoint name 'attention'.
@@ -118,7 +118,7 @@ attend_by_blocks.defvjp(_forward, _backward)
 
 def attend_so_far(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array,
                   window: Optional[int] = None, block: int = 256) -> jax.Array:
-    """The same as `attend` in a cache, of which only the blocks are read that the furthest query needs.
+    """Attend in a cache, as `attend`, and read only the blocks that the furthest query needs.
 
     The softmax is accumulated block by block (Milakov and Gimelshein, 2018). A block that a query does not see changes
     no bit of its result, so the result does not depend on the other rows. Positions outside the cache are padding.

@@ -7,12 +7,12 @@ from epo_jax.runtime.errors import InputError
 
 
 class UnsupportedModelError(InputError):
-    """The checkpoint asks for something this decoder does not do."""
+    """The checkpoint needs something that this decoder does not support."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of the rotary frequencies (`rope_type: llama3`).
+    """Llama 3.1's scaling of the rotary frequencies (`rope_type: llama3`).
 
     Wavelengths longer than `original_positions / low_freq_factor` are stretched by `factor`, those
     shorter than `original_positions / high_freq_factor` are kept, and those between are blended.
@@ -70,7 +70,7 @@ class ModelConfig:
 
     @property
     def num_params(self) -> int:
-        """Number of scalar parameters."""
+        """Return the number of scalar parameters."""
         attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
         attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias
         attention += 2 * self.head_dim * self.qk_norm
@@ -80,7 +80,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> 'ModelConfig':
-        """Reads the dictionary of a Hugging Face `config.json`.
+        """Read the dictionary of a Hugging Face `config.json`.
 
         Raises:
           UnsupportedModelError: another architecture, activation, rotary variant or bias.
@@ -115,7 +115,7 @@ class ModelConfig:
 
 
 def _rope(hf: Mapping[str, Any]) -> tuple[float, Optional[RopeScaling]]:
-    """Base and scaling, from both spellings in use: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
+    """Return base and scaling from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
     rope = dict(hf.get('rope_scaling') or {})
     rope.update(hf.get('rope_parameters') or {})
     theta = float(rope.get('rope_theta') or hf.get('rope_theta') or 10000.0)
@@ -132,7 +132,7 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, Optional[RopeScaling]]:
 
 
 def _window(hf: Mapping[str, Any], kind: str) -> Optional[int]:
-    """The sliding window that all layers share, or None."""
+    """Return the sliding window that all layers share, or None."""
     window = hf.get('sliding_window')
     if window is None or (kind.startswith('qwen') and not hf.get('use_sliding_window', False)):
         return None
@@ -143,7 +143,7 @@ def _window(hf: Mapping[str, Any], kind: str) -> Optional[int]:
     return int(window)
 
 
-# Shapes of known models, by what their names begin with: what can be said of them without any file of theirs.
+# Shapes of known models by the beginning of their names, for planning without their files.
 SHAPES = {
     'Meta-Llama-3-8B': ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, rope_theta=5e5, max_positions=8192),
     'Meta-Llama-3-70B': ModelConfig(128256, 8192, 80, 64, 8, 128, 28672, rope_theta=5e5, max_positions=8192),

@@ -1,4 +1,4 @@
-"""GGUF files: metadata, tensors and the decoder's configuration, in terms of the `gguf` package's reader."""
+"""GGUF files: metadata, tensors and the shape of the decoder, by the reader of the `gguf` package."""
 
 import dataclasses
 import os
@@ -16,11 +16,11 @@ TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
 
 
 class GGUFError(InputError):
-    """Not a GGUF file, a damaged one, or one holding something that is not supported."""
+    """A file that is not GGUF, is damaged, or holds something that is not supported."""
 
 
 class GGUFFile:
-    """One open GGUF file. Tensors are read from a memory map when asked for.
+    """An open GGUF file, whose tensors are read from a memory map on demand.
 
     Attributes:
       metadata: key -> number, string, bool or list of them.
@@ -28,14 +28,14 @@ class GGUFFile:
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Opens `path`. Raises GGUFError (not a GGUF file, cut short) or OSError."""
+        """Open a file; raise GGUFError (not GGUF, or cut short) or OSError."""
         self.path = path
         if os.path.getsize(path) < 24:  # magic, version and two counts
             raise GGUFError(f'{path}: too short to be a GGUF file')
         try:
             reader = gguf.GGUFReader(path)
             self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:  # what cut bytes lead it to
+        except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:  # raised on truncated files
             raise GGUFError(f'{path}: not a GGUF file, or cut short or damaged ({error})') from error
         if reader.byte_order != 'I':
             raise GGUFError(f'{path}: written for the other byte order')
@@ -43,13 +43,13 @@ class GGUFFile:
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
 
     def require(self, key: str) -> Any:
-        """The metadata under `key`. Raises GGUFError where there is none."""
+        """Return the metadata of a key; raise GGUFError if there is none."""
         if key not in self.metadata:
             raise GGUFError(f'{self.path}: no {key!r} in the metadata')
         return self.metadata[key]
 
     def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, dequantised, rows in Hugging Face's order, f32[shapes[name]].
+        """Return tensor `name`, dequantized, with rows in Hugging Face's order, f32[shapes[name]].
 
         Raises:
           GGUFError: the tensor is of an unsupported type.
@@ -70,7 +70,7 @@ class GGUFFile:
 
 
 def config_of(file: GGUFFile) -> ModelConfig:
-    """The decoder's shape from a file's metadata and tensor names.
+    """Return the decoder's shape from a file's metadata and tensor names.
 
     Raises:
       GGUFError: another architecture, a missing key, or a variant that this decoder does not compute.
@@ -115,7 +115,7 @@ def config_of(file: GGUFFile) -> ModelConfig:
 
 
 def _rope_scaling(file: GGUFFile, config: ModelConfig) -> Optional[RopeScaling]:
-    """Llama 3.1's scaling. GGUF keeps only its result: by what each rotary frequency is divided.
+    """Return Llama 3.1's scaling. GGUF keeps only its result, the divisor of every rotary frequency.
 
     All published checkpoints share three of the four numbers and the fourth is the largest divisor; if
     these reproduce the tensor they are it, and if not there is no telling which others would.

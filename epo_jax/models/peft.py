@@ -21,7 +21,7 @@ from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import LAYER_MODULES, WeightsError
 
-# Settings of PEFT that change what an adapter computes and that this one does not have.
+# Settings of PEFT that change what an adapter computes and are not supported.
 FOREIGN = (
     'bias', 'use_rslora', 'use_dora', 'fan_in_fan_out', 'modules_to_save', 'layers_to_transform', 'rank_pattern',
     'alpha_pattern', 'layer_replication', 'lora_bias', 'target_parameters', 'trainable_token_indices', 'use_qalora',
@@ -29,7 +29,7 @@ FOREIGN = (
 
 
 def save(path: str | os.PathLike, lora: LoRA, adapter: Any, base: str = '') -> None:
-    """Writes an adapter as a folder that `peft.PeftModel.from_pretrained` loads; float32.
+    """Write an adapter as a folder that `peft.PeftModel.from_pretrained` loads; float32.
 
     The folder appears under its name only when it is complete.
 
@@ -71,7 +71,7 @@ def save(path: str | os.PathLike, lora: LoRA, adapter: Any, base: str = '') -> N
 
 
 def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
-    """Reads an adapter of a decoder of the given shape.
+    """Read an adapter of a decoder of the given shape.
 
     Returns:
       (what is adapted, the adapter: float32, on the default device).
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
 
 
 def _module(target: str) -> str:
-    """Name of a target at Hugging Face: q -> q_proj."""
+    """Return the Hugging Face name of a target, such as q_proj for q."""
     return LAYER_MODULES[target][0].rsplit('.', 1)[-1]
 
 
@@ -119,7 +119,7 @@ def _name(target: str, layer: int, matrix: str) -> str:
 
 
 def _lora(content: dict[str, Any], path: pathlib.Path) -> LoRA:
-    """What an adapter_config.json asks for."""
+    """Return what an adapter_config.json asks for."""
     if content.get('peft_type') != 'LORA':
         raise WeightsError(f"{path}: peft_type {content.get('peft_type')!r} is not supported, only 'LORA'")
     for key in FOREIGN:

@@ -1,7 +1,7 @@
-"""Checkpoints in and out: Hugging Face safetensors and GGUF files to parameters, tensor by tensor.
+"""Checkpoints: Hugging Face safetensors and GGUF files to parameters and back, tensor by tensor.
 
-A tensor is read, brought into our layout ([in, out...] kernels with separate head axes), cast and put on
-its devices before the next one is read, so the host never holds more than one of them.
+Each tensor is read, brought into our layout ([in, out...] kernels with separate head axes), cast and put on its devices
+before the next one is read, so the host holds one tensor at a time.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ OTHER_MODULES = {
 
 
 class WeightsError(InputError):
-    """A checkpoint that cannot be read or written as asked; the message names the tensor or the file."""
+    """A checkpoint that cannot be read or written; the message names the tensor or the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Tensor:
 
     @property
     def path(self) -> Path:
-        """Its leaf of the layout with one subtree a layer."""
+        """Return the path of its leaf in the layout with one subtree a layer."""
         return self.leaf if self.layer is None else (f'layer_{self.layer}', *self.leaf[1:])
 
     def name(self, gguf: bool = False) -> str:
-        """Its name at Hugging Face, or in GGUF."""
+        """Return its name in Hugging Face or GGUF files."""
         kind = 'bias' if self.leaf[-1] == 'bias' else 'weight'
         if self.layer is None:
             return f'{OTHER_MODULES[self.leaf[0]][gguf]}.{kind}'
@@ -79,7 +79,7 @@ class Tensor:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Its shape in files: kernels are [out, in], and heads are not a separate axis."""
+        """Return its shape in files, where kernels are [out, in] and heads are not a separate axis."""
         if self.leaf[-1] == 'kernel':
             return math.prod(self.shape[1:]), self.shape[0]
         return (math.prod(self.shape),) if self.leaf[-1] == 'bias' else self.shape
@@ -103,7 +103,7 @@ class SafetensorsFiles:
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Opens the files. Raises WeightsError: one is missing or damaged, or not what the index says."""
+        """Open the files. Raises WeightsError: one is missing or damaged, or not what the index says."""
         index = folder / 'model.safetensors.index.json'
         if index.exists():
             where = _read_json(index).get('weight_map')
@@ -131,7 +131,7 @@ class SafetensorsFiles:
 def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
          shardings: Optional[Callable[[ModelConfig], Any]] = None,
          ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a checkpoint.
+    """Read a checkpoint.
 
     Args:
       path: a folder with `config.json` and `model.safetensors` (or shards with their index), or a .gguf file.
@@ -196,14 +196,14 @@ def _open_safetensors(path: pathlib.Path):
 
 
 def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
-    """Every leaf of the stacked layout with the tensors it is made of, as the decoder itself has them."""
+    """Return the tensors that make up every leaf of the stacked layout."""
     tree = flatten_dict(jax.eval_shape(lambda: Transformer(config, stacked=True).init_params(jax.random.key(0))))
     layers = lambda path, x: [Tensor(path, i, x.shape[1:]) for i in range(config.num_layers)]
     return {p: layers(p, x) if p[0] == 'layers' else [Tensor(p, None, x.shape)] for p, x in tree.items()}
 
 
 def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, wanted: dict[str, tuple[int, ...]]):
-    """Compares the names and shapes in the files with those wanted, before anything big is read."""
+    """Compare names and shapes in the files with those of the model, before tensors are read."""
     several = lambda names: ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if names[5:] else '')
     if missing := [name for name in wanted if name not in files.shapes]:
         raise WeightsError(f'missing tensor {several(missing)}')
@@ -243,7 +243,7 @@ _write = jax.jit(lambda part, x, i: jax.lax.dynamic_update_index_in_dim(part, x,
 
 def _stack(layers: Iterator[np.ndarray], shape: tuple[int, ...], dtype,
            sharding: Optional[jax.sharding.Sharding]) -> jax.Array:
-    """Writes layer after layer into one leaf in place, each device its part."""
+    """Write layer after layer into one leaf in place, on every device its shard."""
     if sharding is None:
         part_shape, where = shape, {None: (slice(None),) * len(shape)}
     else:
@@ -261,7 +261,7 @@ def _stack(layers: Iterator[np.ndarray], shape: tuple[int, ...], dtype,
 
 def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], max_file_bytes: int = 5_000_000_000,
          bos_token_id: Optional[int] = None, eos_token_id: Optional[int] = None):
-    """Writes a Hugging Face folder (`config.json` and safetensors) that transformers loads.
+    """Write a Hugging Face folder (`config.json` and safetensors) that transformers loads.
 
     The folder appears under its name only when it is complete.
 
@@ -326,7 +326,7 @@ def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], m
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """The Hugging Face `config.json` of a decoder; `ModelConfig.from_hf` is its inverse.
+    """Return the Hugging Face `config.json` of a decoder; `ModelConfig.from_hf` is its inverse.
 
     Raises:
       WeightsError: no supported architecture has this combination of features.

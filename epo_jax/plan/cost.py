@@ -36,7 +36,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that leave a device over all runs, in the ring algorithm of its kind."""
+        """Return the bytes that leave a device in all runs, by the ring algorithm of its kind."""
         n = self.devices
         share = {'all-gather': (n - 1) / n, 'reduce-scatter': n - 1, 'all-reduce': 2 * (n - 1) / n,
                  'all-to-all': (n - 1) / n, 'collective-permute': 1}[self.kind]
@@ -163,7 +163,7 @@ def _branches(rest: str) -> Sequence[str]:
 
 
 def _length(condition: Sequence[_Instruction]) -> int | None:
-    """Runs of a loop that counts up from 0: its condition is `counter < constant` and nothing else."""
+    """Return the length of a loop that counts up from 0, whose condition is `counter < constant`, or None."""
     constants = {one.name: int(found[1]) for one in condition if one.opcode == 'constant'
                  and (found := re.match(r'(-?\d+)\)', one.rest))}
     compares = [one for one in condition if one.opcode == 'compare' or 'compare' in one.rest]
@@ -174,7 +174,7 @@ def _length(condition: Sequence[_Instruction]) -> int | None:
 
 
 def _operation(rest: str) -> str:
-    """Where in the program an instruction comes from: the name of a module or function."""
+    """Return the module or function of the program that an instruction comes from."""
     found = re.search(r'op_name="([^"]*)"', rest)
     parts = [] if not found else [p for p in found[1].split('/') if p not in (
         'while', 'body', 'cond', 'closed_call', 'checkpoint', 'rematted_computation') and '(' not in p]
@@ -188,7 +188,7 @@ def _shapes(kind: str) -> Iterator[int]:
 
 
 def _result_bytes(kind: str, opcode: str) -> int:
-    """Bytes of a collective's result; the start of an asynchronous one holds its operands too."""
+    """Return the bytes of a collective's result; the start of an asynchronous one lists its operands too."""
     sizes = list(_shapes(kind))
     return max(sizes) if opcode.endswith('-start') else sum(sizes)
 

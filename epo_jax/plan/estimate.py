@@ -50,7 +50,7 @@ class Program:
 
 
 def resident(target: PlanTarget, name: str) -> int:
-    """Bytes on one device that a program leaves alone while it runs: what later programs go on with."""
+    """Return the bytes on one device that stay allocated for later programs while a program runs."""
     c, seats = target.config, load_domain(target.config.environment.name).seats
     frozen = size(target.base())  # actor, judge and reference; with an adapter also the policy's
     if name == 'train_step':
@@ -68,7 +68,7 @@ class DoesNotFit(PlanError):
 
 
 def compile_program(target: PlanTarget, name: str) -> Program:
-    """Compiles one of PROGRAMS and reads what it costs.
+    """Compile one of PROGRAMS and read its cost.
 
     Raises:
       DoesNotFit: it needs so much more than a chip's memory that the compiler does not go through with it.
@@ -101,7 +101,7 @@ def compile_program(target: PlanTarget, name: str) -> Program:
 
 
 def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Program]:
-    """Puts into the programs whose loops depend on the texts how often those run, each message at its longest."""
+    """Complete the programs whose loops depend on texts, with every message at its longest."""
     c, seats = target.config, load_domain(target.config.environment.name).seats
     chunk, token = programs['read_chunk'], programs['decode_step']
     chunks = lambda tokens: -(-tokens // c.rollout.chunk)
@@ -149,7 +149,7 @@ def iteration(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, 
 
 
 def plan(target: PlanTarget, names: Sequence[str] = tuple(PROGRAMS)) -> dict[str, Program]:
-    """Compiles programs, two at a time."""
+    """Compile programs, two at a time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         programs = dict(zip(names, pool.map(functools.partial(compile_program, target), names)))
     return spread(target, programs) if set(names) == set(PROGRAMS) else programs
@@ -161,12 +161,12 @@ def share(target: PlanTarget, program: Program) -> float:
 
 
 def fits(target: PlanTarget, programs: Mapping[str, Program]) -> bool:
-    """Whether every program fits a chip's memory."""
+    """Return whether every program fits a chip's memory."""
     return all(program.memory_gib <= target.chip.memory for program in programs.values())
 
 
 def to_json(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, Any]:
-    """The plan as it is written to a file."""
+    """Return the plan as JSON."""
     return {
         'fits': fits(target, programs), 'chips': target.mesh.size, 'mesh': dict(target.mesh.shape),
         'micro_batch': target.config.learner.micro_batch, 'chip_memory_gib': target.chip.memory,
@@ -178,7 +178,7 @@ def to_json(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, An
 
 
 def report(target: PlanTarget, programs: Mapping[str, Program]) -> str:
-    """The plan for reading."""
+    """Return the plan as text for people."""
     shape = 'x'.join(str(n) for n in target.mesh.shape.values())
     lines = [f'{target.shape.num_params / 1e9:.1f}B parameters on {target.mesh.size} chips, mesh {shape} (data, fsdp, '
              f'tensor), micro-batch {target.config.learner.micro_batch}; {target.chip.memory} GiB a chip', '']

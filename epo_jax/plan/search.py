@@ -49,7 +49,7 @@ def candidates(config: ConfigDict, topology: str, chips: int) -> list[list[PlanT
 
 
 def search(config: ConfigDict, topology: str) -> list[tuple[float, PlanTarget]]:
-    """Compiles the gradient step and the decoding step for every mesh, and says what it finds as it goes on.
+    """Compile the gradient step and the decode step for every mesh, and print the results.
 
     Returns:
       (estimated seconds of an iteration's gradient steps and sampled tokens, setting), best first.

@@ -1,8 +1,8 @@
-"""Checkpoints: saved whole or not at all, restored bit for bit straight into their shards; and preemption.
+"""Checkpoints, saved atomically and restored bit for bit into their shards; and preemption.
 
-A checkpoint is the state's leaves by name, and a record: what each leaf was, a checksum of its bits, and the
-run's own few numbers. Orbax writes the leaves sharded and in the background; the checksums are ours, because
-what Orbax stores has none, and a damaged disk would otherwise come back as slightly wrong weights.
+A checkpoint holds the leaves of the state by name, and a record of the type and checksum of every leaf and of further
+numbers of the run. Orbax writes the leaves sharded and in the background. It stores no checksums; without them, a
+damaged disk would give slightly wrong weights.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ class CheckpointError(RuntimeError):
 class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of a run, in `checkpoints/<step>`. Leaving the context finishes what is being saved.
 
-    A checkpoint appears under its name only when it is complete: what a kill left behind is ignored, and
-    removed when the directory is next opened. In a multi-host run every process makes the same calls.
+    A checkpoint appears under its name only when it is complete. What a killed process left behind is ignored, and
+    removed when the directory is next opened. On several hosts, every process makes the same calls.
     """
 
     def __init__(self, workdir: Union[str, Path], keep: int = 2, every: int = 1):
-        """Opens the run's checkpoints, the last `keep` of which stay; `save` is due every `every` steps."""
+        """Open the checkpoints of a run; the last `keep` are kept, and one is due every `every` steps."""
         if keep < 1 or every < 1:
             raise ValueError(f'keep and every must be at least 1, not {keep} and {every}')
         self._directory = Path(workdir).absolute() / 'checkpoints'
@@ -40,11 +40,11 @@ class Checkpoints(contextlib.AbstractContextManager):
             preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
 
     def latest(self) -> Optional[int]:
-        """The step of the last complete checkpoint, or one being completed by this process; None without any."""
+        """Return the step of the last complete checkpoint, or one being completed by this process; None without any."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any], force: bool = False) -> bool:
-        """Saves a state if it is due; the arrays may be donated afterwards, and are written in the background.
+        """Save a state if it is due; the arrays may be donated afterwards, and are written in the background.
 
         Args:
           step: saved if it is a multiple of `every`, and not yet saved.
@@ -78,7 +78,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return True
 
     def restore(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """Restores a checkpoint.
+        """Restore a checkpoint.
 
         Args:
           step: which one.
@@ -118,7 +118,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record['extra']
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk.
+        """Wait until everything saved so far is on disk.
 
         Raises:
           CheckpointError: the last save failed.
@@ -126,7 +126,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._guard(self.latest(), 'cannot be saved', self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Finishes what is being saved and releases the directory.
+        """Finish saving and release the directory.
 
         Raises:
           CheckpointError: the last save failed.
@@ -137,24 +137,24 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.close()
 
     def _guard(self, step: Optional[int], problem: str, call: Callable[[], Any]) -> Any:
-        """Calls; whatever Orbax raises (it has no type of its own for it) becomes a CheckpointError."""
+        """Call, and turn whatever Orbax raises, which has no common type, into a CheckpointError."""
         try:
             return call()
         except Exception as error:
-            reason = (str(error) or repr(error)).splitlines()[0]  # pages may follow, and are in the cause
+            reason = (str(error) or repr(error)).splitlines()[0]  # the full message is in the cause
             raise CheckpointError(f'{self._directory / str(step)} {problem}: {reason}') from error
 
 
 def abstract(state: PyTree) -> PyTree:
-    """The jax.ShapeDtypeStruct, with its sharding, of every array of a state."""
+    """Return the jax.ShapeDtypeStruct, with its sharding, of every array of a state."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 class Preemption(contextlib.AbstractContextManager):
-    """Notices SIGTERM instead of dying of it: `with Preemption() as preemption: ...`, in the main thread.
+    """Turns SIGTERM into a request to stop: `with Preemption() as preemption: ...`, in the main thread.
 
-    The loop looks at `requested` between steps, saves and leaves. The former handler is back on exit. Each
-    process sees its own signal only; a multi-host loop has to agree on it before it acts.
+    The loop reads `requested` between steps, saves, and leaves. The former handler is restored on exit. Each process
+    sees its own signal only, so several hosts have to agree on it (see `hosts.any_process`).
     """
 
     def __init__(self):
@@ -165,7 +165,7 @@ class Preemption(contextlib.AbstractContextManager):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        # None: the former handler was not Python's, and Python cannot put it back.
+        # None means that the former handler was not Python's and cannot be restored.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if self._former is None else self._former)
 
     def _request(self, signum: int, frame: Any) -> None:
@@ -173,7 +173,7 @@ class Preemption(contextlib.AbstractContextManager):
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by dotted name, in the order of the tree's flattening."""
+    """Return the leaves by dotted name, in the order in which the tree is flattened."""
     paths, _ = jax.tree.flatten_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in paths}
     if len(leaves) != len(paths):
@@ -195,7 +195,7 @@ def _key_data(leaf: Any) -> Any:
 
 
 def _key_data_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The same on shapes. A key's data has one more axis, which no sharding of keys divides."""
+    """Return the shape of `_key_data`; its additional axis is not split by any sharding of keys."""
     if not _is_key(leaf.dtype):
         return leaf
     data = jax.eval_shape(jax.random.key_data, leaf)
@@ -203,13 +203,13 @@ def _key_data_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _as_key(data: jax.Array, dtype: Any) -> jax.Array:
-    """Undoes `_key_data` for a leaf that had this dtype."""
+    """Undo `_key_data` for a leaf that had this dtype."""
     return jax.random.wrap_key_data(data, dtype=dtype) if _is_key(dtype) else data
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-    """The sum of an array's bits as unsigned words, u32: the same however the array is sharded."""
+    """Return the sum of an array's bits as unsigned words, u32: the same however the array is sharded."""
     if x.dtype == bool:
         return x.sum(dtype=jnp.uint32)
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
@@ -218,7 +218,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _checksums(bits: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The checksum of every leaf, by one program."""
+    """Return the checksum of every leaf, by one program."""
     return {name: _checksum(leaf) for name, leaf in bits.items()}
 
 
@@ -229,7 +229,7 @@ def _open_record(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _misfits(saved: dict[str, str], expected: dict[str, jax.ShapeDtypeStruct]) -> list[str]:
-    """One line a leaf that the checkpoint and the state do not have alike, or that has no sharding."""
+    """Return one line for each leaf that differs between checkpoint and state, or has no sharding."""
     lines = [f'{name}: saved as {text}, but the state has no such leaf'
              for name, text in saved.items() if name not in expected]
     for name, leaf in expected.items():

@@ -1,8 +1,8 @@
-"""Chat templates, cut once into segments that a growing conversation appends.
+"""Chat templates, cut once into segments to which a conversation appends.
 
-What was fed to a model or sampled from it is never rendered or tokenised again, so a conversation must be
-the same ids however long it grows. A template with that property falls into four pieces; one without it (it
-drops the thinking from earlier replies, or moves things to the last message) is refused.
+What was fed to a model or sampled from it is never rendered or tokenized again, so the ids of a conversation must not
+change when it grows. A template with this property consists of four pieces. A template without it, which for example
+drops the thinking from earlier replies, is refused.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ TEMPLATES = {
         "{% endfor %}"),
 }
 
-# Messages to try a template on, in turn the user's and the assistant's.
+# Messages for trying out a template, alternately the user's and the assistant's.
 SENTINELS = ('Qfirst', 'Qsecond', 'Qthird', 'Qfourth', 'Qfifth')
 PROBES = {
     'spaces around messages': tuple(f' \n{message}\n ' for message in SENTINELS),
@@ -53,7 +53,7 @@ ORDINARY_TEXT = (
 
 
 class ChatTemplateError(InputError):
-    """A chat template that is missing, broken, or not append-only; the message says where and what to do."""
+    """A chat template that is missing, broken, or not append-only; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ChatSegments:
     stop: tuple[int, ...]
 
     def join(self, messages: Sequence[Sequence[int]]) -> list[int]:
-        """The ids of a conversation that begins with a user message; ready for the assistant where it ends with one.
+        """Return the ids of a conversation that begins with a user message, up to the next message of the assistant.
 
         Args:
           messages: ids of each message, in turn the user's and the assistant's.
@@ -89,7 +89,7 @@ class ChatSegments:
 
 
 def chat_segments(tokenizer: PreTrainedTokenizerFast, template: Optional[str | os.PathLike] = None) -> ChatSegments:
-    """Cuts a chat template into segments and makes sure that they give what the template gives.
+    """Cut a chat template into segments, and check that they reproduce the template.
 
     Args:
       tokenizer: see `epo_jax.text.tokenizer.load_tokenizer`.
@@ -167,7 +167,7 @@ def _source(tokenizer: PreTrainedTokenizerFast, template: Optional[str | os.Path
 
 
 def _around(text: str, message: str) -> tuple[str, str]:
-    """What stands before and after a message in rendered text."""
+    """Return the text before and after a message in rendered text."""
     if text.count(message) != 1:
         raise _error(f'writes the message {message!r} {text.count(message)} times instead of once: {text!r}')
     before, _, after = text.partition(message)
@@ -175,7 +175,7 @@ def _around(text: str, message: str) -> tuple[str, str]:
 
 
 def _check_append_only(render: Callable[[Sequence[str]], str], opening: str, close: str, after_reply: str):
-    """Compares renderings of growing conversations with what appending gives."""
+    """Check that the rendering of a growing conversation only appends."""
     for what, messages in {'growing conversations': SENTINELS, **PROBES}.items():
         for count in (1, 3, 5):
             def append(messages):
@@ -185,8 +185,8 @@ def _check_append_only(render: Callable[[Sequence[str]], str], opening: str, clo
 
             pieces = append(messages[:count])
             got, want = render(messages[:count]), ''.join(pieces)
-            # A template may strip every message, as Llama 3's does: that changes no turn after it was written, and
-            # what was sampled stays in the session as it was sampled.
+            # A template may strip every message, as Llama 3's does. That changes no earlier turn, and sampled ids stay
+            # in the session as they were sampled.
             if got in (want, ''.join(append([message.strip() for message in messages[:count]]))):
                 continue
             at = len(os.path.commonprefix([got, want]))

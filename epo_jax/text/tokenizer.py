@@ -1,4 +1,4 @@
-"""Tokenizers from Hugging Face folders and GGUF files, and text to ids and back, without surprises."""
+"""Tokenizers from Hugging Face folders and GGUF files; text to ids and back."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from epo_jax.models.gguf import GGUFError, GGUFFile
 from epo_jax.runtime.errors import InputError
 
-# How text is cut before byte pairs are merged. Qwen cuts every digit off, Llama 3 groups of up to three.
+# How text is split before byte pairs are merged. Qwen splits off every digit, Llama 3 groups of up to three.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
          r'|\s*[\r\n]+|\s+(?!\S)|\s+')
 
@@ -20,18 +20,18 @@ CONTROL, USER_DEFINED = 3, 4
 
 
 class TokenizerError(InputError):
-    """A tokenizer that cannot be read, or that would break a guarantee of `encode`."""
+    """A tokenizer that cannot be read, or that cannot keep the guarantees of `encode`."""
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
-    """Reads a tokenizer with its chat template and its begin- and end-of-sequence tokens.
+    """Read a tokenizer with its chat template and its begin- and end-of-sequence tokens.
 
     Args:
       path: a Hugging Face folder with `tokenizer.json` (and `tokenizer_config.json`, `chat_template.jinja`),
         or a .gguf file with a byte-level BPE vocabulary.
 
     Raises:
-      TokenizerError: there is none, it is damaged, or of an unsupported kind.
+      TokenizerError: there is no tokenizer, or it is damaged or not supported.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -60,7 +60,7 @@ def _from_gguf(file: GGUFFile) -> PreTrainedTokenizerFast:
     cut = file.require('tokenizer.ggml.pre')
     try:
         merges = [tuple(merge.split(' ')) for merge in file.require('tokenizer.ggml.merges')]
-        # Llama 3 takes a whole word that is in the vocabulary as it is, whether or not merges lead to it.
+        # Llama 3 takes whole words of the vocabulary, whether or not merges lead to them.
         tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=cut == 'llama-bpe'))
     except Exception as error:  # the tokenizers library has no exception of its own
         raise TokenizerError(f'{file.path}: merges and vocabulary do not fit together ({error})') from error
@@ -81,7 +81,7 @@ def _from_gguf(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 
 def _pre_tokenizer(file: GGUFFile, name: str) -> pre_tokenizers.PreTokenizer:
-    """The pre-tokenizer that llama.cpp knows under `name`."""
+    """Return the pre-tokenizer that llama.cpp knows under `name`."""
     byte_level = lambda use_regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     split = lambda digits: pre_tokenizers.Split(Regex(SPLIT.format(digits=digits)), behavior='isolated')
     known = {
@@ -97,15 +97,15 @@ def _pre_tokenizer(file: GGUFFile, name: str) -> pre_tokenizers.PreTokenizer:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """The ids of all control tokens."""
+    """Return the ids of all control tokens."""
     return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Text to ids: nothing is added, and text that looks like a control token is ordinary text.
+    """Encode text. Nothing is added, and text that looks like a control token is ordinary text.
 
     Raises:
-      TokenizerError: the tokenizer makes a control token of it all the same.
+      TokenizerError: the tokenizer turns ordinary text into a control token.
     """
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids']
     if control := set(ids) & (special_ids(tokenizer) - {tokenizer.unk_token_id}):
@@ -115,10 +115,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """Ids to text: control tokens are left out, spaces stay as they are.
+    """Decode ids. Control tokens are left out, and spaces stay as they are.
 
-    Models may have more rows in their embedding than the tokenizer has tokens; such an id, which means
-    nothing, becomes U+FFFD, as bytes that are no valid UTF-8 do.
+    Embeddings may have more rows than the tokenizer has tokens. Such an id becomes U+FFFD, as invalid UTF-8 does.
     """
     text, run = '', []
     for i in (*map(int, ids), None):
@@ -132,11 +131,11 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
 
 def ids_with(tokenizer: PreTrainedTokenizerFast, substring: str) -> tuple[int, ...]:
-    """All ids, control tokens left out, whose text contains `substring`, in ascending order.
+    """Return the ids whose text contains `substring`, in ascending order, without control tokens.
 
-    A character whose bytes are spread over several tokens is in none of them.
+    A character whose bytes are split over several tokens is in none of them.
     """
-    # After another token: at the very beginning some decoders drop a space.
+    # Decode after another token, since some decoders drop a space at the beginning.
     before = encode(tokenizer, 'a')
     offset = len(decode(tokenizer, before))
     ids = sorted(set(tokenizer.get_vocab().values()) - special_ids(tokenizer))

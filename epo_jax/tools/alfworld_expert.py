@@ -57,13 +57,13 @@ def plan(game: Game, state: State) -> tuple[Action, ...]:
 
 
 def next_command(game: Game, version: Version, state: State) -> str:
-    """What the search expert does now: the first command of its plan; 'look' where the game is won."""
+    """Return the first command of the expert's plan; 'look' if the game is won."""
     actions = plan(game, state)
     return text.command(game, version, actions[0]) if actions else 'look'
 
 
 def walkthrough(game: Game, version: Version) -> tuple[str, ...]:
-    """The commands that come with a game, in the words of a release."""
+    """Return the commands that come with a game, in the words of a release."""
     return tuple(text.translate(command, version) for command in game.walkthrough)
 
 
@@ -72,7 +72,7 @@ def _shortest(plans: Iterable[Optional[Plan]]) -> Optional[Plan]:
 
 
 def _visit(game: Game, before: Plan, r: int, inside: bool) -> Plan:
-    """Goes to a receptacle and, where `inside` matters, opens it."""
+    """Go to a receptacle, and open it if `inside` matters."""
     after = before
     if after.state.location != game.home[r]:
         after = after.then(game, Action('go', r))
@@ -82,7 +82,7 @@ def _visit(game: Game, before: Plan, r: int, inside: bool) -> Plan:
 
 
 def _fetch(game: Game, before: Plan, o: int) -> Optional[Plan]:
-    """Takes an object in hand; another that is there is put away first, wherever it fits."""
+    """Pick an object up; an object that is held is put down first, wherever it fits."""
     if before.state.held == o:
         return before
     if not game.pickupable >> o & 1:
@@ -95,14 +95,14 @@ def _fetch(game: Game, before: Plan, o: int) -> Optional[Plan]:
 
 
 def _deliver(game: Game, before: Plan, r: int) -> Optional[Plan]:
-    """Puts what is held into or onto a receptacle."""
+    """Put the held object into or onto a receptacle."""
     if not game.fits[r] >> before.state.held & 1:
         return None
     return _visit(game, before, r, True).then(game, Action('put', before.state.held, r))
 
 
 def _light(game: Game, before: Plan, o: int, lamp: int) -> Optional[Plan]:
-    """Holds an object where a lamp is switched on."""
+    """Take an object to a lamp and switch the lamp on."""
     held = _fetch(game, before, o)
     if held is None or held.state.held == lamp:
         return None
@@ -111,7 +111,7 @@ def _light(game: Game, before: Plan, o: int, lamp: int) -> Optional[Plan]:
 
 
 def _gather(game: Game, before: Plan, target: int, kind: str, appliances: Optional[int]) -> Optional[Plan]:
-    """Brings as many treated objects to one place as the goal asks for."""
+    """Bring as many treated objects to one place as the goal asks for."""
     after = before
     for _ in range(2 if kind == 'two' else 1):
         if engine.won(game, after.state):
@@ -125,7 +125,7 @@ def _gather(game: Game, before: Plan, target: int, kind: str, appliances: Option
 
 
 def _bring(game: Game, before: Plan, o: int, target: int, kind: str, appliances: Optional[int]) -> Optional[Plan]:
-    """Brings one object, treated, to a place."""
+    """Bring one object, treated, to a place."""
     held = _fetch(game, before, o)
     if held is None:
         return None

@@ -23,7 +23,7 @@ from epo_jax.runtime.files import read_jsonl, write_jsonl
 
 
 def read_commands(path: str) -> dict[str, list[str]]:
-    """The commands for every game that a file has some for.
+    """Read the commands for every game in a file.
 
     Raises:
       GameError: naming the file, the row and what is wrong with it.
@@ -45,7 +45,7 @@ def read_commands(path: str) -> dict[str, list[str]]:
 
 
 def replay_all(games: str, commands: Optional[Mapping[str, Sequence[str]]] = None, variant: str = ''):
-    """Plays every game of a file or folder; yields the rows described above, None for a game that is left out.
+    """Play every game of a file or folder; yield the rows described above, None for a game that is skipped.
 
     Raises:
       GameError: a game is malformed, the variant is unknown, or commands are given for a game that is not there.

@@ -1,4 +1,4 @@
-"""The judge's numbers against full forward passes, and what becomes of episodes it cannot judge."""
+"""The judge's probabilities against full forward passes, and episodes that it cannot judge."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ TOLERANCE = 2e-5
 
 @functools.cache
 def judge():
-    """A dummy model with clear opinions: its logits spread over several units."""
+    """Return a judge with a dummy model, whose logits are scaled so that its probabilities differ."""
     tokenizer, config = testing.byte_tokenizer(), testing.dummy_config()
     params = testing.dummy_params(config, stacked=False)
     params['final_norm']['scale'] = params['final_norm']['scale'] * 12
@@ -32,14 +32,14 @@ def judge():
 
 
 def assess(judge, prompts, turns, method):
-    """The verdict of a host loop on prompts."""
+    """Return the verdict of a host loop on prompts."""
     rate = any(prompt.reward is None for prompt in prompts)
     conversations = encode_prompts(judge, prompts, turns, method, read=rate or method == 'potential')
     return process.assess(judge, conversations, method, rate)
 
 
 def prompt(seat=0, lines=4, **changes):
-    """An episode of the given lines, or of so many, seat 0 first."""
+    """Return the prompt of an episode with the given lines, or with that number of lines, seat 0 first."""
     if isinstance(lines, int):
         lines = tuple((i % 2, f'{"AB"[i % 2]} said: "{"Hi no"[:i + 1]}"') for i in range(lines))
     turns = sum(s == seat for s, _ in lines)
@@ -47,13 +47,13 @@ def prompt(seat=0, lines=4, **changes):
         'A sells to B.', seat, lines, tuple(f'Plan {t}.' for t in range(turns)), None, True), **changes)
 
 
-# Of seat 0 with two turns, of seat 1 with two turns and three lines before the last, of seat 0 with all three turns.
+# Seat 0 with two turns; seat 1 with two turns, three lines before the last one; seat 0 with all three turns.
 PROMPTS = (prompt(0, 4), prompt(1, 4, prompt='B buys.'), prompt(0, 5, prompt='A has a dog, and B wants it.'))
 
 
 @functools.cache
 def forward():
-    """ids[1, CAPACITY] -> log-probabilities, without a cache."""
+    """Return a function from ids[1, CAPACITY] to log-probabilities, without a cache."""
     model = judge().model
 
     @jax.jit
@@ -64,7 +64,7 @@ def forward():
 
 
 def next_token(user, answer=''):
-    """f64[V] probabilities of the token after a chat of one user message and the beginning of an answer."""
+    """Return the probabilities of the next token after a user message and the beginning of an answer, f64[V]."""
     chat, ids = judge().chat, lambda text: encode(judge().tokenizer, text)
     row = [*chat.open, *ids(user), *chat.close, *ids(answer)]
     padded = np.zeros((1, CAPACITY), np.int32)
@@ -77,7 +77,7 @@ def byte(char):
 
 
 def chance_of_yes(p):
-    """By the first byte: 'Y' or 'y' against 'N' or 'n'; a space can begin both and says nothing."""
+    """Return the probability of Yes by the first byte: Y or y against N or n. A space can begin both answers."""
     yes, no = p[byte('Y')] + p[byte('y')], p[byte('N')] + p[byte('n')]
     return yes / (yes + no)
 
@@ -86,76 +86,77 @@ def transcript(lines):
     return ''.join(f'\n{line}' for _, line in lines)
 
 
-def stage(r, t):
-    """All that was said before turn t of the reading's seat."""
-    own = [i for i, (seat, _) in enumerate(r.lines) if seat == r.seat] + [len(r.lines)] * (TURNS + 1)
-    return r.prompt + transcript(r.lines[:own[t]])
+def text_before(p, t):
+    """Return all that the judge reads before turn t of the seat of a prompt."""
+    own = [i for i, (seat, _) in enumerate(p.lines) if seat == p.seat] + [len(p.lines)] * (TURNS + 1)
+    return p.prompt + transcript(p.lines[:own[t]])
 
 
-def expected_potential(r):
-    return [chance_of_yes(next_token(stage(r, t) + REACHED)) for t in range(r.turns + 1)]
+def expected_potential(p):
+    return [chance_of_yes(next_token(text_before(p, t) + REACHED)) for t in range(p.turns + 1)]
 
 
-def expected_rating(r):
-    """The mean over '0' ... '9' and '10', where '10' is a '1' that a '0' follows."""
-    question = r.prompt + transcript(r.lines) + RATING
+def expected_rating(p):
+    """Return the mean of the numbers 0 to 10, where 10 is a '1' followed by a '0'."""
+    question = p.prompt + transcript(p.lines) + RATING
     first = next_token(question)[[byte(str(n)) for n in range(10)]]
     ten = first[1] * next_token(question, answer='1')[byte('0')]
     mass = np.array([first[0], first[1] - ten, *first[2:], ten])
     return (mass * np.arange(11)).sum() / mass.sum()
 
 
-@pytest.mark.parametrize('seat, want', [
+@pytest.mark.parametrize('seat, expected', [
     (0, ['', '\na\nb', '\nc\nd', '\ne']), (1, ['\na', '\nb\nc', '\nd\ne', ''])])
-def test_stages_are_cut_before_each_turn_of_the_seat(seat, want):
-    r = prompt(seat, lines=tuple((i % 2, text) for i, text in enumerate('abcde')))
-    assert r.stages(3) == want
-    assert r.turns == (3, 2)[seat]
-    assert ''.join(r.stages(3)) == transcript(r.lines)
-    assert r.stages(4) == [*want, '']
+def test_stages_are_cut_before_each_turn_of_the_seat(seat, expected):
+    p = prompt(seat, lines=tuple((i % 2, text) for i, text in enumerate('abcde')))
+    assert p.stages(3) == expected
+    assert p.turns == (3, 2)[seat]
+    assert ''.join(p.stages(3)) == transcript(p.lines)
+    assert p.stages(4) == [*expected, '']
 
 
 def test_potential_and_rating_are_those_of_full_forward_passes():
     verdict = assess(judge(), PROMPTS, TURNS, 'potential')
-    for n, r in enumerate(PROMPTS):
-        potential = expected_potential(r)
+    for n, p in enumerate(PROMPTS):
+        potential = expected_potential(p)
         np.testing.assert_allclose(verdict.notes()[n]['potential'], potential, atol=TOLERANCE)
-        np.testing.assert_allclose(verdict.process[n, :r.turns], np.diff(potential), atol=TOLERANCE)
-        np.testing.assert_allclose(verdict.outcome[n], expected_rating(r) / 10, atol=TOLERANCE)
-        np.testing.assert_allclose(verdict.notes()[n]['rating'], expected_rating(r), atol=10 * TOLERANCE)
+        np.testing.assert_allclose(verdict.process[n, :p.turns], np.diff(potential), atol=TOLERANCE)
+        np.testing.assert_allclose(verdict.outcome[n], expected_rating(p) / 10, atol=TOLERANCE)
+        np.testing.assert_allclose(verdict.notes()[n]['rating'], expected_rating(p), atol=10 * TOLERANCE)
         assert verdict.notes()[n]['by_rule'] is False
-    assert np.abs(verdict.process).max() > 100 * TOLERANCE  # there is something to be got wrong
+    assert np.abs(verdict.process).max() > 100 * TOLERANCE  # far more than the tolerance
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
     assert not verdict.process[~verdict.valid].any() and verdict.outcome_valid.all()
 
 
-def test_the_two_tokens_of_ten_are_told_from_one():
-    rows = [next_token(r.prompt + transcript(r.lines) + RATING) for r in PROMPTS]
+def test_a_rating_of_ten_in_two_tokens_is_distinguished_from_one():
+    rows = [next_token(p.prompt + transcript(p.lines) + RATING) for p in PROMPTS]
     first = [row[[byte(str(n)) for n in range(10)]] for row in rows]
     wrong = [(mass * np.arange(10)).sum() / mass.sum() for mass in first]
-    right = [expected_rating(r) for r in PROMPTS]
-    got = assess(judge(), PROMPTS, TURNS, 'none')
+    right = [expected_rating(p) for p in PROMPTS]
+    verdict = assess(judge(), PROMPTS, TURNS, 'none')
     assert min(abs(a - b) for a, b in zip(wrong, right)) > 0.001
-    np.testing.assert_allclose(10 * got.outcome, right, atol=10 * TOLERANCE)
+    np.testing.assert_allclose(10 * verdict.outcome, right, atol=10 * TOLERANCE)
 
 
-def test_critical_answers_are_asked_one_after_the_other():
+def test_every_strategy_is_judged_critical_or_not_given_the_answers_so_far():
     verdict = assess(judge(), PROMPTS, TURNS, 'critical')
-    for n, r in enumerate(PROMPTS):
-        listed = ''.join(f'\n{t + 1}. {s}' for t, s in enumerate(r.strategies))
-        question = r.prompt + transcript(r.lines) + f'{CRITICAL[0]}{expected_rating(r):.1f}{CRITICAL[1]}{listed}{CRITICAL[2]}'
+    for n, p in enumerate(PROMPTS):
+        listed = ''.join(f'\n{t + 1}. {strategy}' for t, strategy in enumerate(p.strategies))
+        question = (p.prompt + transcript(p.lines)
+                    + f'{CRITICAL[0]}{expected_rating(p):.1f}{CRITICAL[1]}{listed}{CRITICAL[2]}')
         answer, chances = '', []
-        for t in range(r.turns):
+        for t in range(p.turns):
             answer += f'Strategy {t + 1}:'
             chances.append(chance_of_yes(next_token(question, answer)))
             answer += ' Yes\n' if chances[-1] >= 0.5 else ' No\n'
         np.testing.assert_allclose(verdict.notes()[n]['critical'], chances, atol=TOLERANCE)
-        assert verdict.process[n, :r.turns].tolist() == [float(p >= 0.5) for p in chances]
+        assert verdict.process[n, :p.turns].tolist() == [float(chance >= 0.5) for chance in chances]
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
 
 
-def test_a_verdict_does_not_depend_on_how_many_are_judged_at_once():
-    pairs = dataclasses.replace(judge(), batch=2)  # three prompts: a full batch, and one that is filled up
+def test_a_verdict_does_not_depend_on_the_batch_of_the_judge():
+    pairs = dataclasses.replace(judge(), batch=2)  # three prompts make a full batch and a padded one
     one, other = (assess(j, PROMPTS, TURNS, 'potential') for j in (judge(), pairs))
     np.testing.assert_allclose(one.process, other.process, atol=TOLERANCE)
     np.testing.assert_allclose(one.outcome, other.outcome, atol=TOLERANCE)
@@ -170,15 +171,17 @@ def test_a_tokenizer_without_a_token_for_every_digit_cannot_judge():
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
-def test_what_does_not_fit_has_no_verdict_and_the_others_keep_theirs(method):
+def test_a_conversation_that_does_not_fit_has_no_verdict_and_the_others_keep_theirs(method):
     first, second, _ = PROMPTS
     long = dataclasses.replace(second, lines=((0, 'x' * CAPACITY), *second.lines[1:]))
-    whole, cut = (assess(judge(), (first, r, first), TURNS, method) for r in (second, long))
-    assert not cut.outcome_valid[1] and cut.outcome[1] == 0 and cut.notes()[1]['rating'] is None
-    assert not cut.process[1].any() and cut.valid[1].any() == (method == 'none')  # where zero is what it is
+    fits, overflows = (assess(judge(), (first, p, first), TURNS, method) for p in (second, long))
+    assert not overflows.outcome_valid[1] and overflows.outcome[1] == 0 and overflows.notes()[1]['rating'] is None
+    # Without a process reward, the reward of a turn is 0 and not missing.
+    assert not overflows.process[1].any() and overflows.valid[1].any() == (method == 'none')
     for n in (0, 2):
-        np.testing.assert_array_equal(cut.process[n], whole.process[n])
-        assert cut.outcome[n] == whole.outcome[n] and cut.outcome_valid[n] and cut.notes()[n] == whole.notes()[n]
+        np.testing.assert_array_equal(overflows.process[n], fits.process[n])
+        assert overflows.outcome[n] == fits.outcome[n] and overflows.outcome_valid[n]
+        assert overflows.notes()[n] == fits.notes()[n]
 
 
 def test_a_prompt_that_fits_without_its_question_has_no_verdict():
@@ -191,9 +194,9 @@ def test_a_prompt_that_fits_without_its_question_has_no_verdict():
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
-def test_episodes_that_were_cut_off_count_for_nothing(method):
+def test_episodes_that_were_cut_off_have_no_verdict(method):
     prompts = (dataclasses.replace(PROMPTS[0], complete=False),
-                dataclasses.replace(PROMPTS[1], complete=False, reward=0.7), PROMPTS[2])
+               dataclasses.replace(PROMPTS[1], complete=False, reward=0.7), PROMPTS[2])
     verdict = assess(judge(), prompts, TURNS, method)
     assert not verdict.valid[:2].any() and not verdict.outcome_valid[:2].any()
     assert not verdict.process[:2].any() and not verdict.outcome[:2].any()
@@ -201,7 +204,7 @@ def test_episodes_that_were_cut_off_count_for_nothing(method):
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical'])
-def test_numbers_that_are_none_count_for_nothing(method):
+def test_a_judge_that_answers_nan_gives_no_verdict(method):
     broken = dataclasses.replace(judge(), params=jax.tree.map(lambda x: x * np.nan, judge().params))
     verdict = assess(broken, PROMPTS, TURNS, method)
     assert not verdict.valid.any() and not verdict.outcome_valid.any()
@@ -209,7 +212,7 @@ def test_numbers_that_are_none_count_for_nothing(method):
     assert all(note['rating'] is None and set(note[method]) == {None} for note in verdict.notes())
 
 
-def test_scores_by_rule_go_before_the_judges():
+def test_rewards_of_the_environment_replace_ratings():
     prompts = (dataclasses.replace(PROMPTS[0], reward=0.75), PROMPTS[1], dataclasses.replace(PROMPTS[2], reward=0.0))
     verdict = assess(judge(), prompts, TURNS, 'potential')
     judged = assess(judge(), PROMPTS, TURNS, 'potential')
@@ -220,8 +223,8 @@ def test_scores_by_rule_go_before_the_judges():
     assert [note['rating'] for note in verdict.notes()][::2] == [7.5, 0.0]
 
 
-def test_where_every_score_is_known_no_judge_is_needed():
-    prompts = [dataclasses.replace(r, reward=reward) for r, reward in zip(PROMPTS, (0.0, 0.25, 1.0))]
+def test_no_judge_is_needed_if_every_reward_is_known():
+    prompts = [dataclasses.replace(p, reward=reward) for p, reward in zip(PROMPTS, (0.0, 0.25, 1.0))]
     verdict = assess(None, prompts, TURNS, 'none')
     np.testing.assert_array_equal(verdict.outcome, [0, 0.25, 1])
     assert verdict.outcome_valid.all() and not verdict.process.any()
@@ -237,7 +240,7 @@ def test_an_unknown_method_is_refused():
 # Outcome functions
 
 
-def test_an_outcome_function_is_found_by_name():
+def test_an_outcome_function_is_loaded_by_name():
     assert load_outcome('epo_jax.testing:share_of_e') is testing.share_of_e
 
 
@@ -250,15 +253,15 @@ def test_a_name_without_a_function_is_refused(name):
 
 
 def test_outcomes_become_rewards():
-    got = with_outcome(PROMPTS, lambda prompts: [0, 0.25, np.float32(1)])
-    assert [r.reward for r in got] == [0, 0.25, 1]
-    assert [dataclasses.replace(r, reward=None) for r in got] == list(PROMPTS)
-    assert [r.reward for r in with_outcome([dataclasses.replace(PROMPTS[0], reward=0.3)], lambda prompts: [1])] == [1]
+    prompts = with_outcome(PROMPTS, lambda prompts: [0, 0.25, np.float32(1)])
+    assert [p.reward for p in prompts] == [0, 0.25, 1]
+    assert [dataclasses.replace(p, reward=None) for p in prompts] == list(PROMPTS)
+    assert [p.reward for p in with_outcome([dataclasses.replace(PROMPTS[0], reward=0.3)], lambda prompts: [1])] == [1]
 
 
 @pytest.mark.parametrize('values', [
     [0.5, 0.5], [0.5] * 4, [0.5, 0.5, 1.01], [0.5, 0.5, -0.1], [0.5, 0.5, float('nan')], [0.5, 0.5, None],
     [0.5, 0.5, 'good'], None, 0.5], ids=str)
-def test_anything_but_a_number_from_0_to_1_each_is_refused(values):
+def test_outcomes_must_be_one_number_from_0_to_1_for_each_prompt(values):
     with pytest.raises(ValueError, match='outcome function'):
         with_outcome(PROMPTS, lambda prompts: values)

@@ -1,4 +1,4 @@
-"""Judging in a compiled program says what judging from a host loop says about the same episodes."""
+"""A judge in a compiled program gives the same verdicts as one in a host loop."""
 
 import dataclasses
 import functools
@@ -29,10 +29,10 @@ PLANS = (['Be kind.', 'Wait.', 'Ask for less.', 'Hold on.', 'Agree.'], ['Greet.'
 
 @pytest.fixture(scope='module')
 def played():
-    """(judge of three rows, table, queue, episodes, prompts) of two dialogues; the second is shorter and cut off."""
+    """Return (judge, table, queue, episodes, prompts) of two dialogues; the second is shorter and was cut off."""
     tokenizer, model = testing.byte_tokenizer(), testing.dummy_config()
     params = testing.dummy_params(model, stacked=False)
-    params['final_norm']['scale'] = params['final_norm']['scale'] * 12  # opinions that differ
+    params['final_norm']['scale'] = params['final_norm']['scale'] * 12  # so that probabilities differ
     judge = Judge(Transformer(model), params, tokenizer, chat_segments(tokenizer), 1536, batch=3, chunk=256)
     env = TokenSotopia(Sotopia(ACTIONS, 9, ('speak',), True, True), tokenizer, WIDTH)
     player = Player(Echo(8), None, tokenizer)
@@ -61,35 +61,36 @@ def judge_on_device(judge, table, queue, episodes, method, rate):
 
 
 @pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
-def test_both_judges_agree(played, method):
+def test_verdicts_of_both_drivers_are_equal(played, method):
     judge, table, queue, episodes, prompts = played
-    got = judge_on_device(judge, table, queue, episodes, method, True)
-    want = assess(judge, encode_prompts(judge, prompts, 3, method, True), method, True)
-    np.testing.assert_array_equal(got.valid, want.valid)
-    np.testing.assert_array_equal(got.outcome_valid, want.outcome_valid)
-    np.testing.assert_allclose(got.outcome, want.outcome, atol=2e-5)
-    np.testing.assert_allclose(got.process, want.process, atol=2e-5)
+    device = judge_on_device(judge, table, queue, episodes, method, True)
+    host = assess(judge, encode_prompts(judge, prompts, 3, method, True), method, True)
+    np.testing.assert_array_equal(device.valid, host.valid)
+    np.testing.assert_array_equal(device.outcome_valid, host.outcome_valid)
+    np.testing.assert_allclose(device.outcome, host.outcome, atol=2e-5)
+    np.testing.assert_allclose(device.process, host.process, atol=2e-5)
     if method != 'none':
-        numbers = np.asarray(getattr(got, method))
-        np.testing.assert_allclose(numbers, getattr(want, method), atol=2e-5)
-        assert np.ptp(numbers[np.isfinite(numbers)]) > 1e-3
+        probabilities = np.asarray(getattr(device, method))
+        np.testing.assert_allclose(probabilities, getattr(host, method), atol=2e-5)
+        assert np.ptp(probabilities[np.isfinite(probabilities)]) > 1e-3
 
 
-def test_rewards_go_before_ratings(played):
+def test_rewards_replace_ratings(played):
     judge, table, queue, episodes, prompts = played
     reward = np.array([[0.25, np.nan], [np.nan, 1.0]], np.float32)
-    got = judge_on_device(judge, table, queue, dataclasses.replace(episodes, reward=reward), 'none', True)
+    device = judge_on_device(judge, table, queue, dataclasses.replace(episodes, reward=reward), 'none', True)
     prompts = [dataclasses.replace(prompt, reward=0.25) if n == 0 else prompt for n, prompt in enumerate(prompts)]
-    want = assess(judge, encode_prompts(judge, prompts, 3, 'none', True), 'none', True)
-    assert got.outcome[0] == want.outcome[0] == 0.25 and np.asarray(got.rewarded).tolist() == [True, False, False, True]
-    np.testing.assert_allclose(got.outcome, want.outcome, atol=2e-5)
-    np.testing.assert_array_equal(got.outcome_valid, [True, False, True, False])  # the second dialogue was cut off
+    host = assess(judge, encode_prompts(judge, prompts, 3, 'none', True), 'none', True)
+    assert device.outcome[0] == host.outcome[0] == 0.25
+    assert np.asarray(device.rewarded).tolist() == [True, False, False, True]
+    np.testing.assert_allclose(device.outcome, host.outcome, atol=2e-5)
+    np.testing.assert_array_equal(device.outcome_valid, [True, False, True, False])  # the second dialogue was cut off
 
 
-def test_a_message_that_is_too_long_has_no_verdict(played):
+def test_a_question_that_does_not_fit_gives_no_verdict(played):
     judge, table, queue, episodes, prompts = played
     short = judge.replace(capacity=max(len(judge.encode(prompt.prompt)) for prompt in prompts) + 200)
-    got = judge_on_device(
+    verdict = judge_on_device(
         short, table, queue, dataclasses.replace(episodes, reward=np.zeros((2, 2), np.float32)), 'critical', False)
-    assert not np.asarray(got.valid).any() and np.isnan(got.critical).all()
-    assert np.asarray(got.outcome_valid).tolist() == [True, False, True, False]
+    assert not np.asarray(verdict.valid).any() and np.isnan(verdict.critical).all()
+    assert np.asarray(verdict.outcome_valid).tolist() == [True, False, True, False]

@@ -1,4 +1,4 @@
-"""ALFWorld as a table with one seat: a strategist's thought, an actor's command, the game's answer."""
+"""The ALFWorld environment: a strategist's thought, an actor's command, the game's answer."""
 
 import dataclasses
 import re
@@ -117,7 +117,7 @@ class Alfworld(TextEnvironment):
 
 
 def read_reply(reply: str, begun: bool) -> tuple[str, str]:
-    """The command in an actor's reply, and what had to be done to find it.
+    """Return the command in an actor's reply, and how it was found.
 
     Args:
       begun: the reply was begun with 'Action:'.

@@ -131,12 +131,12 @@ class Game:
 
     @property
     def category(self) -> str:
-        """The task type, by which evaluations are broken down."""
+        """Return the task type, by which evaluations are broken down."""
         return KINDS[self.goal.kind]
 
 
 def members(mask: int) -> Iterator[int]:
-    """The numbers in a mask, ascending."""
+    """Return the members of a bit mask in ascending order."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1
@@ -144,7 +144,7 @@ def members(mask: int) -> Iterator[int]:
 
 
 def actions(game: Game, state: State) -> Iterator[Action]:
-    """Every action whose precondition holds, each once, in no particular order."""
+    """Return every action whose precondition holds, each once, in no particular order."""
     yield from ALWAYS
     here, held = state.location, state.held
     for trip, home in zip(game.trips, game.home):
@@ -183,12 +183,12 @@ def actions(game: Game, state: State) -> Iterator[Action]:
 
 
 def allowed(game: Game, state: State, action: Action) -> bool:
-    """Whether the precondition of an action holds."""
+    """Return whether the precondition of an action holds."""
     return action in actions(game, state)
 
 
 def apply(game: Game, state: State, action: Action) -> State:
-    """The state after an action whose precondition holds."""
+    """Return the state after an action whose precondition holds."""
     verb, first, second = action
     if verb == 'go':
         return state._replace(location=game.home[first])
@@ -219,17 +219,17 @@ def apply(game: Game, state: State, action: Action) -> State:
 
 
 def accessible(game: Game, state: State, r: int) -> bool:
-    """Whether what is in or on a receptacle can be seen and taken."""
+    """Return whether what is in or on a receptacle can be seen and taken."""
     return not game.openable >> r & 1 or bool(state.opened >> r & 1)
 
 
 def is_at(game: Game, state: State, o: int, place: int) -> bool:
-    """The domain's objectAtLocation."""
+    """Return whether an object is at a place (objectAtLocation of the domain)."""
     return bool(state.at >> o * len(game.locations) + place & 1)
 
 
 def on_floor(game: Game, state: State) -> list[int]:
-    """What `look` sees next to the receptacles here: objects of this location that were taken from one of them."""
+    """Return the objects that `look` sees beside the receptacles here, because they were taken from one of them."""
     receptacles = len(game.receptacles)
     return [o for o in range(len(game.objects)) if is_at(game, state, o, state.location)
             for r in game.near[state.location] if state.left >> o * receptacles + r & 1]
@@ -242,7 +242,7 @@ def ready(game: Game, state: State) -> int:
 
 
 def conditions(game: Game, state: State) -> tuple[bool, ...]:
-    """Which of the goal's conditions hold, as ALFRED counts them; the game is won when all do.
+    """Return which of the goal's conditions hold, as ALFRED counts them; the game is won when all do.
 
     place: an object is there. two: one, and a second in the same place. look: the object is held; its lamp is here
     and was switched on. clean, heat, cool: an object is so; an object is there; one object is both.
@@ -264,7 +264,7 @@ def conditions(game: Game, state: State) -> tuple[bool, ...]:
 
 
 def won(game: Game, state: State) -> bool:
-    """Whether the goal is reached now."""
+    """Return whether the goal is reached now."""
     return all(conditions(game, state))
 
 

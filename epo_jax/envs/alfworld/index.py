@@ -42,7 +42,7 @@ class Scenario:
 
     @property
     def game(self) -> Game:
-        """The game, read anew."""
+        """Return the game, which is read from the file."""
         return self.index.game(self.number)
 
 
@@ -80,7 +80,7 @@ class Index:
         return build_game(json.loads(record.decompress(self._data[start:self._ends[number]])))
 
     def scenarios(self, held_out: str) -> list[Scenario]:
-        """The training games, and the games of one split as the held-out ones: 'unseen' or 'seen'."""
+        """Return the training games, and the games of one split as the held-out ones: 'unseen' or 'seen'."""
         chosen = [n for n, split in enumerate(self.splits) if split == held_out]
         if held_out == 'unseen':
             chosen = [*self.order, *(n for n in chosen if n not in set(self.order))]
@@ -90,7 +90,7 @@ class Index:
 
 
 def build(games: source.Source, path) -> int:
-    """Writes the index of some games, atomically; returns how many there are.
+    """Write the index of some games atomically, and return their number.
 
     Raises:
       GameError: a game is malformed or cannot be solved, two have one id, or a game of the test order is not there.
@@ -122,7 +122,7 @@ def build(games: source.Source, path) -> int:
 
 
 def load(path) -> Index:
-    """Opens the index of a file.
+    """Open the index of a file.
 
     Raises:
       GameError: the file is missing, damaged, or no index of this format.
@@ -146,7 +146,7 @@ def load(path) -> Index:
 
 
 def open_games(path: str = '') -> Index:
-    """The index of the games at a path ('': those of the package); a path may itself be an index.
+    """Return the index of the games at a path ('': those of the package); a path may itself be an index.
 
     It is built at first use, in the user's cache folder, and built anew when the files have changed.
 

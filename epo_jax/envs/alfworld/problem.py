@@ -44,7 +44,7 @@ _KNOWN = {'5c2cadb4af4fefe2': '0.4', 'df14fe48b5cd6eb4': '0.4', '6d8e196f1da371d
 
 
 def version_of(domain: str, grammar: str, where: str) -> Version:
-    """The release whose PDDL domain and text grammar these are.
+    """Return the release whose PDDL domain and text grammar these are.
 
     Raises:
       GameError: they are of no release that the engine knows.
@@ -57,14 +57,14 @@ def version_of(domain: str, grammar: str, where: str) -> Version:
 
 
 def digest(domain: str, grammar: str) -> str:
-    """What identifies a domain and a grammar, whatever their comments, spacing and task."""
+    """Return what identifies a domain and a grammar, whatever their comments, spacing and task."""
     grammar = re.sub(r'("task":\s*\[\s*\{\s*"rhs":\s*")[^"]*', r'\1', grammar)
     texts = (re.sub(r';[^\n]*', '', domain), grammar)
     return hashlib.sha256('\0'.join(''.join(text.split()) for text in texts).encode()).hexdigest()[:16]
 
 
 def task_of(grammar: str, where: str) -> str:
-    """The task that a game's grammar tells.
+    """Return the task that the grammar of a game states.
 
     Raises:
       GameError: it tells none.
@@ -76,7 +76,7 @@ def task_of(grammar: str, where: str) -> str:
 
 
 def read_problem(game_id: str, split: str, task: str, problem: str, walkthrough: Sequence[str]) -> dict[str, Any]:
-    """The record of a game.
+    """Return the record of a game.
 
     Args:
       problem: its PDDL; case does not matter.
@@ -132,7 +132,7 @@ def read_problem(game_id: str, split: str, task: str, problem: str, walkthrough:
 
 
 def build_game(record: Mapping[str, Any]) -> Game:
-    """The Game of a record."""
+    """Return the Game of a record."""
     receptacles, objects, locations = record['receptacles'], record['objects'], record['locations']
     properties = [sum((row[2] >> i & 1) << o for o, row in enumerate(objects)) for i in range(len(PROPERTIES))]
     (pickupable, cleanable, heatable, coolable, sliceable, usable, vessels, _, clean, hot, cool, sliced,
@@ -172,7 +172,7 @@ def build_game(record: Mapping[str, Any]) -> Game:
 
 
 def _sections(problem: str, game_id: str) -> tuple[str, str]:
-    """The text of the initial facts and of the goal, in lower case, without comments."""
+    """Return the text of the initial facts and of the goal, in lower case, without comments."""
     text = re.sub(r';[^\n]*', '', problem).lower()
     if text.count('(') != text.count(')'):
         raise GameError(f'{game_id}: malformed PDDL, {text.count("(")} opening, {text.count(")")} closing brackets')
@@ -187,7 +187,7 @@ def _sections(problem: str, game_id: str) -> tuple[str, str]:
 
 
 def _names(ids: set[str]) -> dict[str, str]:
-    """What things are called: their ids' first part and a number; the first by id has the highest number."""
+    """Return the names of things: the first part of their ids and a number, which is highest for the first id."""
     names, count = {}, {}
     for i in sorted(ids, reverse=True):
         base, bar, _ = i.partition('_bar_')
@@ -199,7 +199,7 @@ def _names(ids: set[str]) -> dict[str, str]:
 
 
 def _function(rows: Sequence[Sequence[str]], name: str, game_id: str) -> dict[str, str]:
-    """A relation in which a thing may stand once only."""
+    """Return a relation as a dict; raise GameError if it holds more than once for a thing."""
     pairs = {tuple(row) for row in rows}
     function = dict(pairs)
     if len(function) < len(pairs):
@@ -208,7 +208,7 @@ def _function(rows: Sequence[Sequence[str]], name: str, game_id: str) -> dict[st
 
 
 def _goal(goal: str, game_id: str) -> tuple[str, str, str]:
-    """(kind of task, type of its object, type of its receptacle or lamp)."""
+    """Return (kind of task, type of its object, type of its receptacle or lamp)."""
     squeeze = lambda text: re.sub(r'\s*([()])\s*', r'\1', ' '.join(text.split()))
     for kind, pattern in _GOALS.items():
         pattern = re.escape(squeeze(pattern))
@@ -222,7 +222,7 @@ def _goal(goal: str, game_id: str) -> tuple[str, str, str]:
 
 
 def _solvable(game: Game, goal: tuple[str, str, str]):
-    """Raises GameError where a goal cannot be reached by lack of things."""
+    """Raise GameError if things are missing that the goal needs."""
     kind, wanted, target = goal
     needed = 2 if kind == 'two' else 1
     movable = game.pickupable

@@ -27,19 +27,19 @@ _ASKED = {
 
 
 def situation(game: Game, version: Version) -> str:
-    """The room and the task, as the game tells them."""
+    """Return the room and the task, as the game states them."""
     return text.opening(game, version).removeprefix(f'{text.WELCOME}\n\n').replace('\n\n', '\n')
 
 
 def said(observation: str, version: Version) -> str:
-    """What the models read of an observation: numbers of locations, which say nothing, are left out, as in EPO."""
+    """Return what the models read of an observation, without the numbers of locations, as in EPO."""
     if not version.arrives_at_receptacle and observation.startswith('You arrive at '):
         return observation.partition('. ')[2]
     return observation
 
 
 def exchange(command: str, observation: str) -> str:
-    """An action and its answer."""
+    """Return an action and its answer."""
     return f'{ACTION} {command}\n{OBSERVATION} {observation}'
 
 
@@ -57,7 +57,7 @@ def examples(version: Version) -> Mapping[str, str]:
 
 
 def commands(version: Version) -> str:
-    """The forms of the commands, for the actor."""
+    """Return the forms of the commands, for the actor."""
     verb, word = version.put
     return ('go to PLACE; open PLACE; close PLACE; take THING from PLACE; '
             f'{verb} THING {word} PLACE; use LAMP; clean, heat or cool THING with PLACE; slice THING with KNIFE; '
@@ -65,7 +65,7 @@ def commands(version: Version) -> str:
 
 
 def strategist_opening(game: Game, version: Version, worked: Mapping[str, str], short: bool) -> str:
-    """The strategist's first message."""
+    """Return the strategist's first message."""
     if short:
         return '\n'.join((
             'You advise someone who does a task at home.', situation(game, version),
@@ -80,7 +80,7 @@ def strategist_opening(game: Game, version: Version, worked: Mapping[str, str], 
 
 
 def actor_opening(game: Game, version: Version, worked: Mapping[str, str], short: bool, advised: bool) -> str:
-    """The actor's first message."""
+    """Return the actor's first message."""
     advice = 'A strategist gives you a thought before every action; you may ignore it. ' if advised else ''
     if short:
         verb, word = version.put
@@ -99,7 +99,7 @@ def actor_opening(game: Game, version: Version, worked: Mapping[str, str], short
 
 
 def judge_opening(game: Game, version: Version) -> str:
-    """The judge's message up to the actions."""
+    """Return the judge's message up to the actions."""
     return '\n'.join((
         'Read what an agent does in a house, step by step, and judge how well it reaches its goal.',
         situation(game, version), f'For the goal, {_ASKED[game.category]}', 'What the agent does:'))

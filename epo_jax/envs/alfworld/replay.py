@@ -8,7 +8,7 @@ from epo_jax.envs.alfworld.text import Version
 
 
 def run_command(game: Game, version: Version, state: State, command: str) -> tuple[State, str]:
-    """The state after a command, and what is said; a command that cannot be done changes nothing."""
+    """Return the state after a command, and the observation; a command that is not possible changes nothing."""
     action = text.read_command(game, version, command.strip())
     if action is None or not engine.allowed(game, state, action):
         return state, text.NOTHING_HAPPENS
@@ -17,7 +17,7 @@ def run_command(game: Game, version: Version, state: State, command: str) -> tup
 
 
 def replay(game: Game, version: Version, commands: Sequence[str]) -> dict[str, Any]:
-    """Plays a game: {'id', 'observations', 'admissible', 'won'}."""
+    """Play a game by commands; return {'id', 'observations', 'admissible', 'won'}."""
     state = game.initial
     observations, admissible = [text.opening(game, version)], [text.admissible(game, version, state)]
     for command in commands:

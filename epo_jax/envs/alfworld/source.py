@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 
 def find(path: str = '') -> Source:
-    """The games at a path ('': those that come with the package).
+    """Return the games at a path ('': those that come with the package).
 
     Raises:
       GameError: there are none.
@@ -60,7 +60,7 @@ def find(path: str = '') -> Source:
 
 
 def read(source: Source, version: Optional[Version] = None) -> tuple[Version, Iterator[Optional[dict[str, Any]]]]:
-    """The release that the games are of, and the record of every game; None for one that ALFWorld itself leaves out.
+    """Return the release of the games and the record of every game, None for one that ALFWorld itself skips.
 
     Those are games not marked solvable, and tasks about movable receptacles or sliced objects.
 
@@ -89,7 +89,7 @@ def read(source: Source, version: Optional[Version] = None) -> tuple[Version, It
 
 
 def rows_of(source: Source) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(where it stands, split, what is written) of every game."""
+    """Return (source, split, record) of every game."""
     for split, file in source.files:
         if file.name == _GAME:
             row = _object(_text(file), str(file))
@@ -110,7 +110,7 @@ def rows_of(source: Source) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def record_of(where: str, split: str, row: dict[str, Any]) -> Optional[dict[str, Any]]:
-    """The record of a row; None where ALFWorld leaves the game out; GameError says where it is malformed."""
+    """Return the record of a row, or None if ALFWorld skips the game; raise GameError if it is malformed."""
     name = _field(row, 'id', str, where)
     if not row.get('solvable', True) or 'movable' in name or 'Sliced' in name:
         return None

@@ -58,7 +58,7 @@ VARIANTS = tuple(f'alfworld-{version}-{split}' for version in VERSIONS for split
 
 
 def read_variant(name: str) -> tuple[Version, str]:
-    """The release and the split of games that a variant's name stands for.
+    """Return the release and the split of games that a variant names.
 
     Raises:
       GameError: there is no such variant.
@@ -75,7 +75,7 @@ _JOINED = {'take': 'from', 'clean': 'with', 'heat': 'with', 'cool': 'with', 'sli
 
 
 def command(game: Game, version: Version, action: Action) -> str:
-    """The command that does an action."""
+    """Return the command that does an action."""
     verb, first, second = action
     if first == engine.NOTHING:
         return verb
@@ -94,7 +94,7 @@ def command(game: Game, version: Version, action: Action) -> str:
 
 
 def read_command(game: Game, version: Version, text: str) -> Optional[Action]:
-    """The action that a command names, possible now or not; None: there is no such command in this game.
+    """Return the action that a command names, whether possible now or not; None if the game has no such command.
 
     Commands are exact, case and spaces included.
     """
@@ -103,7 +103,7 @@ def read_command(game: Game, version: Version, text: str) -> Optional[Action]:
 
 
 def _read(game: Game, version: Version, text: str) -> Optional[Action]:
-    """What `text` seems to name; spelling is not checked in full."""
+    """Return what `text` seems to name; spelling is not checked in full."""
     verb, _, rest = text.partition(' ')
     if not rest:
         return Action(verb) if verb in ('look', 'inventory') or verb == 'help' and version.help else None
@@ -128,7 +128,7 @@ def _read(game: Game, version: Version, text: str) -> Optional[Action]:
 
 
 def admissible(game: Game, version: Version, state: State) -> list[str]:
-    """Every command that does something now, sorted."""
+    """Return the commands that are possible now, sorted."""
     commands = [command(game, version, action) for action in engine.actions(game, state)]
     if not version.help:
         commands.remove('help')
@@ -137,7 +137,7 @@ def admissible(game: Game, version: Version, state: State) -> list[str]:
 
 
 def translate(text: str, version: Version) -> str:
-    """A command in the words of any release, in those of `version`."""
+    """Translate a command of any release into the words of `version`."""
     for other in VERSIONS.values():
         verb, word = other.put
         if text.startswith(f'{verb} ') and f' {word} ' in text:
@@ -152,7 +152,7 @@ _ROOM = 'You are in the middle of a room. Looking quickly around you, you see {}
 
 
 def opening(game: Game, version: Version) -> str:
-    """The first observation."""
+    """Return the first observation."""
     if game.near[game.initial.location]:
         around = _surroundings(game, game.initial)
     else:
@@ -161,7 +161,7 @@ def opening(game: Game, version: Version) -> str:
 
 
 def describe(game: Game, version: Version, state: State, action: Action) -> str:
-    """What is said after an action; `state` is the one after it."""
+    """Return the observation after an action; `state` is the state after it."""
     verb, first, second = action
     objects, receptacles = game.objects, game.receptacles
     if verb == 'go':

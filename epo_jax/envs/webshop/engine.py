@@ -49,7 +49,7 @@ class Visit:
 
     @property
     def done(self) -> bool:
-        """Whether a product was bought."""
+        """Return whether a product was bought."""
         return self.page == DONE
 
 
