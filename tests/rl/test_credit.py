@@ -1,4 +1,4 @@
-"""Credit against literal loops over turns in float64."""
+"""Credit against plain loops over turns in float64."""
 
 import jax
 import numpy as np
@@ -10,13 +10,13 @@ N, T = 12, 6
 
 
 def exact(function, *args, **options):
-    """The function's answer in float64."""
+    """Return the result of a function in float64."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, function(*args, **options))
 
 
 def ragged(seed):
-    """Rewards of conversations with 0 to T turns, some of them missing; numbers where nothing counts are noise."""
+    """Return rewards of conversations with 0 to T turns, some of them missing; masked numbers are noise."""
     rng = np.random.default_rng(seed)
     counts = rng.permutation(np.arange(N) % (T + 1))
     mask = np.arange(T) < counts[:, None]
@@ -27,10 +27,10 @@ def ragged(seed):
     return process, process_valid, outcome, outcome_valid, mask
 
 
-# The official code, for one conversation.
+# The released code, for one conversation
 
 def official_rewards(selected, score):
-    """Rewards of the turns of a conversation of len(selected) turns."""
+    """Return the rewards of a conversation of len(selected) turns."""
     rewards = []
     for t, chosen in enumerate(selected):
         if chosen:
@@ -52,36 +52,36 @@ def official_weights(rewards, gamma):
     return [r / largest if largest else 0.0 for r in result]
 
 
-# Ours.
+# epo_jax
 
 @pytest.mark.parametrize('how', ('official', 'sum'))
-def test_combine_is_the_loop_over_turns(how):
-    seen = 0
+def test_combine_equals_a_loop_over_turns(how):
+    compared = 0
     for seed in range(20):
         process, process_valid, outcome, outcome_valid, mask = ragged(seed)
-        got, valid = exact(
+        reward, valid = exact(
             credit.combine, process, process_valid, outcome, outcome_valid, mask, how=how, weight=0.3)
-        assert np.isfinite(got).all() and not got[~mask].any()
+        assert np.isfinite(reward).all() and not reward[~mask].any()
         for n, count in enumerate(mask.sum(axis=1)):
-            whole = outcome_valid[n] and process_valid[n, :count].all()
-            assert valid[n].tolist() == [bool(whole)] * count + [False] * (T - count)
-            if whole and how == 'official':
-                seen += 1
-                assert got[n, :count].tolist() == official_rewards(process[n, :count] > 0, outcome[n])
-            elif whole:
+            complete = outcome_valid[n] and process_valid[n, :count].all()
+            assert valid[n].tolist() == [bool(complete)] * count + [False] * (T - count)
+            if complete and how == 'official':
+                compared += 1
+                assert reward[n, :count].tolist() == official_rewards(process[n, :count] > 0, outcome[n])
+            elif complete:
                 last = [0.0] * (count - 1) + [outcome[n]] if count else []
-                np.testing.assert_allclose(got[n, :count], 0.3 * process[n, :count] + last, rtol=1e-12)
-    assert seen > 50 or how == 'sum'
+                np.testing.assert_allclose(reward[n, :count], 0.3 * process[n, :count] + last, rtol=1e-12)
+    assert compared > 50 or how == 'sum'
 
 
-def test_a_selected_last_turn_loses_the_outcome_only_officially():
+def test_a_selected_last_turn_loses_the_outcome_only_in_the_official_rule():
     selected, every, outcome = np.array([[0.0, 1.0]]), np.ones((1, 2), bool), np.array([0.3])
     result = {how: exact(credit.combine, selected, every, outcome, every[:, 0], every, how=how)[0].tolist()
               for how in ('official', 'sum')}
     assert result == {'official': [[0.0, 1.0]], 'sum': [[0.0, 1.3]]}
 
 
-def test_a_missing_reward_invalidates_the_conversation_and_no_other():
+def test_a_missing_reward_invalidates_only_its_conversation():
     mask = np.array([[True, True, True], [True, True, False], [True, True, True], [True, False, False]])
     process_valid, outcome_valid = mask.copy(), np.array([True, True, False, True])
     process_valid[0, 1] = False
@@ -103,29 +103,29 @@ def test_returns_are_discounted_sums(gamma):
     compiled = jax.jit(credit.returns, static_argnums=2)
     for seed in range(10):
         reward, mask, _ = random_turns(seed)
-        got = exact(compiled, reward, mask, gamma)
+        value = exact(compiled, reward, mask, gamma)
         for n, count in enumerate(mask.sum(axis=1)):
-            want = literal_returns(reward[n, :count], gamma)
-            np.testing.assert_allclose(got[n, :count], want, rtol=1e-12, atol=1e-12)
-            assert not got[n, count:].any()
+            expected = literal_returns(reward[n, :count], gamma)
+            np.testing.assert_allclose(value[n, :count], expected, rtol=1e-12, atol=1e-12)
+            assert not value[n, count:].any()
 
 
 @pytest.mark.parametrize('how', ('none', 'batch', 'group'))
-def test_the_baseline_is_the_mean_of_the_others(how):
+def test_the_baseline_is_the_mean_of_the_other_conversations(how):
     alone = 0
     for seed in range(10):
         value, mask, group = random_turns(seed, holes=seed % 2)
-        got = exact(credit.baseline, np.nan_to_num(value), mask, group, how)
+        base = exact(credit.baseline, np.nan_to_num(value), mask, group, how)
         for n in range(N):
             for t in range(T):
                 others = [value[m, t] for m in range(N)
                           if m != n and mask[m, t] and (how == 'batch' or group[m] == group[n])]
                 if how == 'none':
-                    assert got[n, t] == 0
+                    assert base[n, t] == 0
                 elif mask[n, t]:
                     alone += not others
-                    want = np.mean(others) if others else value[n, t]
-                    np.testing.assert_allclose(got[n, t], want, rtol=1e-12, atol=1e-12)
+                    expected = np.mean(others) if others else value[n, t]
+                    np.testing.assert_allclose(base[n, t], expected, rtol=1e-12, atol=1e-12)
     assert alone or how == 'none'
 
 
@@ -134,13 +134,13 @@ def test_normalise_divides_by_the_largest(how):
     for seed in range(10):
         value, mask, _ = random_turns(seed, holes=seed % 2)
         value[3] = np.where(mask[3], 0, np.nan)
-        got = exact(credit.normalise, value, mask, how)
-        everywhere = max(abs(value[n, t]) for n in range(N) for t in range(T) if mask[n, t])
+        advantage = exact(credit.normalise, value, mask, how)
+        largest = max(abs(value[n, t]) for n in range(N) for t in range(T) if mask[n, t])
         for n in range(N):
             own = max([abs(value[n, t]) for t in range(T) if mask[n, t]], default=0)
-            size = {'none': 1, 'trajectory': own or 1, 'batch': everywhere}[how]
-            want = [value[n, t] / size if mask[n, t] else 0 for t in range(T)]
-            np.testing.assert_allclose(got[n], want, rtol=1e-12)
+            size = {'none': 1, 'trajectory': own or 1, 'batch': largest}[how]
+            expected = [value[n, t] / size if mask[n, t] else 0 for t in range(T)]
+            np.testing.assert_allclose(advantage[n], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('how', ('none', 'trajectory', 'batch'))
@@ -150,59 +150,59 @@ def test_all_zeros_stay_zeros(how):
 
 @pytest.mark.parametrize('base', ('none', 'batch', 'group'))
 @pytest.mark.parametrize('norm', ('none', 'trajectory', 'batch'))
-def test_advantages_are_returns_minus_baseline_scaled(base, norm):
+def test_advantages_are_normalized_returns_minus_the_baseline(base, norm):
     gamma = 0.9
     for seed in range(3):
         reward, mask, group = random_turns(seed)
-        got = exact(credit.advantages, reward, mask, group, gamma=gamma, base=base, norm=norm)
+        advantage = exact(credit.advantages, reward, mask, group, gamma=gamma, base=base, norm=norm)
         value = [literal_returns(row[m], gamma) for row, m in zip(reward, mask)]
-        minus = []
+        difference = []
         for n, row in enumerate(value):
-            minus.append([])
+            difference.append([])
             for t, own in enumerate(row):
                 others = [v[t] for m, v in enumerate(value)
                           if m != n and t < len(v) and (base == 'batch' or group[m] == group[n])]
                 expected = 0 if base == 'none' else np.mean(others) if others else own
-                minus[-1].append(own - expected)
-        everywhere = max(abs(x) for row in minus for x in row)
-        for n, row in enumerate(minus):
-            size = {'none': 1, 'trajectory': max(map(abs, row), default=0) or 1, 'batch': everywhere}[norm]
-            np.testing.assert_allclose(got[n, :len(row)], np.array(row) / size, rtol=1e-9, atol=1e-12)
-            assert not got[n, len(row):].any()
+                difference[-1].append(own - expected)
+        largest = max(abs(x) for row in difference for x in row)
+        for n, row in enumerate(difference):
+            size = {'none': 1, 'trajectory': max(map(abs, row), default=0) or 1, 'batch': largest}[norm]
+            np.testing.assert_allclose(advantage[n, :len(row)], np.array(row) / size, rtol=1e-9, atol=1e-12)
+            assert not advantage[n, len(row):].any()
 
 
-def test_invalid_conversations_count_in_no_mean_and_no_maximum():
+def test_invalid_conversations_do_not_change_means_and_maxima():
     reward, mask, group = random_turns(0)
-    out = np.arange(N) % 3 == 0
-    wild, valid = np.where(out[:, None], 1e6, reward), mask & ~out[:, None]
+    invalid = np.arange(N) % 3 == 0
+    huge, valid = np.where(invalid[:, None], 1e6, reward), mask & ~invalid[:, None]
     options = dict(gamma=0.99, base='group', norm='batch')
-    got = exact(credit.advantages, wild, valid, group, **options)
-    want = exact(credit.advantages, reward[~out], mask[~out], group[~out], **options)
-    np.testing.assert_allclose(got[~out], want, rtol=1e-12)
-    assert not got[out].any()
+    advantage = exact(credit.advantages, huge, valid, group, **options)
+    expected = exact(credit.advantages, reward[~invalid], mask[~invalid], group[~invalid], **options)
+    np.testing.assert_allclose(advantage[~invalid], expected, rtol=1e-12)
+    assert not advantage[invalid].any()
 
 
 def official(selected, score, gamma=0.99):
-    """Our weights with the official settings, for one conversation."""
+    """Return the advantages of one conversation with the official settings."""
     every = np.ones((1, len(selected)), bool)
     reward, valid = exact(credit.combine, np.array([selected], float), every, np.array([score]), every[:, 0], every,
                           how='official')
     return exact(credit.advantages, reward, valid, np.zeros(1, int), gamma=gamma, base='none', norm='trajectory')[0]
 
 
-def test_official_weights_forget_the_outcome_where_no_turn_is_selected():
+def test_official_advantages_do_not_depend_on_the_outcome_if_no_turn_is_selected():
     weights = [official([0] * 5, score) for score in (0.1, 1.0)]
     np.testing.assert_allclose(weights, [[0.99 ** 4, 0.99 ** 3, 0.99 ** 2, 0.99, 1.0]] * 2, rtol=1e-12)
     assert round(weights[0][0], 3) == 0.961
 
 
-def test_official_weights_are_those_of_the_released_code():
+def test_official_advantages_are_those_of_the_released_code():
     rng = np.random.default_rng(0)
     for turns in (1, 4, 10):
         for trial in range(5):
             selected, score = rng.random(turns) < 0.3, rng.integers(0, 11) / 10
-            want = official_weights(official_rewards(selected, score), 0.99)
-            np.testing.assert_allclose(official(selected, score), want, rtol=1e-12)
+            expected = official_weights(official_rewards(selected, score), 0.99)
+            np.testing.assert_allclose(official(selected, score), expected, rtol=1e-12)
     assert not official([0] * 4, 0.0).any()
 
 

@@ -1,4 +1,4 @@
-"""The gradient step against a literal one: full logits, a loop over conversations, optax by hand."""
+"""The gradient step against a plain one: full logits, a loop over conversations, and optax."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ LEARNER = Learner(MODEL, learning_rate=1e-2, total_steps=10, warmup_ratio=0.3, c
 
 @functools.cache
 def make_params():
-    """Random numbers everywhere, as large as in a trained model."""
+    """Return random parameters that are as large as those of a trained model."""
     shapes = jax.eval_shape(MODEL.init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
 
 
 def make_rows(n=N, seed=0, length=L):
-    """Conversations of 0 to T turns, the first without any and the last with all; some turns are invalid."""
+    """Return conversations of 0 to T turns: the first has none, the last has all; some turns are invalid."""
     rng = np.random.default_rng(seed)
     turn = np.full((n, length), -1, np.int32)
     for b in range(n):
@@ -55,14 +55,14 @@ def fresh(learner=LEARNER):
 @jax.jit
 @jax.value_and_grad
 def literal_loss(params, ids, weight):
-    """The sum of weight times log-probability over one conversation, from all its logits."""
+    """Return the weighted sum of the log-probabilities of one conversation, computed from all its logits."""
     hidden, _ = MODEL.apply({'params': params}, ids[None], jnp.arange(len(ids))[None])
     logprob = jax.nn.log_softmax(MODEL.apply({'params': params}, hidden, method='logits')[0], axis=-1)
     return (weight[1:] * jnp.take_along_axis(logprob[:-1], ids[1:, None], axis=1)[:, 0]).sum()
 
 
 def literal_gradient(params, batch):
-    """(loss, gradient) of EPO's formula, token by token, in a loop over conversations."""
+    """Return loss and gradient by EPO's formula, token by token, in a loop over conversations."""
     weights = []
     for turn, advantage, valid in zip(batch.turn, batch.advantage, batch.valid):
         trained = [t for t in range(T) if valid[t] and (turn == t).any()]
@@ -76,12 +76,12 @@ def literal_gradient(params, batch):
     return loss, gradient
 
 
-def assert_trees_close(got, want, tolerance):
-    """Every array to within `tolerance` of its own largest number."""
+def assert_trees_close(actual, expected, tolerance):
+    """Assert that the arrays of two trees differ by at most `tolerance` times their largest number."""
     def close(path, a, b):
         error = np.abs(np.asarray(a) - np.asarray(b)).max() / max(np.abs(np.asarray(b)).max(), 1e-30)
         assert error <= tolerance, (jax.tree_util.keystr(path), error)
-    jax.tree_util.tree_map_with_path(close, got, want)
+    jax.tree_util.tree_map_with_path(close, actual, expected)
 
 
 def bits(tree):
@@ -89,12 +89,12 @@ def bits(tree):
 
 
 def adam(optimizer):
-    """Adam's moments. The first is a running sum of clipped gradients, the second of their squares."""
+    """Return Adam's moments: running means of the clipped gradients and of their squares."""
     is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
     return next(x for x in jax.tree.leaves(optimizer, is_leaf=is_adam) if is_adam(x))
 
 
-def test_steps_are_those_of_a_literal_reference():
+def test_steps_equal_those_of_a_plain_reference():
     state = fresh()
     peak, warmup = LEARNER.learning_rate, 3
     reference = optax.chain(optax.clip_by_global_norm(LEARNER.clip), optax.adamw(
@@ -114,42 +114,42 @@ def test_steps_are_those_of_a_literal_reference():
         assert metrics['conversations'] == 3 and state.step == step + 1
         assert_trees_close(adam(state.optimizer).mu, adam(optimizer).mu, 1e-4)
         assert_trees_close(*(jax.tree.map(np.sqrt, adam(x).nu) for x in (state.optimizer, optimizer)), 1e-4)
-        # Adam moves by g / |g|: where a gradient is rounding error, so is the direction, and nothing is to be compared.
+        # Adam moves by g / |g|. Where a gradient is rounding error, so is the direction, and there is nothing to compare.
         clear = jax.tree.map(lambda g: np.abs(g) > 1e-5 * np.abs(g).max(), gradient)
         assert all(where.mean() > 0.9 for where in jax.tree.leaves(clear))
         moved = lambda new: jax.tree.map(lambda where, x: np.where(where, x, 0), clear, new)
         assert_trees_close(moved(state.params), moved(params), 1e-4)
 
 
-def test_micro_batches_and_rematerialisation_do_not_change_the_step():
+def test_micro_batches_and_rematerialization_do_not_change_the_step():
     batch = make_rows(seed=3)
     two, metrics = LEARNER.step(fresh(), batch)
     other = dataclasses.replace(LEARNER, model=dataclasses.replace(MODEL, remat='none'), micro_batch=4)
-    four, also = other.step(fresh(), batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), metrics, also)
+    four, other_metrics = other.step(fresh(), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), metrics, other_metrics)
     assert_trees_close(adam(four.optimizer).mu, adam(two.optimizer).mu, 1e-5)  # float32 sums in another order
 
 
-def test_conversations_must_divide_into_micro_batches():
+def test_the_batch_must_be_a_multiple_of_the_micro_batch():
     with pytest.raises(ValueError, match='4 conversations.*3'):
         dataclasses.replace(LEARNER, micro_batch=3).step(fresh(), make_rows())
 
 
-def test_moments_in_the_memory_of_the_host_do_not_change_the_step():
-    away = dataclasses.replace(LEARNER, offload=True)
-    here, there = fresh(), fresh(away)
+def test_moments_in_host_memory_do_not_change_the_step():
+    offloading = dataclasses.replace(LEARNER, offload=True)
+    state, offloaded = fresh(), fresh(offloading)
     kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
     for seed in range(2):
         rows = make_rows(seed=seed)
-        (here, metrics), (there, also) = LEARNER.step(here, rows), away.step(there, rows)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, also)
-        assert_trees_close(there, here, 1e-5)
-        moments = adam(there.optimizer)
+        (state, metrics), (offloaded, other_metrics) = LEARNER.step(state, rows), offloading.step(offloaded, rows)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, other_metrics)
+        assert_trees_close(offloaded, state, 1e-5)
+        moments = adam(offloaded.optimizer)
         assert kinds((moments.mu, moments.nu)) == {'pinned_host'}
-        assert kinds((there.params, there.step, moments.count, here)) == {'device'}
+        assert kinds((offloaded.params, offloaded.step, moments.count, state)) == {'device'}
 
 
-@pytest.mark.parametrize('learner', (LEARNER, dataclasses.replace(LEARNER, offload=True)), ids=('here', 'offloaded'))
+@pytest.mark.parametrize('learner', (LEARNER, dataclasses.replace(LEARNER, offload=True)), ids=('on device', 'offloaded'))
 def test_a_batch_without_valid_turns_changes_nothing(learner):
     state, _ = learner.step(fresh(learner), make_rows())
     before, rows = bits(state), make_rows(seed=1)
@@ -159,7 +159,7 @@ def test_a_batch_without_valid_turns_changes_nothing(learner):
         assert metrics['loss'] == metrics['gradient_norm'] == metrics['conversations'] == 0
 
 
-def test_rows_that_fill_up_a_batch_train_nothing():
+def test_padding_rows_of_a_batch_train_nothing():
     rows = jax.tree.map(lambda x: x[1:], make_rows())
     batch, = batches(rows, N, 1, (0,), bucket=L)
     assert batch.ids.shape == (N, L) and (batch.turn[-1] == -1).all() and not batch.valid[-1].any()
@@ -172,7 +172,7 @@ def test_rows_that_fill_up_a_batch_train_nothing():
     assert_trees_close(adam(state.optimizer).mu, clipped, 1e-4)
 
 
-def test_gap_and_drift_compare_the_sampled_tokens_with_their_record():
+def test_gap_and_drift_compare_log_probabilities_with_those_at_sampling():
     rows, now = make_rows(), np.zeros((N, L), np.float32)
     for n, i in zip(*np.nonzero(rows.turn >= 0)):
         now[n, i] = literal_loss(make_params(), rows.ids[n], np.float32(np.arange(L) == i))[0]
@@ -182,7 +182,7 @@ def test_gap_and_drift_compare_the_sampled_tokens_with_their_record():
     assert float(metrics['drift']) == pytest.approx(-gap[rows.turn >= 0].mean(), rel=1e-3)
 
 
-def test_the_step_never_holds_all_logits():
+def test_a_step_never_holds_all_logits_in_memory():
     rows, length, vocab = 8, 96, 8009
     model = Transformer(dataclasses.replace(dummy_config(vocab), num_layers=1), stacked=True)
     learner = dataclasses.replace(LEARNER, model=model, micro_batch=rows, chunk=4)
@@ -195,20 +195,20 @@ def test_the_step_never_holds_all_logits():
 
 
 @pytest.mark.slow
-def test_a_step_on_4_rows_of_1024_tokens_holds_less_than_twice_its_state():
-    """SmolLM2's shape. Parameters and moments, which stay, are 1; a gradient is a third of them."""
+def test_a_step_on_4_rows_of_1024_tokens_needs_less_than_twice_the_memory_of_its_state():
+    """The state of SmolLM2 is parameters and moments; a gradient is a third of it."""
     model = Transformer(SHAPES['smollm2'], stacked=True, remat='full')
     learner = dataclasses.replace(LEARNER, model=model, micro_batch=4, chunk=256)
     state = jax.eval_shape(learner.init, jax.eval_shape(model.init_params, jax.random.key(0)))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype), make_rows(length=1024))
     memory = learner.step.lower(learner, state, batch).compile().memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    assert held + memory.temp_size_in_bytes < 1.8 * whole
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    state_size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert arguments + memory.temp_size_in_bytes < 1.8 * state_size
 
 
 @pytest.mark.parametrize('total, ratio, warmup', ((100, 0.03, 3), (10, 0.25, 3), (7, 0.0, 0), (1, 0.5, 1)))
-def test_the_rate_rises_and_falls_by_the_formula(total, ratio, warmup):
+def test_the_learning_rate_follows_the_formula(total, ratio, warmup):
     learner = dataclasses.replace(LEARNER, total_steps=total, warmup_ratio=ratio, learning_rate=0.2)
     cosine, constant = learner.rate(), dataclasses.replace(learner, schedule='constant').rate()
     for step in range(total):
@@ -225,10 +225,10 @@ def test_an_unknown_schedule_is_refused():
         dataclasses.replace(LEARNER, schedule='linear').rate()
 
 
-# batches.
+# Batches
 
 def numbered(n, lengths=None):
-    """Rows that can be told apart: row b trains tokens up to its length, and all its ids are b."""
+    """Return rows that are all different: the ids of row b are b, and it trains tokens up to its length."""
     turn = np.full((n, 50), -1, np.int32)
     for b in range(n):
         turn[b, 1:(b % 20) if lengths is None else lengths[b]] = 0
@@ -239,25 +239,25 @@ def numbered(n, lengths=None):
 
 
 @pytest.mark.parametrize('n, size', ((12, 4), (13, 4), (3, 8), (1, 1)))
-def test_an_epoch_has_every_row_once(n, size):
+def test_an_epoch_contains_every_row_once(n, size):
     rows = numbered(n)
-    made = batches(rows, size, 1, (0,), bucket=8)
-    assert len(made) == math.ceil(n / size) and all(len(x) == size for b in made for x in jax.tree.leaves(b))
-    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *made)
-    length, seen = joined.ids.shape[1], []
-    for b, filling in enumerate([False] * n + [True] * (-n % size)):
-        if filling:
+    epoch = batches(rows, size, 1, (0,), bucket=8)
+    assert len(epoch) == math.ceil(n / size) and all(len(x) == size for b in epoch for x in jax.tree.leaves(b))
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *epoch)
+    length, order = joined.ids.shape[1], []
+    for b, padding in enumerate([False] * n + [True] * (-n % size)):
+        if padding:
             assert (joined.turn[b] == -1).all() and not joined.valid[b].any() and not joined.advantage[b].any()
             continue
-        seen.append(int(joined.ids[b, 0]))
-        row = jax.tree.map(lambda x: x[seen[-1]], rows)
-        want = Batch(row.ids[:length], row.turn[:length], row.logprob[:length], row.advantage, row.valid)
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[b], joined), want)
-    assert sorted(seen) == list(range(n)) and (n < 3 or seen != sorted(seen))
+        order.append(int(joined.ids[b, 0]))
+        row = jax.tree.map(lambda x: x[order[-1]], rows)
+        expected = Batch(row.ids[:length], row.turn[:length], row.logprob[:length], row.advantage, row.valid)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[b], joined), expected)
+    assert sorted(order) == list(range(n)) and (n < 3 or order != sorted(order))
     assert jax.tree.map(lambda x: x.dtype, joined) == jax.tree.map(lambda x: x.dtype, rows)
 
 
-def test_batches_depend_on_the_seed_alone():
+def test_batches_depend_only_on_the_seed():
     make = lambda seed: [bits(b) for b in batches(numbered(10), 4, 2, (seed,), bucket=8)]
     assert make(0) == make(0) != make(1)
 
@@ -265,11 +265,11 @@ def test_batches_depend_on_the_seed_alone():
 @pytest.mark.parametrize('longest, bucket, length', ((8, 8, 8), (9, 8, 16), (17, 1, 17), (49, 64, 50), (50, 8, 50)))
 def test_the_cut_keeps_every_trained_token(longest, bucket, length):
     rows = numbered(4, lengths=[longest, 3, 0, longest - 2])
-    made, = batches(rows, 4, 1, (0,), bucket)
-    assert made.ids.shape == made.turn.shape == made.logprob.shape == (4, length)
-    assert (made.turn >= 0).sum() == (rows.turn >= 0).sum()
+    batch, = batches(rows, 4, 1, (0,), bucket)
+    assert batch.ids.shape == batch.turn.shape == batch.logprob.shape == (4, length)
+    assert (batch.turn >= 0).sum() == (rows.turn >= 0).sum()
 
 
 def test_rows_without_trained_tokens_are_cut_to_one_bucket():
-    made, = batches(numbered(2, lengths=[0, 0]), 2, 1, (0,), bucket=8)
-    assert made.ids.shape == (2, 8) and (made.turn == -1).all()
+    batch, = batches(numbered(2, lengths=[0, 0]), 2, 1, (0,), bucket=8)
+    assert batch.ids.shape == (2, 8) and (batch.turn == -1).all()

@@ -1,4 +1,4 @@
-"""Learning works: rollout, credit and gradient steps raise an outcome that the strategy's tokens decide."""
+"""Rollouts, credit and gradient steps together raise an outcome that depends on the tokens of the strategies."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ EPISODES, TOKENS = 48, 6
 
 
 class Parrot(TextEnvironment):
-    """Two seats take one turn each; nothing but the openings is ever said."""
+    """Two seats take one turn each, and observations are always the same."""
 
     num_seats, max_turns, advice = 2, 2, (' ', '')
 
@@ -33,10 +33,10 @@ class Parrot(TextEnvironment):
         return state, TextStep((Observation('.', '.'),) * 2, False)
 
 
-def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_iterations():
+def test_thirty_iterations_raise_the_outcome_from_chance_to_ninety_percent_of_the_maximum():
     config, tokenizer = testing.dummy_config(), testing.byte_tokenizer()
     chat = chat_segments(tokenizer)
-    favourite = tokenizer.convert_tokens_to_ids('e')
+    favorite = tokenizer.convert_tokens_to_ids('e')
     agent = lambda size: LocalAgent(Transformer(config), chat, SamplingConfig(size, chat.stop), capacity=96, chunk=32)
     learner = Learner(
         Transformer(config, stacked=True), learning_rate=2e-2, total_steps=30, schedule='constant', micro_batch=96)
@@ -52,7 +52,7 @@ def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_it
         rows = trajectories(table, episodes, np.arange(EPISODES), EPISODES)
 
         sampled = rows.turn >= 0
-        share = ((rows.ids == favourite) & sampled).sum(axis=1) / TOKENS  # of the longest possible strategy
+        share = ((rows.ids == favorite) & sampled).sum(axis=1) / TOKENS  # the length of the longest strategy
         shares.append(share.mean())
         valid = rows.turn_mask
         reward, valid = credit.combine(
@@ -63,5 +63,5 @@ def test_outcome_rises_from_chance_to_ninety_percent_of_the_maximum_in_thirty_it
             bucket=96)
         state, metrics = learner.step(state, batch)
         assert metrics['logprob_gap'] < 1e-3
-    assert shares[0] < 0.03, 'one token of 259 is chance'
+    assert shares[0] < 0.03, 'by chance, the share is 1 / 259'
     assert np.mean(shares[-3:]) >= 0.9, np.round(shares, 2)

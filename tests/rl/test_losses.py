@@ -1,4 +1,4 @@
-"""The objective against a literal loop over tokens in float64."""
+"""The loss against a plain loop over tokens in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ N, L, T = 10, 40, 5
 
 
 def exact(function, *args):
-    """The function's answer in float64."""
+    """Return the result of a function in float64."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, jax.jit(function)(*args))
 
 
 def ragged(seed):
-    """Conversations of 0 to T turns of 1 to 5 tokens with context in between: (logprob, advantage, turn, valid)."""
+    """Return (logprob, advantage, turn, valid) of conversations with 0 to T turns of 1 to 4 tokens, and context."""
     rng = np.random.default_rng(seed)
     turn = np.full((N, L), -1, np.int32)
     for n in range(N):
@@ -31,7 +31,7 @@ def ragged(seed):
 
 
 def literal_loss(logprob, advantage, turn, valid):
-    """-(1 / T) sum_t A_t (1 / k_t) sum_i log pi(a_ti), and its gradient, token by token."""
+    """Return -(1 / T) sum_t A_t (1 / k_t) sum_i log pi(a_ti) and its gradient, computed token by token."""
     loss, gradient = np.zeros(len(turn)), np.zeros_like(logprob)
     for n in range(len(turn)):
         segments = {}
@@ -55,23 +55,23 @@ def loss_and_gradient(logprob, advantage, turn, valid):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_loss_and_gradient_are_those_of_the_loop(seed):
+def test_loss_and_gradient_equal_a_loop_over_tokens(seed):
     batch = ragged(seed)
     loss, gradient = exact(loss_and_gradient, *batch)
-    want, want_gradient = literal_loss(*batch)
-    assert loss.dtype == np.float64 and np.count_nonzero(want) >= 4
-    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-14)
-    np.testing.assert_allclose(gradient, want_gradient, rtol=1e-5, atol=1e-14)
+    expected, expected_gradient = literal_loss(*batch)
+    assert loss.dtype == np.float64 and np.count_nonzero(expected) >= 4
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-14)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-14)
 
 
-def test_training_precision_is_enough():
+def test_float32_is_precise_enough():
     batch = ragged(0)
     logprob, advantage, turn, valid = batch
     loss, gradient = jax.jit(loss_and_gradient)(
         jnp.asarray(logprob, jnp.float32), jnp.asarray(advantage, jnp.float32), turn, valid)
-    want, want_gradient = literal_loss(*batch)
-    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(gradient, want_gradient, rtol=1e-5, atol=1e-7)
+    expected, expected_gradient = literal_loss(*batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_context_is_ignored():
@@ -83,10 +83,10 @@ def test_context_is_ignored():
     assert not a[1][turn < 0].any()
 
 
-def test_turns_that_are_invalid_or_have_no_tokens_do_not_count():
+def test_invalid_turns_and_turns_without_tokens_do_not_count():
     turn = np.array([[0, 0, -1, 2, 2, 2]], np.int32)
     logprob = np.array([[-1.0, -3.0, -50.0, -2.0, -4.0, -6.0]])
-    advantage = np.array([[0.5, 7.0, 1.0, np.nan]])  # the second has no tokens; the last one did not take place
+    advantage = np.array([[0.5, 7.0, 1.0, np.nan]])  # the second turn has no tokens; the last did not take place
     loss = lambda *valid: exact(epo_loss, logprob, advantage, turn, np.array([valid]))[0]
     assert loss(True, True, True, False) == pytest.approx((0.5 * 2 + 1.0 * 4) / 2)
     assert loss(True, True, False, False) == pytest.approx(0.5 * 2)
@@ -100,7 +100,7 @@ def test_a_conversation_without_a_valid_turn_has_no_loss_and_no_gradient():
     assert not loss.any() and not gradient.any()
 
 
-def test_turn_means_are_means():
+def test_turn_means_equal_a_loop_over_turns():
     logprob, _, turn, _ = ragged(3)
     mean, count = exact(lambda values, turn: turn_means(values, turn, T), logprob, turn)
     for n in range(N):
@@ -110,8 +110,8 @@ def test_turn_means_are_means():
             assert mean[n, t] == pytest.approx(tokens.mean() if len(tokens) else 0, rel=1e-12)
 
 
-def test_has_turns_tells_where_something_is_trained():
+def test_has_turns_is_true_if_a_token_is_trained():
     for seed in range(5):
         _, _, turn, valid = ragged(seed)
-        want = [any(valid[n, t] for t in turn[n] if t >= 0) for n in range(N)]
-        assert exact(has_turns, turn, valid).tolist() == want
+        expected = [any(valid[n, t] for t in turn[n] if t >= 0) for n in range(N)]
+        assert exact(has_turns, turn, valid).tolist() == expected
