@@ -1,8 +1,6 @@
-"""Presets are sound, and every impossible combination is refused by name."""
+"""Presets are valid, and errors name the keys of impossible combinations."""
 
 import dataclasses
-import importlib.util
-import pathlib
 
 import counting
 from ml_collections import ConfigDict
@@ -10,19 +8,17 @@ import pytest
 
 from epo_jax.config import ConfigError
 from epo_jax.defaults import MAY_DIFFER, default_config, validate
+from epo_jax.presets import load_config
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def presets():
-    spec = importlib.util.spec_from_file_location('sotopia_config', ROOT / 'configs' / 'sotopia.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PRESETS = {
+    'alfworld': ('quickstart', 'tiny', 'llama3_8b'),
+    'bargain': ('family', 'selfplay', 'tiny'),
+    'sotopia': ('quickstart', 'tiny', 'llama3_8b', 'llama3_8b_lora', 'llama3_70b_lora'),
+    'webshop': ('quickstart', 'tiny', 'llama3_8b')}
 
 
 def changed(**changes):
-    """The default configuration with dotted keys (written a__b) replaced."""
+    """Return the default configuration with some keys replaced; a key a.b is written a__b."""
     config = default_config()
     for name, value in changes.items():
         *groups, key = name.split('__')
@@ -34,6 +30,7 @@ def changed(**changes):
 
 
 def complaints(config):
+    """Return the message of the error about a configuration."""
     with pytest.raises(ConfigError) as error:
         validate(config)
     return str(error.value)
@@ -43,15 +40,15 @@ def test_the_defaults_are_valid():
     validate(default_config())
 
 
-@pytest.mark.parametrize('preset', ['quickstart', 'tiny', 'llama3_8b'])
-def test_presets_are_valid(preset):
-    config = presets().get_config(preset)
+@pytest.mark.parametrize('name, preset', [(name, preset) for name, presets in PRESETS.items() for preset in presets])
+def test_presets_are_valid(name, preset):
+    config = load_config(f'{name}:{preset}')
     validate(config)
-    assert config.to_json() != default_config().to_json()
+    assert config.to_json() != default_config(config.environment.name).to_json()
 
 
-def test_a_configuration_begins_with_the_options_of_its_environment():
-    config = default_config('counting')  # a module, tests/counting.py
+def test_a_configuration_has_the_options_of_its_environment():
+    config = default_config('counting')  # the module tests/counting.py
     assert config.environment.to_dict() == dict(longest=5, name='counting', timeout=0.0)
     config.rollout.compiled = True
     validate(config)
@@ -61,7 +58,7 @@ def test_a_configuration_begins_with_the_options_of_its_environment():
 
 
 @pytest.mark.parametrize('name', ['chess', '', '.chess', 'epo_jax.testing', 'epo_jax.envs.base', 5])
-def test_an_unknown_environment_names_those_there_are(name):
+def test_the_error_about_an_unknown_environment_names_the_known_ones(name):
     with pytest.raises(ValueError, match='no environment.*alfworld, bargain, bargain_selfplay, sotopia, webshop'):
         default_config(name)
     config = ConfigDict(default_config().to_dict())
@@ -78,13 +75,15 @@ def test_a_compiled_iteration_needs_an_environment_on_the_device(monkeypatch):
     assert complaints(config) == 'rollout.compiled: the environment counting has no form on the device'
 
 
-def test_an_unknown_preset_names_those_there_are():
-    with pytest.raises(ValueError, match="'huge'.*quickstart, tiny, llama3_8b"):
-        presets().get_config('huge')
+@pytest.mark.parametrize('name', PRESETS)
+def test_the_error_about_an_unknown_preset_names_the_known_ones(name):
+    with pytest.raises(ValueError, match=f"'huge'.*{', '.join(PRESETS[name])}"):
+        load_config(f'{name}:huge')
 
 
-def test_the_default_preset_is_the_quickstart():
-    assert presets().get_config().to_json() == presets().get_config('quickstart').to_json()
+@pytest.mark.parametrize('name', PRESETS)
+def test_a_configuration_has_a_default_preset(name):
+    assert load_config(name).to_json() == load_config(f'{name}:{PRESETS[name][0]}').to_json()
 
 
 @pytest.mark.parametrize('changes', [
@@ -96,7 +95,7 @@ def test_the_default_preset_is_the_quickstart():
     dict(evaluation__conditions=('policy',)),
     dict(seats=('policy', 'snapshot'), evaluation__partner='pool', evaluation__conditions=('pool', 'policy')),
     dict(reward__outcome='epo_jax.testing:share_of_e', reward__process='none')], ids=str)
-def test_possible_combinations_pass(changes):
+def test_valid_combinations_pass(changes):
     validate(changed(**changes))
 
 
@@ -137,11 +136,11 @@ def test_possible_combinations_pass(changes):
         ('capacity', 1024, f'{role}.capacity'), ('top_p', 0.0, f'{role}.top_p'), ('top_p', 1.5, f'{role}.top_p'),
         ('temperature', -0.1, role), ('top_k', -1, role), ('max_tokens', 0, f'{role}.max_tokens'))),
 ], ids=str)
-def test_impossible_combinations_are_refused_by_name(changes, key):
+def test_the_error_about_an_impossible_combination_names_the_key(changes, key):
     assert key in complaints(changed(**changes))
 
 
-def test_everything_that_is_wrong_is_said_at_once():
+def test_one_error_lists_everything_that_is_wrong():
     message = complaints(changed(iterations=0, credit__gamma=2.0, model__remat='some', seats=('none', 'none')))
     assert all(key in message for key in ('iterations', 'credit.gamma', 'model.remat', 'seats'))
     assert len(message.splitlines()) == 4
@@ -150,7 +149,7 @@ def test_everything_that_is_wrong_is_said_at_once():
 @pytest.mark.parametrize('name, nearest', [
     ('learner__learning_rat', 'learner.learning_rate'), ('rollout__episode', 'rollout.episodes'),
     ('iteration', 'iterations'), ('actor__chose_action', 'actor.choose_action')])
-def test_an_unknown_key_names_the_nearest(name, nearest):
+def test_the_error_about_an_unknown_key_names_the_nearest_one(name, nearest):
     config = default_config().unlock()
     *groups, key = name.split('__')
     (config[groups[0]] if groups else config)[key] = 1
@@ -158,9 +157,9 @@ def test_an_unknown_key_names_the_nearest(name, nearest):
     assert name.replace('__', '.') in message and nearest in message
 
 
-def test_a_value_of_another_type_is_refused():
+def test_a_value_of_the_wrong_type_is_refused():
     assert 'iterations' in complaints(ConfigDict(default_config().to_dict() | {'iterations': 'five'}))
 
 
-def test_what_a_resumed_run_may_change_exists():
+def test_the_keys_that_a_resumed_run_may_change_exist():
     assert all(name in default_config() for name in MAY_DIFFER)

@@ -1,4 +1,4 @@
-"""The comparison of conditions: means, paired differences, intervals, and what is written."""
+"""The comparison of conditions: means, paired differences, intervals, tables and JSON."""
 
 import json
 
@@ -50,28 +50,29 @@ def test_intervals_are_those_of_a_bootstrap_over_episodes_in_plain_numpy():
     assert compare(SCORES, samples, seed) == rows
 
 
-def test_the_interval_covers_a_known_effect_about_as_often_as_it_says():
+def test_intervals_contain_a_known_effect_about_as_often_as_they_should():
     random, effect, hits, trials = np.random.default_rng(0), 0.8, 0, 200
     for trial in range(trials):
-        hard = random.normal(0, 3, (60, 1))  # scenarios differ by far more than conditions: pairing takes it out
-        none = hard + random.normal(0, 1, (60, 2))
-        policy = hard + effect + random.normal(0, 1, (60, 2))
+        # Scenarios differ by far more than conditions; the paired difference removes that.
+        difficulty = random.normal(0, 3, (60, 1))
+        none = difficulty + random.normal(0, 1, (60, 2))
+        policy = difficulty + effect + random.normal(0, 1, (60, 2))
         mean, low, high = compare({'none': none, 'policy': policy}, 200, trial)[1].difference
         assert low <= mean <= high and high - low < 1.2
         hits += low <= effect <= high
     assert 0.88 <= hits / trials <= 0.99
 
 
-def test_seats_of_an_episode_are_drawn_together():
+def test_the_bootstrap_draws_the_seats_of_an_episode_together():
     random = np.random.default_rng(0)
     episodes = random.normal(5, 2, (200, 1))
     twice, once = np.repeat(episodes, 2, axis=1), np.concatenate([episodes, np.full((200, 1), NAN)], axis=1)
     same = [compare({'x': scores}, 400, 0)[0] for scores in (twice, once)]
     assert same[0].mean == pytest.approx(same[1].mean)
-    np.testing.assert_allclose((same[0].low, same[0].high), (same[1].low, same[1].high))  # copies add no certainty
+    np.testing.assert_allclose((same[0].low, same[0].high), (same[1].low, same[1].high))  # a copy adds no information
 
 
-def test_without_variance_an_interval_is_a_point():
+def test_without_variance_an_interval_is_a_single_point():
     rows = compare({'a': np.full((5, 2), 4.0), 'b': np.full((5, 2), 6.5)}, 50, 0)
     assert (rows[0].mean, rows[0].low, rows[0].high) == (4, 4, 4)
     assert rows[1].difference == (2.5, 2.5, 2.5)
@@ -79,28 +80,28 @@ def test_without_variance_an_interval_is_a_point():
     assert (row.mean, row.low, row.high, row.scored, row.missing) == (3, 3, 3, 1, 1)
 
 
-def test_conditions_without_any_score_or_common_seat():
+def test_conditions_without_scores_or_common_seats_have_no_mean():
     rows = compare({'a': np.array([[1.0, NAN]]), 'b': np.full((1, 2), NAN), 'c': np.array([[NAN, 1.0]])}, 20, 0)
     assert np.isnan([rows[1].mean, rows[1].low, rows[1].high, *rows[1].difference]).all()
     assert (rows[1].scored, rows[1].missing) == (0, 2)
     assert rows[2].mean == 1 and np.isnan(rows[2].difference).all()
 
 
-def test_json_holds_table_and_scores():
+def test_json_contains_table_and_scores():
     rows = compare(SCORES, 100, 0)
-    got = json.loads(to_json(rows, SCORES, 'home', CATEGORIES), parse_constant=reject)
-    assert [row['condition'] for row in got['table']] == ['none', 'policy']
-    assert got['table'][0]['difference'] is None
-    assert got['table'][1]['difference'] == pytest.approx(rows[1].difference)
-    assert got['table'][0]['missing'] == 1 and got['table'][1]['mean'] == pytest.approx(rows[1].mean)
-    assert (got['environment'], got['categories']) == ('home', CATEGORIES)
-    assert got['scores']['none'] == [[1, 2], [3, 4], [5, None], [7, 8]]
+    data = json.loads(to_json(rows, SCORES, 'home', CATEGORIES), parse_constant=reject)
+    assert [row['condition'] for row in data['table']] == ['none', 'policy']
+    assert data['table'][0]['difference'] is None
+    assert data['table'][1]['difference'] == pytest.approx(rows[1].difference)
+    assert data['table'][0]['missing'] == 1 and data['table'][1]['mean'] == pytest.approx(rows[1].mean)
+    assert (data['environment'], data['categories']) == ('home', CATEGORIES)
+    assert data['scores']['none'] == [[1, 2], [3, 4], [5, None], [7, 8]]
 
 
-def test_json_has_null_where_nothing_was_scored():
+def test_json_has_null_for_missing_scores():
     scores = {'none': np.array([[1.0, 2.0]]), 'policy': np.full((1, 2), NAN)}
-    got = json.loads(to_json(compare(scores, 20, 0), scores, 'home', ['talk']), parse_constant=reject)
-    row = got['table'][1]
+    data = json.loads(to_json(compare(scores, 20, 0), scores, 'home', ['talk']), parse_constant=reject)
+    row = data['table'][1]
     assert (row['mean'], row['low'], row['high']) == (None, None, None) and row['missing'] == 2
     assert row['difference'] in (None, [None, None, None])
 

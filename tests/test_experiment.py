@@ -1,4 +1,4 @@
-"""Whole runs: an interrupted run equals an uninterrupted one, and what a run leaves behind."""
+"""Whole runs: an interrupted run equals an uninterrupted one, and a run leaves the files that it should."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SMALL = [
 
 
 def small_config():
-    """The dummy model, two turns, an outcome that needs no judge."""
+    """Return a configuration with the dummy model, two turns, and an outcome that needs no judge."""
     config = defaults.default_config()
     config.iterations = 2
     config.model.path = 'dummy'
@@ -36,12 +36,13 @@ def small_config():
 
 
 def numbers(workdir):
-    """metrics.jsonl without what measures time."""
+    """Return the rows of metrics.jsonl without times."""
     return [{name: value for name, value in row.items() if not name.startswith('time/')}
             for row in read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl')]
 
 
 def start(workdir):
+    """Start a run of a few seconds in a process."""
     command = [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={workdir}',
                *SMALL]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -54,8 +55,8 @@ def finish(process):
     return output
 
 
-def test_killed_run_goes_on_to_the_same_numbers(tmp_path):
-    finish(start(tmp_path / 'whole'))
+def test_a_killed_run_continues_to_the_same_numbers(tmp_path):
+    finish(start(tmp_path / 'uninterrupted'))
     process = start(tmp_path / 'killed')
     metrics = tmp_path / 'killed' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text().count('\n')):  # the first iteration is over
@@ -65,13 +66,13 @@ def test_killed_run_goes_on_to_the_same_numbers(tmp_path):
     process.communicate()
     assert metrics.read_text().count('\n') < 4
     finish(start(tmp_path / 'killed'))
-    assert numbers(tmp_path / 'killed') == numbers(tmp_path / 'whole')
-    assert [row['iteration'] for row in numbers(tmp_path / 'whole')] == [1, 2, 3, 4]
+    assert numbers(tmp_path / 'killed') == numbers(tmp_path / 'uninterrupted')
+    assert [row['iteration'] for row in numbers(tmp_path / 'uninterrupted')] == [1, 2, 3, 4]
     for name in ('iteration_00001.jsonl', 'iteration_00004.jsonl'):
-        assert (tmp_path / 'killed/episodes' / name).read_text() == (tmp_path / 'whole/episodes' / name).read_text()
+        assert (tmp_path / 'killed/episodes' / name).read_text() == (tmp_path / 'uninterrupted/episodes' / name).read_text()
 
 
-def test_run_leaves_its_files_and_its_tokens_are_the_trained_ones(tmp_path):
+def test_a_run_leaves_its_files_and_records_the_trained_tokens(tmp_path):
     config = small_config()
     config.reward.process = 'potential'
     config.judge.capacity = 1024
@@ -92,24 +93,25 @@ def test_run_leaves_its_files_and_its_tokens_are_the_trained_ones(tmp_path):
             assert len(seat['ids']) == len(seat['turn']) == len(seat['logprob'])
 
 
-def test_snapshots_and_pool_are_played_and_survive_a_restart(tmp_path):
+def test_snapshots_are_played_and_survive_a_restart(tmp_path):
     config = small_config()
     config.seats = ('policy', 'pool')
     config.pool_size = 2
-    config.learner.schedule = 'constant'  # so that a schedule does not depend on where a run was to end
+    config.learner.schedule = 'constant'  # does not depend on the number of iterations
     config.iterations = 3
-    experiment.run(config, tmp_path / 'whole')
+    experiment.run(config, tmp_path / 'uninterrupted')
     config.iterations = 2
-    experiment.run(config, tmp_path / 'parts')
+    experiment.run(config, tmp_path / 'resumed')
     config.iterations = 3
-    experiment.run(config, tmp_path / 'parts')
-    whole, parts = (read_jsonl(tmp_path / name / 'episodes/iteration_00003.jsonl') for name in ('whole', 'parts'))
-    kinds = [[seat['strategist'] for seat in record['seats']] for record in whole]
+    experiment.run(config, tmp_path / 'resumed')
+    uninterrupted, resumed = (
+        read_jsonl(tmp_path / name / 'episodes/iteration_00003.jsonl') for name in ('uninterrupted', 'resumed'))
+    kinds = [[seat['strategist'] for seat in record['seats']] for record in uninterrupted]
     assert kinds == [['policy', 'pool']] * 2 + [['pool', 'policy']] * 2
-    assert whole == parts
+    assert uninterrupted == resumed
 
 
-def test_the_policy_is_tested_against_every_snapshot(tmp_path):
+def test_the_evaluation_plays_against_every_snapshot(tmp_path):
     config = small_config()
     config.seats, config.pool_size, config.pool_every, config.iterations = ('policy', 'pool'), 4, 2, 3
     config.evaluation.update(episodes=2, partner='pool', conditions=('pool', 'policy'))
@@ -127,7 +129,7 @@ def test_the_policy_is_tested_against_every_snapshot(tmp_path):
     assert [row.scored for row in rows] == [8, 8]
 
 
-def test_another_configuration_is_refused_in_the_same_workdir(tmp_path):
+def test_the_workdir_of_a_run_refuses_another_configuration(tmp_path):
     config = small_config()
     config.iterations = 1
     experiment.run(config, tmp_path)
@@ -136,7 +138,7 @@ def test_another_configuration_is_refused_in_the_same_workdir(tmp_path):
         experiment.run(config, tmp_path)
 
 
-def test_a_run_that_never_began_does_not_hold_its_workdir(tmp_path):
+def test_a_run_without_results_does_not_reserve_its_workdir(tmp_path):
     config = small_config()
     config.iterations = 1
     config.model.path = 'no/such/model'
@@ -147,7 +149,7 @@ def test_a_run_that_never_began_does_not_hold_its_workdir(tmp_path):
     assert len(numbers(tmp_path)) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+def test_a_nonfinite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     config = small_config()
     config.learner.update(learning_rate=1e30, schedule='constant')
     with pytest.raises(FloatingPointError, match='iteration 2'):
@@ -155,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert (tmp_path / 'checkpoints' / '1').is_dir() and len(numbers(tmp_path)) == 1
 
 
-def test_a_bad_key_is_refused_before_anything_is_loaded(tmp_path):
+def test_an_unknown_key_is_refused_before_anything_is_loaded(tmp_path):
     config = small_config()
     with config.unlocked():
         config.learner.learning_rat = 1e-3
@@ -164,8 +166,8 @@ def test_a_bad_key_is_refused_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / 'never').exists()
 
 
-def test_an_environment_of_ones_own_without_text_is_trained_on(tmp_path):
-    config = defaults.default_config('counting')  # a module of one's own, tests/counting.py
+def test_training_on_a_users_environment_in_array_code(tmp_path):
+    config = defaults.default_config('counting')  # the module tests/counting.py
     config.iterations = 1
     config.model.path = 'dummy'
     config.actor.update(model='echo', max_tokens=8)
@@ -187,12 +189,12 @@ def test_an_environment_of_ones_own_without_text_is_trained_on(tmp_path):
     assert metrics['outcome/missing'] == 0 and metrics['learner/logprob_gap'] < 1e-3
 
 
-def test_episodes_do_not_depend_on_the_batch_they_are_played_in(tmp_path):
-    lines = []
+def test_episodes_do_not_depend_on_the_batch(tmp_path):
+    turns = []
     for batch in (2, 4):
         config = small_config()
         config.iterations = 1
         config.rollout.batch = batch
         experiment.run(config, tmp_path / str(batch))
-        lines.append([r['turns'] for r in read_jsonl(tmp_path / str(batch) / 'episodes/iteration_00001.jsonl')])
-    assert lines[0] == lines[1]
+        turns.append([r['turns'] for r in read_jsonl(tmp_path / str(batch) / 'episodes/iteration_00001.jsonl')])
+    assert turns[0] == turns[1]
