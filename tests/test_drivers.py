@@ -22,7 +22,7 @@ from epo_jax.runtime.timing import Stopwatch
 from epo_jax.text.tokenizer import encode
 from epo_jax.text.tokens import Tokens, pack
 
-# Replies as models write them: plain, in need of repair, empty, of other kinds, with prices that settle a goal.
+# Replies as models write them: plain, in need of repair, empty, of other kinds, with prices that both sides may agree on.
 REPLIES = (
     'Hello there.', 'I want $130 for it.', 'How about $150?"', '$120 is my last offer.', 'Deal.', 'It is a deal.',
     'We have a deal.', 'I want $115.', 'Sold!', 'I accept.', 'Agreed.', '"Good day to you."', 'Maya said: "So be it."',

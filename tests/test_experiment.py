@@ -1,4 +1,4 @@
-"""Whole runs: an interrupted run equals an uninterrupted one, and a run leaves the files that it should."""
+"""Complete runs: an interrupted run equals an uninterrupted one, and a run leaves the files that it should."""
 
 import json
 import os

@@ -112,12 +112,12 @@ def propose(state: State, seat: int, ask):
     equal ones the first. The value of an item to the partner is estimated by the share of these items that the partner
     kept in its offers.
     """
-    mine, theirs = split_items(state, seat), split_items(state, 1 - seat)
+    own_items, partner_items = split_items(state, seat), split_items(state, 1 - seat)
     estimate = state.kept[:, 1 - seat] * jnp.asarray(WEIGHTS)[state.board]
     dot = lambda weights, items: sum(weights[:, i, None] * items[:, i] for i in range(items.shape[1]))
-    own = dot(state.values[:, seat], mine)
+    own = dot(state.values[:, seat], own_items)
     possible = (own >= ask[:, None]) & jnp.asarray(VALID_SPLITS)[state.board]
-    return jnp.argmax(jnp.where(possible, dot(estimate, theirs) * (TOTAL + 1) + own, -1), axis=1)
+    return jnp.argmax(jnp.where(possible, dot(estimate, partner_items) * (TOTAL + 1) + own, -1), axis=1)
 
 
 def act(state: State, seat: int, action, rows) -> State:

@@ -94,7 +94,7 @@ def _own_part(body: str, speaker: str, partner: str) -> str:
 
 
 def _unquote(body: str) -> str:
-    """Remove quotation marks around the whole text, or the only one if it was never closed or opened."""
+    """Remove a pair of quotation marks around a text, or a single unmatched one at either end."""
     body = body.strip()
     inner = body[1:-1]
     if body[:1] in _QUOTES and body[-1:] in _QUOTES and not any(quote in inner for quote in _QUOTES):

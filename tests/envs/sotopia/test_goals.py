@@ -68,11 +68,11 @@ def test_only_speech_counts():
     assert agreed_price([offer, (1, Action('leave', ''))]) is None
 
 
-@pytest.mark.parametrize('rule, price, want', [
+@pytest.mark.parametrize('rule, price, expected', [
     (SELLER, 170, 10), (SELLER, 140, 5), (SELLER, 110, 0), (SELLER, 125, 2.5), (SELLER, 200, 10), (SELLER, 90, 0),
     (BUYER, 120, 10), (BUYER, 142.5, 5), (BUYER, 165, 0), (BUYER, 156, 2), (BUYER, 80, 10), (BUYER, 180, 0)])
-def test_score_is_linear_between_reserve_and_target_and_clipped(rule, price, want):
-    assert score(rule, talk(f'${price}.', 'Deal.')) == pytest.approx(want)
+def test_score_is_linear_between_reserve_and_target_and_clipped(rule, price, expected):
+    assert score(rule, talk(f'${price}.', 'Deal.')) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('rule', [SELLER, BUYER])

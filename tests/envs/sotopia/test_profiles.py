@@ -181,14 +181,14 @@ def test_parts_for_one_viewer_are_hidden_from_the_others(tmp_path):
     assert 'A party. For environment. For agent_0. Music.' in prompts.judge_opening(scenario, 0)
 
 
-@pytest.mark.parametrize('text, want', [
+@pytest.mark.parametrize('text, expected', [
     ('Win (<extra_info>in secret</extra_info>)', 'Win (in secret)'),
     ('<p viewer="agent_0">x</p> y', 'x y'),
     ('<clarification_hint>a<strategy_hint>b</strategy_hint></clarification_hint>', 'ab'),
     ('3 < 5 and 5 > 3', '3 < 5 and 5 > 3'),
     ('plain', 'plain')])
-def test_tags_are_removed_and_their_content_stays(text, want):
-    assert strip_tags(text) == want
+def test_tags_are_removed_and_their_content_stays(text, expected):
+    assert strip_tags(text) == expected
 
 
 def test_every_fifth_environment_is_held_out_and_hard_ones_come_from_the_split_file(tmp_path):
