@@ -1,4 +1,4 @@
-"""The shape of a decoder, as one frozen dataclass, read from a Hugging Face `config.json`."""
+"""The shape of a decoder as a frozen dataclass, and its reader for Hugging Face's `config.json`."""
 
 import dataclasses
 from typing import Any, Mapping, Optional
@@ -7,15 +7,15 @@ from epo_jax.runtime.errors import InputError
 
 
 class UnsupportedModelError(InputError):
-    """The checkpoint needs something that this decoder does not support."""
+    """A checkpoint requires a feature that the decoder does not support."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """Llama 3.1's scaling of the rotary frequencies (`rope_type: llama3`).
 
-    Wavelengths longer than `original_positions / low_freq_factor` are stretched by `factor`, those
-    shorter than `original_positions / high_freq_factor` are kept, and those between are blended.
+    Wavelengths above `original_positions / low_freq_factor` are multiplied by `factor`, wavelengths below
+    `original_positions / high_freq_factor` do not change, and wavelengths in between are interpolated.
     """
 
     factor: float
@@ -26,23 +26,24 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One decoder of the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen3.
+    """The shape of a decoder of the Llama family: Llama, SmolLM2, Mistral, Qwen2 or Qwen3.
 
     Attributes:
-      vocab_size: rows of the embedding table.
-      width: size of the residual stream.
-      num_layers: decoder blocks.
-      num_heads, num_kv_heads: query heads and key/value heads; the first is a multiple of the second.
-      head_dim: size of one head.
-      mlp_width: hidden size of the gated MLP.
+      vocab_size: number of rows of the embedding table.
+      width: width of the residual stream.
+      num_layers: number of layers.
+      num_heads: number of query heads, a multiple of `num_kv_heads`.
+      num_kv_heads: number of key/value heads.
+      head_dim: size of a head.
+      mlp_width: hidden width of the gated MLP.
       rope_theta: base of the rotary frequencies.
       rope_scaling: Llama 3.1's frequency scaling, or None.
-      norm_eps: epsilon of every RMS norm.
-      sliding_window: a query sees its own and the `sliding_window - 1` positions before it; None: all.
-      qkv_bias: biases on the query, key and value projections (Qwen2).
-      qk_norm: RMS norm of every query and key head (Qwen3).
-      tied: the output projection is the embedding table.
-      max_positions: longest context the checkpoint was made for.
+      norm_eps: epsilon of all RMS norms.
+      sliding_window: a query attends to its own position and the previous `sliding_window` - 1; None means all.
+      qkv_bias: whether the query, key and value projections have biases (Qwen2).
+      qk_norm: whether every query and key head is RMS-normalized (Qwen3).
+      tied: whether the embedding table is also the output projection.
+      max_positions: maximum context length of the checkpoint, in tokens.
     """
 
     vocab_size: int
@@ -64,9 +65,10 @@ class ModelConfig:
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise UnsupportedModelError(
-                f'{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly')
+                f'{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly: '
+                'the number of query heads must be a multiple of the number of key/value heads')
         if self.head_dim % 2:
-            raise UnsupportedModelError(f'rotary embedding needs an even head size, not {self.head_dim}')
+            raise UnsupportedModelError(f'rotary embeddings need an even head size, but it is {self.head_dim}')
 
     @property
     def num_params(self) -> int:
@@ -80,19 +82,20 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> 'ModelConfig':
-        """Read the dictionary of a Hugging Face `config.json`.
+        """Read the content of a Hugging Face `config.json`.
 
         Raises:
-          UnsupportedModelError: another architecture, activation, rotary variant or bias.
+          UnsupportedModelError: the architecture, activation, rotary embedding or bias is not supported.
+          KeyError: a required key is missing.
         """
         kind = hf.get('model_type')
         if kind not in ('llama', 'mistral', 'qwen2', 'qwen3'):
             raise UnsupportedModelError(
-                f'model_type {kind!r} is not supported; supported are llama, mistral, qwen2 and qwen3')
+                f'model_type {kind!r} is not supported; supported types are llama, mistral, qwen2 and qwen3')
         if hf.get('hidden_act', 'silu') != 'silu':
             raise UnsupportedModelError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
         if hf.get('mlp_bias') or (hf.get('attention_bias') and kind != 'qwen2'):
-            raise UnsupportedModelError('biases other than those of Qwen2 (q, k, v) are not supported')
+            raise UnsupportedModelError('biases are only supported on the q, k and v projections of Qwen2')
         heads = hf['num_attention_heads']
         theta, scaling = _rope(hf)
         return cls(
@@ -115,7 +118,7 @@ class ModelConfig:
 
 
 def _rope(hf: Mapping[str, Any]) -> tuple[float, Optional[RopeScaling]]:
-    """Return base and scaling from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
+    """Return the rotary base and scaling from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
     rope = dict(hf.get('rope_scaling') or {})
     rope.update(hf.get('rope_parameters') or {})
     theta = float(rope.get('rope_theta') or hf.get('rope_theta') or 10000.0)
@@ -123,7 +126,7 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, Optional[RopeScaling]]:
     if kind == 'default':
         return theta, None
     if kind != 'llama3':
-        raise UnsupportedModelError(f"rope type {kind!r} is not supported; supported are 'default' and 'llama3'")
+        raise UnsupportedModelError(f"rope type {kind!r} is not supported; supported types are 'default' and 'llama3'")
     return theta, RopeScaling(
         factor=float(rope['factor']),
         low_freq_factor=float(rope['low_freq_factor']),
@@ -132,18 +135,18 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, Optional[RopeScaling]]:
 
 
 def _window(hf: Mapping[str, Any], kind: str) -> Optional[int]:
-    """Return the sliding window that all layers share, or None."""
+    """Return the sliding window of all layers, or None."""
     window = hf.get('sliding_window')
     if window is None or (kind.startswith('qwen') and not hf.get('use_sliding_window', False)):
         return None
     if 'full_attention' in (hf.get('layer_types') or ()):
-        raise UnsupportedModelError('layers of different attention kinds in one model are not supported')
+        raise UnsupportedModelError('layer_types that mix full and sliding-window attention are not supported')
     if kind.startswith('qwen') and hf.get('max_window_layers', 0) > 0:
-        raise UnsupportedModelError('max_window_layers > 0 (a window on some layers only) is not supported')
+        raise UnsupportedModelError('max_window_layers > 0 (a sliding window in some layers only) is not supported')
     return int(window)
 
 
-# Shapes of known models by the beginning of their names, for planning without their files.
+# Shapes of known models by the prefix of their names, for planning without a checkpoint.
 SHAPES = {
     'Meta-Llama-3-8B': ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, rope_theta=5e5, max_positions=8192),
     'Meta-Llama-3-70B': ModelConfig(128256, 8192, 80, 64, 8, 128, 28672, rope_theta=5e5, max_positions=8192),

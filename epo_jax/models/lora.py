@@ -1,9 +1,9 @@
-"""Low-rank adapters (Hu et al. 2021): y = x W + (alpha / rank) x A B, with W frozen.
+"""Low-rank adapters (Hu et al., 2021): y = x W + (alpha / rank) x A B, where W is frozen.
 
-An adapter is a tree like the layers of the stacked layout, with the leaves `a` [layers, in, rank] and
-`b` [layers, rank, out...] for every adapted matrix. `join` puts it beside the kernels of a base, and the same decoder
-runs both. Strategist, actor and judge share one base; only adapters are trained, checkpointed and kept in the self-play
-pool.
+An adapter has the tree structure of the layers in the stacked layout, with leaves `a` [layers, in, rank] and
+`b` [layers, rank, out...] for every adapted matrix. `join` adds them next to the kernels of the base model, and the
+decoder applies both. Strategist, actor and judge share one base model; only the adapter is trained, checkpointed and
+saved in the self-play pool.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ class LoRA:
     """The shape of an adapter.
 
     Attributes:
-      rank: inner size.
-      alpha: the adapter is scaled by alpha / rank.
-      targets: the adapted matrices of every layer, some of TARGETS.
+      rank: the rank.
+      alpha: the output of the adapter is scaled by alpha / rank.
+      targets: names of the adapted matrices of every layer, a subset of TARGETS.
     """
 
     rank: int
@@ -35,12 +35,17 @@ class LoRA:
     def __post_init__(self):
         unknown = set(self.targets) - set(TARGETS)
         if self.rank < 1 or unknown or not self.targets:
-            raise ValueError(f'an adapter needs a positive rank and targets among {", ".join(TARGETS)}, not {self}')
+            raise ValueError(
+                f'an adapter needs a positive rank and targets from {", ".join(TARGETS)}, but got {self}')
 
     def init_boxed(self, model: Decoder, key: jax.Array) -> Any:
-        """Return a new adapter of a model (stacked layout), float32, every leaf with the names of its logical axes.
+        """Return a new float32 adapter of a model, whose leaves carry the names of their logical axes.
 
-        `b` is 0, and `a` is uniform within 1 / sqrt(in), as in the PEFT library.
+        As in the PEFT library, `b` is 0 and `a` is uniform in [-1 / sqrt(in), 1 / sqrt(in)].
+
+        Args:
+          model: the decoder, in the stacked layout.
+          key: the random key.
         """
         layers = jax.eval_shape(model.init_boxed, key)['layers']
         adapter = {}
@@ -60,18 +65,18 @@ class LoRA:
         return nn.meta.unbox(self.init_boxed(model, key))
 
     def join(self, base: Any, adapter: Any) -> Any:
-        """Return the parameters of the adapted model; the arrays of the base are shared, not copied."""
+        """Return the parameters of the base model with the adapter. The arrays of the base are not copied."""
         layers = dict(base['layers'])
         for name, pair in adapter['layers'].items():
             layers[name] = layers[name] | {'a': pair['a'], 'b': pair['b'] * (self.alpha / self.rank)}
         return base | {'layers': layers}
 
     def merge(self, base: Any, adapter: Any) -> Any:
-        """Return the parameters W + (alpha / rank) A B of a plain model that computes the same, in the base's dtype."""
+        """Return the parameters W + (alpha / rank) A B of an equivalent model without adapter, in the base's dtype."""
         layers = dict(base['layers'])
         for name, pair in adapter['layers'].items():
             kernel = layers[name]['kernel']
-            change = jnp.einsum('lir,lr...->li...', pair['a'], pair['b'], precision='highest')
+            product = jnp.einsum('lir,lr...->li...', pair['a'], pair['b'], precision='highest')
             layers[name] = layers[name] | {
-                'kernel': (kernel + change * (self.alpha / self.rank)).astype(kernel.dtype)}
+                'kernel': (kernel + product * (self.alpha / self.rank)).astype(kernel.dtype)}
         return base | {'layers': layers}

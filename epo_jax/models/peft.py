@@ -1,7 +1,7 @@
-"""Adapters in the layout of the PEFT library: `adapter_model.safetensors` and `adapter_config.json`.
+"""Adapters in the file format of the PEFT library: `adapter_model.safetensors` and `adapter_config.json`.
 
-PEFT keeps two matrices a target and layer, lora_A [rank, in] and lora_B [out, rank], as `torch.nn.Linear` stores
-weights; ours are their transposes with separate head axes, all layers in one array.
+For every target and layer, PEFT stores two matrices as `torch.nn.Linear` stores weights: lora_A [rank, in] and
+lora_B [out, rank]. In models/lora.py they are transposed, have separate head axes, and are stacked over the layers.
 """
 
 import json
@@ -21,36 +21,37 @@ from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import LAYER_MODULES, WeightsError
 
-# Settings of PEFT that change what an adapter computes and are not supported.
-FOREIGN = (
+# Settings of PEFT that change the result of an adapter and are not supported.
+UNSUPPORTED = (
     'bias', 'use_rslora', 'use_dora', 'fan_in_fan_out', 'modules_to_save', 'layers_to_transform', 'rank_pattern',
     'alpha_pattern', 'layer_replication', 'lora_bias', 'target_parameters', 'trainable_token_indices', 'use_qalora',
     'exclude_modules', 'alora_invocation_tokens')
 
 
 def save(path: str | os.PathLike, lora: LoRA, adapter: Any, base: str = '') -> None:
-    """Write an adapter as a folder that `peft.PeftModel.from_pretrained` loads; float32.
+    """Write an adapter in float32 as a folder that `peft.PeftModel.from_pretrained` can load.
 
     The folder appears under its name only when it is complete.
 
     Args:
-      path: the folder; it must not exist yet.
-      adapter: as `LoRA.init` makes it; this process must be able to read all of it.
-      base: where the base model is from, for the reader; '': not said.
+      path: the folder, which must not exist.
+      lora: the shape of the adapter.
+      adapter: the adapter in the structure of `LoRA.init`. This process must be able to read all shards.
+      base: name or path of the base model for `adapter_config.json`; '' leaves it out.
 
     Raises:
-      WeightsError: the folder exists, or the adapter is not of this kind.
+      WeightsError: the folder exists, or the adapter does not have the given shape.
     """
     path, layers = pathlib.Path(path), adapter['layers']
     if path.exists():
-        raise WeightsError(f'{path}: already exists')
+        raise WeightsError(f'{path}: this path already exists; choose a new one')
     if set(layers) != set(lora.targets):
-        raise WeightsError(f'the adapter is of {", ".join(layers)}, expected {", ".join(lora.targets)}')
+        raise WeightsError(f'the adapter has the targets {", ".join(layers)}, expected {", ".join(lora.targets)}')
     tensors = {}
     for target, pair in layers.items():
         a, b = (np.asarray(pair[leaf], np.float32) for leaf in 'ab')
         if a.shape[2] != lora.rank:
-            raise WeightsError(f'the adapter of {target} is of rank {a.shape[2]}, expected {lora.rank}')
+            raise WeightsError(f'the adapter of {target} has rank {a.shape[2]}, expected {lora.rank}')
         for i in range(len(a)):
             tensors[_name(target, i, 'A')] = np.ascontiguousarray(a[i].T)
             tensors[_name(target, i, 'B')] = np.ascontiguousarray(b[i].reshape(lora.rank, -1).T)
@@ -63,7 +64,7 @@ def save(path: str | os.PathLike, lora: LoRA, adapter: Any, base: str = '') -> N
     unfinished.mkdir(parents=True)
     try:
         safetensors.numpy.save_file(tensors, unfinished / 'adapter_model.safetensors', {'format': 'pt'})
-        os.chmod(unfinished / 'adapter_model.safetensors', 0o644)  # it makes files readable for their owner only
+        os.chmod(unfinished / 'adapter_model.safetensors', 0o644)  # safetensors lets only the owner read its files
         (unfinished / 'adapter_config.json').write_text(json.dumps(content, indent=2))
         os.rename(unfinished, path)
     finally:
@@ -71,14 +72,18 @@ def save(path: str | os.PathLike, lora: LoRA, adapter: Any, base: str = '') -> N
 
 
 def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
-    """Read an adapter of a decoder of the given shape.
+    """Read an adapter.
+
+    Args:
+      path: the folder.
+      config: the shape of the base model.
 
     Returns:
-      (what is adapted, the adapter: float32, on the default device).
+      The shape of the adapter, and the adapter in float32 on the default device.
 
     Raises:
-      WeightsError: a file is missing or damaged, the adapter is of a kind that is not supported, or a tensor is
-        missing, unexpected or of the wrong shape.
+      WeightsError: a file is missing or damaged, the kind of adapter is not supported, or a tensor is missing,
+        unexpected or has the wrong shape.
     """
     path = pathlib.Path(path)
     try:
@@ -88,15 +93,15 @@ def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
         raise WeightsError(f'{path}: {error}') from error
     lora = _lora(content, path)
     shapes = jax.eval_shape(lambda: lora.init(Transformer(config, stacked=True), jax.random.key(0)))
-    wanted = {}
+    expected = {}
     for target, pair in shapes['layers'].items():
         for i in range(config.num_layers):
-            wanted[_name(target, i, 'A')] = pair['a'].shape[2:] + pair['a'].shape[1:2]
-            wanted[_name(target, i, 'B')] = (int(np.prod(pair['b'].shape[2:])), lora.rank)
-    if wrong := set(wanted).symmetric_difference(tensors):
+            expected[_name(target, i, 'A')] = pair['a'].shape[2:] + pair['a'].shape[1:2]
+            expected[_name(target, i, 'B')] = (int(np.prod(pair['b'].shape[2:])), lora.rank)
+    if wrong := set(expected).symmetric_difference(tensors):
         name = min(wrong)
-        raise WeightsError(f'{path}: {"missing" if name in wanted else "unexpected"} tensor {name!r}')
-    for name, shape in wanted.items():
+        raise WeightsError(f'{path}: {"missing" if name in expected else "unexpected"} tensor {name!r}')
+    for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise WeightsError(f'{path}: tensor {name!r} has shape {tensors[name].shape}, expected {shape}')
 
@@ -110,7 +115,7 @@ def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
 
 
 def _module(target: str) -> str:
-    """Return the Hugging Face name of a target, such as q_proj for q."""
+    """Return Hugging Face's name of a target, for example q_proj for q."""
     return LAYER_MODULES[target][0].rsplit('.', 1)[-1]
 
 
@@ -119,19 +124,20 @@ def _name(target: str, layer: int, matrix: str) -> str:
 
 
 def _lora(content: dict[str, Any], path: pathlib.Path) -> LoRA:
-    """Return what an adapter_config.json asks for."""
+    """Return the shape of the adapter that an adapter_config.json describes."""
     if content.get('peft_type') != 'LORA':
         raise WeightsError(f"{path}: peft_type {content.get('peft_type')!r} is not supported, only 'LORA'")
-    for key in FOREIGN:
+    for key in UNSUPPORTED:
         if content.get(key) and content[key] != 'none':
             raise WeightsError(f'{path}: {key} {content[key]!r} is not supported')
     targets, modules = content.get('target_modules'), {_module(target): target for target in TARGETS}
     if targets == 'all-linear':
         targets = list(modules)
     if not isinstance(targets, list) or not set(targets) <= set(modules):
-        raise WeightsError(f'{path}: target_modules {targets!r}; supported are lists of {", ".join(modules)}')
+        raise WeightsError(f'{path}: target_modules {targets!r} is not supported; '
+                           f'supported are lists of {", ".join(modules)}')
     try:
         return LoRA(int(content['r']), float(content['lora_alpha']), tuple(
             target for module, target in modules.items() if module in targets))
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f'{path}: {error!r}') from error
+        raise WeightsError(f'{path}: r or lora_alpha is missing or invalid ({error!r})') from error

@@ -1,14 +1,13 @@
-"""Sessions: a conversation with a model as a value, and sampling from it.
+"""Sessions (conversations with a model as values) and sampling from them.
 
-A `Session` holds every id that was fed to or sampled by a model for B conversations, and the key/value cache of all but
-the last id. That last token is *pending*: it is fed when the next token is needed. Appending text thus means writing
-its ids and letting the cache catch up, every forward pass of the sampling loop yields a token that is used, and ids,
-lengths and cache are all that is carried from turn to turn.
+A `Session` holds every token id that was fed to a model or sampled from it in B conversations, and the key/value cache
+of all ids except the last one. The last id is *pending*: the model reads it when the next token is needed. Thus no
+forward pass of the sampling loop is wasted, and nothing except ids, lengths and cache is carried from turn to turn.
 
-All functions are pure: they take a session and return a new one. If they are compiled with the session donated, the
-cache is updated in place.
+All functions are pure: they take a session and return a new one. If they are compiled with a donated session, XLA
+updates the cache in place.
 
-Axis letters: B conversations, L capacity in tokens, K new tokens, V vocabulary.
+Axis letters: B conversations, L capacity in tokens, K tokens of one message, C choices, V vocabulary, W residual width.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from typing import Optional
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Key
 
 from epo_jax.models.decoder import Decoder, KVCache
 from epo_jax.runtime.parallel import constrain
@@ -29,13 +28,13 @@ class Session:
     """B conversations with a model.
 
     Attributes:
-      ids: every id, exactly as fed or sampled.
-      length: number of ids; the cache holds one fewer.
-      turn: -1 for context, t >= 0 for ids that the model sampled in its t-th message.
-      logprob: log-probability of a sampled id under the model at temperature 1 and without truncation; 0 for context.
-      turns: number of messages generated so far.
-      overflow: whether something did not fit; such a row does not change any more.
-      cache: keys and values.
+      ids: token ids, exactly as fed or sampled.
+      length: number of ids; the cache holds one less.
+      turn: t for ids that the model sampled in its message t = 0, 1, ...; -1 for context.
+      logprob: log-probability of each sampled id under the model at temperature 1, without truncation; 0 for context.
+      turns: number of messages that the model has generated.
+      overflow: whether some tokens did not fit into the capacity. Such a row is frozen.
+      cache: keys and values of the first `length` - 1 ids.
     """
 
     ids: Int[Array, 'B L']
@@ -49,17 +48,17 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a message is sampled. Static: every value is a program of its own.
+    """Sampling settings. They are static: different settings are compiled separately.
 
     Attributes:
-      max_tokens: longest message, with its stop token.
+      max_tokens: maximum number of tokens of a message, including its stop token.
       stop: ids that end a message and are not part of it, such as the end-of-turn token.
-      closing: ids that end a message and are part of it, such as those with a closing quotation mark.
-      temperature: sampling temperature; 0 takes the most probable token.
-      top_k: sample among the k most probable tokens; 0 among all.
-      top_p: sample among the most probable tokens that hold this share of the probability; 1 among all.
-      min_tokens: smallest number of tokens of a message.
-      no_repeat: no sequence of this many tokens may occur twice in a conversation; 0 allows all.
+      closing: ids that end a message and are part of it, such as those that contain a closing quotation mark.
+      temperature: sampling temperature; 0 selects the most probable token.
+      top_k: sample from the k most probable tokens; 0 means all tokens.
+      top_p: sample from the smallest set of most probable tokens with at least this total probability; 1 means all.
+      min_tokens: minimum number of tokens of a message.
+      no_repeat: size of token sequences that must not occur twice in a conversation; 0 allows repetition.
     """
 
     max_tokens: int
@@ -72,15 +71,16 @@ class SamplingConfig:
     no_repeat: int = 0
 
     def __post_init__(self):
-        small = min(self.min_tokens, self.no_repeat, self.top_k, self.temperature)
-        if self.max_tokens < 1 or small < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f'these sampling settings are impossible: {self}')
+        smallest = min(self.min_tokens, self.no_repeat, self.top_k, self.temperature)
+        if self.max_tokens < 1 or smallest < 0 or not 0 < self.top_p <= 1:
+            raise ValueError('invalid sampling settings: max_tokens must be positive, min_tokens, no_repeat, top_k and '
+                             f'temperature must not be negative, and top_p must be in (0, 1], but got {self}')
         if not self.stop:
-            raise ValueError('a message needs at least one stop id')
+            raise ValueError('sampling needs at least one stop id')
 
 
 def open_session(model: Decoder, batch: int, capacity: int) -> Session:
-    """Return a session of `batch` empty conversations of at most `capacity` tokens."""
+    """Return a session of `batch` empty conversations that hold at most `capacity` tokens each."""
     rows = lambda value, dtype, *shape: constrain(model.mesh, jnp.full((batch, *shape), value, dtype), 'rows')
     return Session(
         ids=rows(0, jnp.int32, capacity),
@@ -92,8 +92,8 @@ def open_session(model: Decoder, batch: int, capacity: int) -> Session:
         cache=model.init_cache(batch, capacity))
 
 
-def clear(session: Session, rows) -> Session:
-    """Empty the conversations of rows bool[B]; later tokens overwrite their part of the cache."""
+def clear(session: Session, rows: Bool[Array, ' B']) -> Session:
+    """Empty the conversations of the selected rows. New tokens will overwrite their entries of the cache."""
     row = rows[:, None]
     return session.replace(
         ids=jnp.where(row, 0, session.ids),
@@ -104,32 +104,33 @@ def clear(session: Session, rows) -> Session:
         overflow=session.overflow & ~rows)
 
 
-def last_id(session: Session) -> jax.Array:
-    """Return the pending token, i32[B]; -1 where a conversation is empty."""
+def last_id(session: Session) -> Int[Array, ' B']:
+    """Return the last id of each row, which is pending, or -1 for an empty conversation."""
     at = jnp.maximum(session.length - 1, 0)
     last = jnp.take_along_axis(session.ids, at[:, None], axis=1)[:, 0]
     return jnp.where(session.length > 0, last, -1)
 
 
 def extend(model: Decoder, params, session: Session, tokens: Tokens, chunk: int = 64) -> Session:
-    """Append context. Only the new tokens are run through the model, in as many chunks as the longest row needs.
+    """Append context and prefill its tokens, in as many chunks as the longest row needs.
 
     Args:
       model: the decoder.
       params: its parameters.
       session: the conversations so far.
-      tokens: the new tokens [B, K]; rows of length 0 stay as they are.
-      chunk: number of tokens of a row that are run at once; static.
+      tokens: the tokens to append, [B, K]; rows of length 0 do not change.
+      chunk: number of tokens per row in one forward pass; static.
 
     Returns:
-      The longer session. A row that would leave no space for one more token stays as it is and overflows.
+      The new session. If a row would have no space left for another token, nothing is appended to it and its `overflow`
+      is set.
     """
     session, added = _append(session, tokens)
-    return session.replace(cache=_feed(model, params, session, added, session.length - 1, chunk)[0])
+    return session.replace(cache=_prefill(model, params, session, added, session.length - 1, chunk)[0])
 
 
-def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
-    """Write ids, which the cache does not hold yet; return the session and the number of written ids, i32[B]."""
+def _append(session: Session, tokens: Tokens) -> tuple[Session, Int[Array, ' B']]:
+    """Write ids without updating the cache; return the session and the number of ids written to each row."""
     batch, capacity = session.ids.shape
     fits = (session.length + tokens.length < capacity) | (tokens.length == 0)
     added = jnp.where(fits & ~session.overflow, tokens.length, 0)
@@ -141,22 +142,23 @@ def _append(session: Session, tokens: Tokens) -> tuple[Session, jax.Array]:
         overflow=session.overflow | ~fits), added
 
 
-def _feed(model: Decoder, params, session: Session, added, stop, chunk: int, hidden: Optional[jax.Array] = None):
-    """Run tokens through the model.
+def _prefill(model: Decoder, params, session: Session, added: Int[Array, ' B'], stop: Int[Array, ' B'], chunk: int,
+             hidden: Optional[Float[Array, 'B W']] = None):
+    """Run the pending token and the new tokens of every row through the model.
 
     Args:
       model, params, session, chunk: see `extend`.
-      added: i32[B], number of ids that were just written. The token that was pending before them is run too.
-      stop: i32[B], the position before which to stop.
-      hidden: [B, W], for rows without any token to run; None if hidden states are not needed.
+      added: number of ids that were just written.
+      stop: position of the first token that is not run.
+      hidden: result for rows that have no token to run; None if hidden states are not needed.
 
     Returns:
-      The cache, and the hidden state [B, W] of the last token of every row, or None.
+      The new cache, and the hidden states [B, W] of the last token that was run in every row, or None.
     """
     capacity, start = session.ids.shape[1], jnp.maximum(session.length - added - 1, 0)
     steps = (jnp.max(stop - start) + chunk - 1) // chunk
 
-    def step(i, carry):
+    def run_chunk(i, carry):
         cache, last = carry
         first = start + i * chunk
         positions = first[:, None] + jnp.arange(chunk)
@@ -165,22 +167,24 @@ def _feed(model: Decoder, params, session: Session, added, stop, chunk: int, hid
         new, cache = model.apply({'params': params}, ids, positions, cache)
         if last is not None:
             end = stop - 1 - first
-            found = jnp.take_along_axis(new, end[:, None, None], axis=1, mode='clip')[:, 0]
-            last = jnp.where(((end >= 0) & (end < chunk))[:, None], found, last)
+            at_end = jnp.take_along_axis(new, end[:, None, None], axis=1, mode='clip')[:, 0]
+            last = jnp.where(((end >= 0) & (end < chunk))[:, None], at_end, last)
         return cache, last
 
-    return jax.lax.fori_loop(0, steps, step, (session.cache, hidden))
+    return jax.lax.fori_loop(0, steps, run_chunk, (session.cache, hidden))
 
 
-def next_logits(model: Decoder, params, session: Session, live=None) -> tuple[Session, jax.Array]:
-    """Feed the pending token of every live row; return the session and the logits of the next token.
+def next_logits(model: Decoder, params, session: Session,
+                live: Optional[Bool[Array, ' B']] = None) -> tuple[Session, Float[Array, 'B V']]:
+    """Run the pending token of every live row through the model.
 
     Args:
       model, params, session: see `extend`.
-      live: bool[B]; None for all rows.
+      live: rows to run; None for all rows.
 
     Returns:
-      (session, f32[B, V]).
+      The session with an updated cache, and the logits of the next token. Logits of rows that are not live have no
+      meaning.
     """
     capacity = session.ids.shape[1]
     at = jnp.maximum(session.length - 1, 0)
@@ -192,46 +196,48 @@ def next_logits(model: Decoder, params, session: Session, live=None) -> tuple[Se
 
 
 def peek(model: Decoder, params, session: Session, tokens: Tokens, chunk: int = 64,
-         stay=False) -> tuple[Session, jax.Array]:
-    """Return the logits of the next token after `tokens`, without keeping these unless `stay` is true.
+         stay: Bool[Array, ''] | bool = False) -> tuple[Session, Float[Array, 'B V']]:
+    """Return the logits of the token after `tokens`, and append `tokens` to the conversation only if `stay` is true.
 
-    Tokens that do not stay are written to the cache behind the end of the conversation, and the session keeps its
-    length. What is appended next overwrites them, so the cache is never copied.
+    The keys and values of tokens that do not stay lie in the cache after the end of the conversation, where the next
+    tokens will overwrite them. Therefore the cache is never copied.
 
     Args:
       model, params, session, chunk: see `extend`.
-      tokens: [B, K].
-      stay: bool[], whether the tokens become part of the conversation.
+      tokens: the tokens, [B, K].
+      stay: whether the tokens become part of the conversation.
 
     Returns:
-      (session, f32[B, V]). The logits of a row that has overflowed are NaN.
+      The session and the logits; NaN for rows that have overflowed.
     """
-    longer, added = _append(session, tokens)
-    cache, hidden = _feed(
-        model, params, longer, added, longer.length, chunk, jnp.zeros((len(added), model.config.width), model.dtype))
+    extended, added = _append(session, tokens)
+    cache, hidden = _prefill(
+        model, params, extended, added, extended.length, chunk,
+        jnp.zeros((len(added), model.config.width), model.dtype))
     logits = model.apply({'params': params}, hidden, method='logits')
-    kept = jax.tree.map(lambda new, old: jnp.where(stay, new, old), *(s.replace(cache=()) for s in (longer, session)))
-    return kept.replace(cache=cache), jnp.where(longer.overflow[:, None], jnp.nan, logits)
+    result = jax.tree.map(
+        lambda new, old: jnp.where(stay, new, old), *(s.replace(cache=()) for s in (extended, session)))
+    return result.replace(cache=cache), jnp.where(extended.overflow[:, None], jnp.nan, logits)
 
 
-def generate(model: Decoder, params, session: Session, keys: jax.Array, live: jax.Array,
+def generate(model: Decoder, params, session: Session, keys: Key[Array, ' B'], live: Bool[Array, ' B'],
              config: SamplingConfig, choices: Optional[Tokens] = None) -> tuple[Session, Tokens]:
     """Sample one message in every live row.
 
     Args:
       model, params, session: see `extend`.
-      keys: key[B]. The token at position p of a row is sampled with fold_in(key, p), so that a message does not depend
+      keys: random keys. The token at position p of a row is sampled with fold_in(key, p), so a message does not depend
         on the other rows.
-      live: bool[B], the rows that sample; the others, and rows that have overflowed, stay as they are.
-      config: see there.
-      choices: Tokens [B, C, K] (lengths i32[B, C]). The message of a row with any choice that is not empty is one of
-        them, sampled token by token along their prefix tree. None allows every message. Needs config.max_tokens > K, or
-        a choice may be cut off.
+      live: rows that sample; the other rows, and rows that have overflowed, do not change.
+      config: the sampling settings.
+      choices: allowed messages, ids [B, C, K] and lengths [B, C]. A row that has a non-empty choice samples one of its
+        choices, token by token along their prefix tree; other rows sample freely. None lets all rows sample freely.
+        Requires config.max_tokens > K, because a choice may be cut off otherwise.
 
     Returns:
-      The session, and the messages [B, config.max_tokens] without their stop tokens. In the session, the sampled ids
-      with the stop token carry their turn and log-probability. A message that was cut off at max_tokens has no stop
-      token; one that was cut off at the capacity overflows.
+      The session, and the messages [B, config.max_tokens] without their stop tokens. In the session, the sampled ids,
+      including stop tokens, carry their turn and log-probability. A message that reaches max_tokens has no stop token;
+      a message that reaches the capacity sets `overflow`.
     """
     batch, capacity = session.ids.shape
     rows = jnp.arange(batch)
@@ -239,19 +245,19 @@ def generate(model: Decoder, params, session: Session, keys: jax.Array, live: ja
     live = live & ~session.overflow & (session.length > 0)
     session = session.replace(overflow=session.overflow | (live & (session.length >= capacity)))
     live = live & ~session.overflow
-    begin = session.length
+    start = session.length
 
     def step(carry):
         session, going, count, possible = carry
         session, logits = next_logits(model, params, session, going)
-        barred = jnp.zeros(logits.shape, bool).at[:, ends].set(count < config.min_tokens)
+        banned = jnp.zeros(logits.shape, bool).at[:, ends].set(count < config.min_tokens)
         if config.no_repeat:
-            barred |= would_repeat(session, config.no_repeat, logits.shape[-1])
+            banned |= would_repeat(session, config.no_repeat, logits.shape[-1])
         if choices is not None:
-            follow = _follow(choices, possible, count, config.stop[0])
-            allowed = jnp.zeros(logits.shape, bool).at[rows[:, None], follow].set(True, mode='drop')
-            barred = jnp.where(possible.any(axis=1)[:, None], ~allowed, barred)
-        new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config, barred)
+            next_ids = _next_ids(choices, possible, count, config.stop[0])
+            allowed = jnp.zeros(logits.shape, bool).at[rows[:, None], next_ids].set(True, mode='drop')
+            banned = jnp.where(possible.any(axis=1)[:, None], ~allowed, banned)
+        new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config, banned)
         at = jnp.where(going, session.length, capacity)
         session = session.replace(
             ids=session.ids.at[rows, at].set(new, mode='drop'),
@@ -259,12 +265,12 @@ def generate(model: Decoder, params, session: Session, keys: jax.Array, live: ja
             logprob=session.logprob.at[rows, at].set(logprob, mode='drop'),
             length=session.length + going)
         stopped = going & (new[:, None] == ends).any(axis=1)
-        if choices is not None:  # a choice may contain ids that would end a free message
+        if choices is not None:  # a choice may contain ids that would end other messages
             stopped = jnp.where(possible.any(axis=1), going & (new == config.stop[0]), stopped)
         full = going & ~stopped & (session.length >= capacity)
         session = session.replace(overflow=session.overflow | full)
         if choices is not None:
-            possible &= follow == new[:, None]
+            possible &= next_ids == new[:, None]
         return session, going & ~stopped & ~full, count + 1, possible
 
     possible = None if choices is None else choices.length > 0
@@ -272,28 +278,28 @@ def generate(model: Decoder, params, session: Session, keys: jax.Array, live: ja
         lambda carry: carry[1].any() & (carry[2] < config.max_tokens), step, (session, live, 0, possible))
 
     last = last_id(session)
-    size = session.length - begin - (live & (last[:, None] == stops).any(axis=1))
+    size = session.length - start - (live & (last[:, None] == stops).any(axis=1))
     session = session.replace(turns=session.turns + live)
-    window = jnp.minimum(begin[:, None] + jnp.arange(config.max_tokens), capacity - 1)
-    return session, Tokens(jnp.take_along_axis(session.ids, window, axis=1), size)
+    positions = jnp.minimum(start[:, None] + jnp.arange(config.max_tokens), capacity - 1)
+    return session, Tokens(jnp.take_along_axis(session.ids, positions, axis=1), size)
 
 
-def _follow(choices: Tokens, possible, count, end: int) -> jax.Array:
-    """Return the next id of every choice, i32[B, C].
+def _next_ids(choices: Tokens, possible: Bool[Array, 'B C'], count: Int[Array, ''], end: int) -> Int[Array, 'B C']:
+    """Return the next id of every choice.
 
     Args:
       choices: see `generate`.
-      possible: bool[B, C], choices that begin with what was sampled; the others get an id outside any vocabulary.
+      possible: choices that begin with the ids sampled so far. The next id of all others is outside any vocabulary.
       count: number of ids sampled so far.
-      end: the id after the last one of a choice.
+      end: the id that follows a complete choice.
     """
     at = jnp.minimum(count, choices.ids.shape[-1] - 1)
     new = jnp.where(count < choices.length, jax.lax.dynamic_index_in_dim(choices.ids, at, 2, keepdims=False), end)
     return jnp.where(possible & (count <= choices.length), new, jnp.iinfo(jnp.int32).max)
 
 
-def would_repeat(session: Session, size: int, vocab_size: int) -> jax.Array:
-    """Return the tokens that would complete a sequence of `size` ids which a row already contains, bool[B, V]."""
+def would_repeat(session: Session, size: int, vocab_size: int) -> Bool[Array, 'B V']:
+    """Return which tokens would complete a sequence of `size` ids that already occurs in the row."""
     length, capacity = session.length[:, None], session.ids.shape[1]
     starts = jnp.arange(capacity - size + 1)
     same = starts + size <= length  # sequences within the row
@@ -305,47 +311,48 @@ def would_repeat(session: Session, size: int, vocab_size: int) -> jax.Array:
     return jnp.zeros((len(session.ids), vocab_size), bool).at[rows, follower].set(True, mode='drop')
 
 
-def sample(logits: jax.Array, keys: jax.Array, config: SamplingConfig,
-           barred: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
-    """Sample one token a row, by inverse transform sampling.
+def sample(logits: Float[Array, 'B V'], keys: Key[Array, ' B'], config: SamplingConfig,
+           banned: Optional[Bool[Array, 'B V']] = None) -> tuple[Int[Array, ' B'], Float[Array, ' B']]:
+    """Sample one token per row by inverse transform sampling.
 
-    One uniform number a row, compared with the cumulative sum of the weights, costs a fraction of V Gumbel numbers.
+    Comparing one uniform number per row with the cumulative weights is much cheaper than drawing V Gumbel numbers.
 
     Args:
-      logits: f32[B, V].
-      keys: key[B]; the sample of a row depends on its own key alone.
-      config: see there.
-      barred: bool[B, V], tokens that are not sampled.
+      logits: float32 logits.
+      keys: random keys. The token of a row depends on no other key.
+      config: the sampling settings.
+      banned: tokens that must not be sampled.
 
     Returns:
-      (token i32[B], f32[B] its log-probability under the model at temperature 1, without truncation and bars).
+      The tokens, and their log-probabilities under the model at temperature 1, without truncation or banned tokens.
     """
-    kept = logits if barred is None else jnp.where(barred, -jnp.inf, logits)
+    masked = logits if banned is None else jnp.where(banned, -jnp.inf, logits)
     if config.temperature == 0:
-        token = jnp.argmax(kept, axis=-1).astype(jnp.int32)
+        token = jnp.argmax(masked, axis=-1).astype(jnp.int32)
         return token, _logprob(logits, token)
-    names: Optional[jax.Array] = None
+    top_ids: Optional[jax.Array] = None
     if config.top_k:
-        kept, names = jax.lax.top_k(kept, min(config.top_k, logits.shape[-1]))
-    weights = jnp.exp((kept - kept.max(axis=-1, keepdims=True)) / config.temperature)
+        masked, top_ids = jax.lax.top_k(masked, min(config.top_k, logits.shape[-1]))
+    weights = jnp.exp((masked - masked.max(axis=-1, keepdims=True)) / config.temperature)
     if config.top_p < 1:
         weights = jnp.where(weights >= _nucleus(weights, config.top_p), weights, 0.0)
     total = jnp.cumsum(weights, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)[:, None]
-    # The first index with a weight whose cumulative sum exceeds the draw. XLA does not add in order, so rounding may
-    # let the sum grow where there is no weight, and a draw may round up to the total.
-    at = jnp.arange(weights.shape[-1])
-    place = jnp.min(jnp.where((weights > 0) & (total > uniform * total[:, -1:]), at, at[-1]), axis=-1)
-    place = jnp.minimum(place, jnp.max(jnp.where(weights > 0, at, 0), axis=-1))
-    token = place if names is None else jnp.take_along_axis(names, place[:, None], axis=1)[:, 0]
+    # Take the first index with a positive weight whose cumulative sum exceeds the draw. Both conditions are necessary:
+    # XLA does not add in order, so due to rounding the sum may grow where the weight is 0, and the draw may round up to
+    # the total.
+    indices = jnp.arange(weights.shape[-1])
+    index = jnp.min(jnp.where((weights > 0) & (total > uniform * total[:, -1:]), indices, indices[-1]), axis=-1)
+    index = jnp.minimum(index, jnp.max(jnp.where(weights > 0, indices, 0), axis=-1))
+    token = index if top_ids is None else jnp.take_along_axis(top_ids, index[:, None], axis=1)[:, 0]
     token = token.astype(jnp.int32)
     return token, _logprob(logits, token)
 
 
 def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
-    """Return the largest threshold [B, 1] such that the weights at or above it hold the share `top_p`.
+    """Return the largest threshold [B, 1] such that the weights at or above it are the fraction `top_p` of the sum.
 
-    It is found by bisection, which costs far less than sorting the vocabulary.
+    Bisection is much cheaper than sorting the vocabulary.
     """
     goal = top_p * weights.sum(axis=-1, keepdims=True)
 

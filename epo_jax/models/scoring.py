@@ -1,137 +1,142 @@
-"""Log-probabilities by one full forward pass, for the learner.
+"""Log-probabilities and entropies from one full forward pass, for the learner.
 
-Logits are never held for all positions at once. The tokens that count are moved together, projected and reduced a chunk
-at a time, and chunks without any are skipped. The objective is linear in the log-probabilities (rl/losses.py), so the
-weight of every token is known before the forward pass: the gradient of a chunk is computed while its logits exist, and
-the backward pass projects nothing again.
+Logits never exist for all positions at once. The tokens that count are gathered, projected and reduced in chunks, and
+chunks without any such token are skipped. Because the objective is linear in the log-probabilities (rl/losses.py), the
+weight of every token is known before the forward pass. Therefore the gradient of a chunk is computed while its logits
+exist, and the backward pass does not project again.
 
-Axis letters: N conversations, L token positions, C positions of a chunk, M numbers a token (log-probability and
-entropy), V vocabulary, W residual width.
+Axis letters: N conversations, L token positions, C positions of a chunk, M statistics per token (log-probability and
+optionally entropy), V vocabulary, W residual width.
 """
 
 from einops import rearrange
 import jax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from epo_jax.models.decoder import Decoder
+from epo_jax.text.tokens import Array
 
 
-def score(model: Decoder, params, ids: jax.Array, chunk: int = 256) -> jax.Array:
-    """Return the log-probability of every token given those before it, f32[N, L]; 0 at position 0.
+def score(model: Decoder, params, ids: Int[Array, 'N L'], chunk: int = 256) -> Float[Array, 'N L']:
+    """Return the log-probability of every token given the preceding tokens; 0 at position 0.
 
-    It cannot be differentiated; see `weighted_sum`.
+    The result cannot be differentiated; use `weighted_sum` instead.
 
     Args:
-      model, params: the decoder and its parameters, in either layout.
-      ids: i32[N, L].
-      chunk: number of tokens, of all rows together, whose logits are computed at once.
+      model: the decoder.
+      params: its parameters, in either layout.
+      ids: token ids.
+      chunk: number of tokens, in all rows together, whose logits are computed at once.
     """
     return weighted_sum(model, params, ids, jnp.ones(ids.shape, bool), jnp.ones((1, *ids.shape)), chunk)[1][0]
 
 
-def weighted_sum(model: Decoder, params, ids: jax.Array, counts: jax.Array, weights: jax.Array,
-          chunk: int = 256) -> tuple[jax.Array, jax.Array]:
-    """Return a weighted sum over tokens, and the numbers that were summed; only the sum can be differentiated.
+def weighted_sum(model: Decoder, params, ids: Int[Array, 'N L'], counts: Bool[Array, 'N L'],
+                 weights: Float[Array, 'M N L'], chunk: int = 256) -> tuple[Float[Array, ''], Float[Array, 'M N L']]:
+    """Return a weighted sum of statistics of tokens, and the statistics. Only the sum can be differentiated.
 
     Args:
-      model, params: the decoder and its parameters, in either layout.
-      ids: i32[N, L].
-      counts: bool[N, L], tokens that count; the numbers of all others are 0.
-      weights: f32[M, N, L], the weights of each token's log-probability and, if M is 2, of the entropy (nats) of the
-        distribution that it was sampled from.
-      chunk: number of tokens, of all rows together, whose logits are computed at once.
+      model: the decoder.
+      params: its parameters, in either layout.
+      ids: token ids.
+      counts: tokens that count; the statistics of all others are 0.
+      weights: weights of the log-probability of each token and, if M is 2, of the entropy (in nats) of the distribution
+        that the token was sampled from.
+      chunk: number of tokens, in all rows together, whose logits are computed at once.
 
     Returns:
-      The sum f32[], and the numbers f32[M, N, L], which are 0 at position 0.
+      The sum, and the float32 statistics, which are 0 at position 0.
     """
     rows, length = ids.shape
     positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
     hidden, _ = model.apply({'params': params}, ids, positions)
-    # Position l predicts token l + 1. Tokens that count come first, so that whole chunks can be skipped.
-    after = lambda x: jnp.roll(x, -1, axis=-1)
-    counts = after(counts) & (positions < length - 1)
+    # Position l predicts token l + 1. Move the tokens that count to the front, so that whole chunks can be skipped.
+    shift = lambda x: jnp.roll(x, -1, axis=-1)
+    counts = shift(counts) & (positions < length - 1)
     order = jnp.argsort(~counts, axis=1, stable=True)
     size = max(1, chunk // rows)
     padding = -length % size
 
-    def cut(x):
-        """Cut [N, L, ...] in that order into [chunks, N, C, ...]."""
+    def split(x):
+        """Reorder x [N, L, ...] and split it into [chunks, N, C, ...]."""
         x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
         return rearrange(x, 'n (s c) ... -> s n c ...', c=size)
 
-    parts = cut(after(ids)), cut(counts), cut(rearrange(after(weights), 'm n l -> n l m'))
+    chunks = split(shift(ids)), split(counts), split(rearrange(shift(weights), 'm n l -> n l m'))
     name = 'embed' if model.config.tied else 'head'
-    total, found = _project(
-        model, {name: params[name]}, jax.lax.stop_gradient({'embed': params['embed']}), cut(hidden), parts)
-    found = rearrange(found, 's n c m -> n (s c) m')[:, :length]
-    found = jnp.take_along_axis(found, jnp.argsort(order, axis=1)[:, :, None], axis=1)
-    return total, rearrange(jnp.roll(found, 1, axis=1), 'n l m -> m n l')
+    total, statistics = _project(
+        model, {name: params[name]}, jax.lax.stop_gradient({'embed': params['embed']}), split(hidden), chunks)
+    statistics = rearrange(statistics, 's n c m -> n (s c) m')[:, :length]
+    statistics = jnp.take_along_axis(statistics, jnp.argsort(order, axis=1)[:, :, None], axis=1)
+    return total, rearrange(jnp.roll(statistics, 1, axis=1), 'n l m -> m n l')
 
 
-def _project(model, head, rest, hidden, parts):
-    """Return the weighted sum f32[] and the numbers f32[chunks, N, C, M].
+def _project(model: Decoder, head, rest, hidden, chunks):
+    """Return the weighted sum f32[] and the statistics f32[chunks, N, C, M].
 
     Args:
       model: the decoder.
       head: the parameters that project to the vocabulary.
-      rest: other parameters that the model needs, without gradient.
+      rest: other parameters that the model needs; they get no gradient.
       hidden: [chunks, N, C, W].
-      parts: targets, counts and weights in chunks.
+      chunks: target ids [chunks, N, C], counts [chunks, N, C] and weights [chunks, N, C, M].
     """
-    def numbers(logits, targets, counts, weights):
-        """Return the weighted sum, the numbers f32[N, C, M], and the sum's gradient by the logits, f32[N, C, V]."""
+    def reduce(logits, targets, counts, weights):
+        """Return the weighted sum, the statistics f32[N, C, M], and the gradient of the sum by logits, f32[N, C, V]."""
         weights = jnp.where(counts[..., None], weights, 0)
         logprob = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        hit = jnp.arange(logits.shape[-1]) == targets[..., None]
-        found = [jnp.take_along_axis(logprob, targets[..., None], axis=-1)]
-        slope = weights[..., :1] * (hit - jnp.exp(logprob))
+        is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+        statistics = [jnp.take_along_axis(logprob, targets[..., None], axis=-1)]
+        d_logits = weights[..., :1] * (is_target - jnp.exp(logprob))
         if weights.shape[-1] == 2:
-            found.append(-(jnp.exp(logprob) * logprob).sum(axis=-1, keepdims=True))
-            slope -= weights[..., 1:] * jnp.exp(logprob) * (logprob + found[1])
-        found = jnp.where(counts[..., None], jnp.concatenate(found, axis=-1), 0)
-        return (found * weights).sum(), found, slope
+            statistics.append(-(jnp.exp(logprob) * logprob).sum(axis=-1, keepdims=True))
+            d_logits -= weights[..., 1:] * jnp.exp(logprob) * (logprob + statistics[1])
+        statistics = jnp.where(counts[..., None], jnp.concatenate(statistics, axis=-1), 0)
+        return (statistics * weights).sum(), statistics, d_logits
 
-    def chunks(look, skip, carry, hidden, parts):
-        """Scan chunks with `look`, or with `skip` where no token counts: (carry, hidden, part) -> (carry, results)."""
-        step = lambda carry, part: jax.lax.cond(part[2].any(), look, skip, carry, *part)
-        return jax.lax.scan(step, carry, (hidden, *parts))
+    def scan(run, skip, carry, hidden, chunks):
+        """Scan chunks with `run`, or with `skip` if no token counts: (carry, hidden, *chunk) -> (carry, results)."""
+        step = lambda carry, chunk: jax.lax.cond(chunk[2].any(), run, skip, carry, *chunk)
+        return jax.lax.scan(step, carry, (hidden, *chunks))
 
     @jax.custom_vjp
-    def project(head, rest, hidden, parts):
-        def look(total, hidden, *part):
+    def project(head, rest, hidden, chunks):
+        def run(total, hidden, *chunk):
             logits = model.apply({'params': rest | head}, hidden, method='logits')
-            value, found, _ = numbers(logits, *part)
-            return total + value, found
+            value, statistics, _ = reduce(logits, *chunk)
+            return total + value, statistics
 
         skip = lambda total, hidden, targets, counts, weights: (total, jnp.zeros(weights.shape))
-        return chunks(look, skip, jnp.zeros(()), hidden, parts)
+        return scan(run, skip, jnp.zeros(()), hidden, chunks)
 
-    def forward(head, rest, hidden, parts):
-        trained = any(x.perturbed for x in jax.tree.leaves(head))  # not under an adapter
-        head, rest, hidden, parts = jax.tree.map(lambda x: x.value, (head, rest, hidden, parts))
+    def forward(head, rest, hidden, chunks):
+        head_is_trained = any(x.perturbed for x in jax.tree.leaves(head))  # it is frozen if an adapter is trained
+        head, rest, hidden, chunks = jax.tree.map(lambda x: x.value, (head, rest, hidden, chunks))
 
-        def look(carry, hidden, *part):
-            total, gradient = carry
-            by = lambda hidden, head=head: model.apply({'params': rest | head}, hidden, method='logits')
-            logits, pull = jax.vjp(by, hidden, *([head] if trained else []))
-            value, found, slope = numbers(logits, *part)
-            back, *new = pull(slope)
-            return (total + value, jax.tree.map(jnp.add, gradient, new)), (found, back)
+        def run(carry, hidden, *chunk):
+            total, d_head = carry
+            to_logits = lambda hidden, head=head: model.apply({'params': rest | head}, hidden, method='logits')
+            logits, vjp = jax.vjp(to_logits, hidden, *([head] if head_is_trained else []))
+            value, statistics, d_logits = reduce(logits, *chunk)
+            d_hidden, *new = vjp(d_logits)
+            return (total + value, jax.tree.map(jnp.add, d_head, new)), (statistics, d_hidden)
 
         def skip(carry, hidden, targets, counts, weights):
             return carry, (jnp.zeros(weights.shape), jnp.zeros_like(hidden))
 
-        carry = jnp.zeros(()), [jax.tree.map(jnp.zeros_like, head)] if trained else []
-        (total, gradient), (found, back) = chunks(look, skip, carry, hidden, parts)
-        return (total, found), (gradient, back)
+        carry = jnp.zeros(()), [jax.tree.map(jnp.zeros_like, head)] if head_is_trained else []
+        (total, d_head), (statistics, d_hidden) = scan(run, skip, carry, hidden, chunks)
+        return (total, statistics), (d_head, d_hidden)
 
-    def backward(kept, change):
-        if not isinstance(change[1], SymbolicZero):
-            raise TypeError('only the sum that `weighted_sum` returns can be differentiated')
-        gradient, back = jax.tree.map(lambda x: (x * change[0]).astype(x.dtype), kept)
-        return gradient[0] if gradient else None, None, back, None
+    def backward(gradients, d_result):
+        d_total, d_statistics = d_result
+        if not isinstance(d_statistics, SymbolicZero):
+            raise TypeError('the statistics that `weighted_sum` returns cannot be differentiated, only the sum')
+        d_head, d_hidden = jax.tree.map(lambda x: (x * d_total).astype(x.dtype), gradients)
+        return d_head[0] if d_head else None, None, d_hidden, None
 
     project.defvjp(forward, backward, symbolic_zeros=True)
-    return project(head, rest, hidden, parts)
+    return project(head, rest, hidden, chunks)

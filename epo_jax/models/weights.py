@@ -1,7 +1,7 @@
-"""Checkpoints: Hugging Face safetensors and GGUF files to parameters and back, tensor by tensor.
+"""Reading checkpoints (Hugging Face safetensors or GGUF) and writing Hugging Face checkpoints, tensor by tensor.
 
-Each tensor is read, brought into our layout ([in, out...] kernels with separate head axes), cast and put on its devices
-before the next one is read, so the host holds one tensor at a time.
+Each tensor is read, converted to the layout of the decoder ([in, out...] kernels with separate head axes), cast and put
+on its devices before the next one is read, so the host holds only one tensor at a time.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from epo_jax.runtime.errors import InputError
 
 Path = tuple[str, ...]
 
-# Our name -> (name at Hugging Face, name in GGUF).
+# Name in the decoder -> (name in Hugging Face checkpoints, name in GGUF files).
 LAYER_MODULES = {
     'attn_norm': ('input_layernorm', 'attn_norm'),
     'q': ('self_attn.q_proj', 'attn_q'),
@@ -48,7 +48,7 @@ OTHER_MODULES = {
 
 
 class WeightsError(InputError):
-    """A checkpoint that cannot be read or written; the message names the tensor or the file."""
+    """A checkpoint cannot be read or written. The message names the file or the tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Tensor:
     """One tensor of a checkpoint.
 
     Attributes:
-      leaf: the leaf of the stacked layout that it is, or is a layer of, such as ('layers', 'q', 'kernel').
-      layer: its layer, or None outside the layers.
-      shape: its shape in our layout, without the layer axis.
+      leaf: path of its leaf in the stacked layout, such as ('layers', 'q', 'kernel').
+      layer: index of its layer in this leaf; None for tensors outside the layers.
+      shape: shape in the decoder, without the layer axis.
     """
 
     leaf: Path
@@ -67,11 +67,11 @@ class Tensor:
 
     @property
     def path(self) -> Path:
-        """Return the path of its leaf in the layout with one subtree a layer."""
+        """Return the path of its leaf in the layout with one subtree per layer."""
         return self.leaf if self.layer is None else (f'layer_{self.layer}', *self.leaf[1:])
 
     def name(self, gguf: bool = False) -> str:
-        """Return its name in Hugging Face or GGUF files."""
+        """Return its name in Hugging Face checkpoints or in GGUF files."""
         kind = 'bias' if self.leaf[-1] == 'bias' else 'weight'
         if self.layer is None:
             return f'{OTHER_MODULES[self.leaf[0]][gguf]}.{kind}'
@@ -79,52 +79,57 @@ class Tensor:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Return its shape in files, where kernels are [out, in] and heads are not a separate axis."""
+        """Return its shape in files, where kernels are [out, in] and heads have no axis of their own."""
         if self.leaf[-1] == 'kernel':
             return math.prod(self.shape[1:]), self.shape[0]
         return (math.prod(self.shape),) if self.leaf[-1] == 'bias' else self.shape
 
     def from_stored(self, x: np.ndarray, dtype) -> np.ndarray:
-        """[stored_shape] -> a new array [shape] of `dtype`."""
+        """Convert an array from a file, of shape `stored_shape`, to a new array of shape `shape` and dtype `dtype`."""
         x = x.T if self.leaf[-1] == 'kernel' else x
         return np.array(x.reshape(self.shape), dtype=np.dtype(dtype), order='C')
 
     def to_stored(self, x: np.ndarray) -> np.ndarray:
-        """[shape] -> [stored_shape], contiguous."""
+        """Convert an array of shape `shape` to a contiguous array of shape `stored_shape` for a file."""
         x = x.reshape(x.shape[0], -1).T if self.leaf[-1] == 'kernel' else x
         return np.ascontiguousarray(x.reshape(self.stored_shape))
 
 
 class SafetensorsFiles:
-    """`model.safetensors` of a folder, or its shards and their index; read lazily.
+    """The tensors in `model.safetensors`, or in the shards that `model.safetensors.index.json` lists; read on demand.
 
     Attributes:
-      shapes: tensor name -> shape.
+      shapes: maps each tensor name to its shape.
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Open the files. Raises WeightsError: one is missing or damaged, or not what the index says."""
+        """Open the files of a folder.
+
+        Raises:
+          WeightsError: a file is missing or damaged, or does not match the index.
+        """
         index = folder / 'model.safetensors.index.json'
         if index.exists():
-            where = _read_json(index).get('weight_map')
-            if not isinstance(where, dict):
-                raise WeightsError(f'{index}: no weight_map in it')
-            files = {name: _open_safetensors(folder / name) for name in sorted(set(where.values()))}
+            weight_map = _read_json(index).get('weight_map')
+            if not isinstance(weight_map, dict):
+                raise WeightsError(f'{index}: weight_map is missing or not an object')
+            files = {name: _open_safetensors(folder / name) for name in sorted(set(weight_map.values()))}
         else:
             files = {'model.safetensors': _open_safetensors(folder / 'model.safetensors')}
-            where = {name: 'model.safetensors' for name in files['model.safetensors'].keys()}
-        held = {file_name: set(file.keys()) for file_name, file in files.items()}
-        for name, file_name in where.items():
-            if name not in held[file_name]:
-                raise WeightsError(f'{folder / file_name}: tensor {name!r} is missing, the index says it is here')
-        self._file_of = {name: files[file_name] for name, file_name in where.items()}
+            weight_map = {name: 'model.safetensors' for name in files['model.safetensors'].keys()}
+        contents = {file_name: set(file.keys()) for file_name, file in files.items()}
+        for name, file_name in weight_map.items():
+            if name not in contents[file_name]:
+                raise WeightsError(f'{folder / file_name}: tensor {name!r} is missing, but the index lists it')
+        self._file_of = {name: files[file_name] for name, file_name in weight_map.items()}
         self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, float32, float16 or bfloat16. Raises WeightsError: it is of another type."""
+        """Return a tensor of type float32, float16 or bfloat16; raise WeightsError if it has another type."""
         dtype = self._file_of[name].get_slice(name).get_dtype()
         if dtype not in ('F32', 'F16', 'BF16'):
-            raise WeightsError(f'tensor {name!r} is of type {dtype}; supported are F32, F16 and BF16')
+            raise WeightsError(f'tensor {name!r} has the unsupported type {dtype}; '
+                               'supported types are F32, F16 and BF16')
         return self._file_of[name].get_tensor(name)
 
 
@@ -134,18 +139,18 @@ def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
     """Read a checkpoint.
 
     Args:
-      path: a folder with `config.json` and `model.safetensors` (or shards with their index), or a .gguf file.
+      path: a folder with `config.json` and `model.safetensors` (or shards and their index), or a .gguf file.
       dtype: dtype of all parameters.
-      stacked: which parameter layout, see `epo_jax.models.transformer`.
-      shardings: configuration -> tree of shardings, one a parameter in the layout asked for; None: everything on
-        the default device.
+      stacked: whether to return the stacked layout; see models/transformer.py.
+      shardings: a function that returns the sharding of every parameter, in the chosen layout, for the shape of the
+        decoder. None puts all parameters on the default device.
 
     Returns:
-      (configuration, parameters as a nested dict of `jax.Array`).
+      The shape of the decoder, and its parameters as a nested dict of `jax.Array`.
 
     Raises:
-      WeightsError: a file is missing, cut short or of an unknown kind; the model is not supported; a tensor
-        is missing, unexpected, of the wrong shape or of an unsupported type.
+      WeightsError: a file is missing, truncated or of an unknown format; the model is not supported; or a tensor is
+        missing, unexpected, of the wrong shape or of an unsupported type.
     """
     path = pathlib.Path(path)
     try:
@@ -155,13 +160,13 @@ def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
             files = GGUFFile(path)
             config = config_of(files)
         else:
-            raise WeightsError('neither a folder with safetensors nor a .gguf file')
+            raise WeightsError('this path is neither a folder with safetensors nor a .gguf file')
         leaves = _leaves(config)
         names = {t: t.name(gguf=isinstance(files, GGUFFile)) for tensors in leaves.values() for t in tensors}
         _check(config, files, {name: t.stored_shape for t, name in names.items()})
         read = lambda tensor: tensor.from_stored(files.read(names[tensor]), dtype)
-        placed = flatten_dict(shardings(config)) if shardings else {}
-        return config, _fill(leaves, read, dtype, stacked, placed)
+        leaf_shardings = flatten_dict(shardings(config)) if shardings else {}
+        return config, _read_params(leaves, read, dtype, stacked, leaf_shardings)
     except (WeightsError, GGUFError, UnsupportedModelError, safetensors.SafetensorError) as error:
         message = str(error)
         raise WeightsError(message if str(path) in message else f'{path}: {message}') from error
@@ -173,9 +178,9 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise WeightsError(f'{path}: no such file') from error
     except ValueError as error:
-        raise WeightsError(f'{path}: not JSON ({error})') from error
+        raise WeightsError(f'{path}: the file is not JSON ({error})') from error
     if not isinstance(content, dict):
-        raise WeightsError(f'{path}: not a JSON object')
+        raise WeightsError(f'{path}: the content is not a JSON object')
     return content
 
 
@@ -183,7 +188,7 @@ def _read_config(path: pathlib.Path) -> ModelConfig:
     try:
         return ModelConfig.from_hf(_read_json(path))
     except KeyError as error:
-        raise WeightsError(f'{path}: no {error} in it') from error
+        raise WeightsError(f'{path}: the key {error} is missing') from error
 
 
 def _open_safetensors(path: pathlib.Path):
@@ -192,35 +197,36 @@ def _open_safetensors(path: pathlib.Path):
     try:
         return safetensors.safe_open(path, 'np')
     except safetensors.SafetensorError as error:
-        raise WeightsError(f'{path}: not a safetensors file, or cut short ({error})') from error
+        raise WeightsError(f'{path}: not a safetensors file, or truncated ({error})') from error
 
 
 def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
-    """Return the tensors that make up every leaf of the stacked layout."""
+    """Return the tensors of every leaf of the stacked layout."""
     tree = flatten_dict(jax.eval_shape(lambda: Transformer(config, stacked=True).init_params(jax.random.key(0))))
     layers = lambda path, x: [Tensor(path, i, x.shape[1:]) for i in range(config.num_layers)]
     return {p: layers(p, x) if p[0] == 'layers' else [Tensor(p, None, x.shape)] for p, x in tree.items()}
 
 
-def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, wanted: dict[str, tuple[int, ...]]):
-    """Compare names and shapes in the files with those of the model, before tensors are read."""
-    several = lambda names: ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if names[5:] else '')
-    if missing := [name for name in wanted if name not in files.shapes]:
-        raise WeightsError(f'missing tensor {several(missing)}')
-    for name, shape in wanted.items():
+def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, expected: dict[str, tuple[int, ...]]):
+    """Compare the names and shapes of tensors in the files with those of the model before any tensor is read."""
+    listing = lambda names: ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if names[5:] else '')
+    if missing := [name for name in expected if name not in files.shapes]:
+        raise WeightsError(f'missing tensor {listing(missing)}')
+    for name, shape in expected.items():
         if files.shapes[name] != shape:
             raise WeightsError(f'tensor {name!r} has shape {files.shapes[name]}, expected {shape}')
     head, table = 'lm_head.weight', 'model.embed_tokens.weight'
-    # Rotary frequencies follow from the configuration, and a tied table may be there twice, if it is the same.
-    known = ('rotary_emb.inv_freq', 'rope_freqs.weight', *([head] if config.tied else []))
-    if extra := [name for name in files.shapes if name not in wanted and not name.endswith(known)]:
-        raise WeightsError(f'unexpected tensor {several(extra)}')
+    # Rotary frequencies follow from the configuration. A tied output projection may be stored if it equals the table.
+    redundant = ('rotary_emb.inv_freq', 'rope_freqs.weight', *([head] if config.tied else []))
+    if extra := [name for name in files.shapes if name not in expected and not name.endswith(redundant)]:
+        raise WeightsError(f'unexpected tensor {listing(extra)}')
     if config.tied and head in files.shapes and not np.array_equal(files.read(head), files.read(table)):
-        raise WeightsError(f"tensor {head!r} differs from {table!r}, though config.json says tie_word_embeddings")
+        raise WeightsError(f'tensor {head!r} differs from {table!r}, but config.json sets tie_word_embeddings')
 
 
-def _fill(leaves: dict[Path, list[Tensor]], read: Callable[[Tensor], np.ndarray], dtype, stacked: bool,
-          shardings: dict[Path, jax.sharding.Sharding]):
+def _read_params(leaves: dict[Path, list[Tensor]], read: Callable[[Tensor], np.ndarray], dtype, stacked: bool,
+                 shardings: dict[Path, jax.sharding.Sharding]):
+    """Read all tensors, put them on their devices, and return them as a nested dict."""
     params = {}
     for leaf, tensors in leaves.items():
         if stacked and leaf[0] == 'layers':
@@ -238,59 +244,59 @@ def _place(x: np.ndarray, sharding: Optional[jax.sharding.Sharding]) -> jax.Arra
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]).block_until_ready()
 
 
-_write = jax.jit(lambda part, x, i: jax.lax.dynamic_update_index_in_dim(part, x, i, 0), donate_argnums=0)
+_write_layer = jax.jit(lambda shard, x, i: jax.lax.dynamic_update_index_in_dim(shard, x, i, 0), donate_argnums=0)
 
 
 def _stack(layers: Iterator[np.ndarray], shape: tuple[int, ...], dtype,
            sharding: Optional[jax.sharding.Sharding]) -> jax.Array:
-    """Write layer after layer into one leaf in place, on every device its shard."""
+    """Write one layer after the other into a leaf, in place, on every device into its shard."""
     if sharding is None:
-        part_shape, where = shape, {None: (slice(None),) * len(shape)}
+        shard_shape, slices = shape, {None: (slice(None),) * len(shape)}
     else:
-        part_shape, where = sharding.shard_shape(shape), sharding.addressable_devices_indices_map(shape)
-    parts = {device: jnp.zeros(part_shape, dtype, device=device) for device in where}
+        shard_shape, slices = sharding.shard_shape(shape), sharding.addressable_devices_indices_map(shape)
+    shards = {device: jnp.zeros(shard_shape, dtype, device=device) for device in slices}
     for i, x in enumerate(layers):
-        for device, (rows, *rest) in where.items():
+        for device, (rows, *rest) in slices.items():
             first, end, _ = rows.indices(shape[0])
             if first <= i < end:
-                parts[device] = _write(parts[device], x[tuple(rest)], i - first)
-        jax.block_until_ready(list(parts.values()))  # else reading runs ahead and layers pile up
-    parts = list(parts.values())
-    return parts[0] if sharding is None else jax.make_array_from_single_device_arrays(shape, sharding, parts)
+                shards[device] = _write_layer(shards[device], x[tuple(rest)], i - first)
+        jax.block_until_ready(list(shards.values()))  # otherwise layers accumulate on the host
+    arrays = list(shards.values())
+    return arrays[0] if sharding is None else jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], max_file_bytes: int = 5_000_000_000,
          bos_token_id: Optional[int] = None, eos_token_id: Optional[int] = None):
-    """Write a Hugging Face folder (`config.json` and safetensors) that transformers loads.
+    """Write a Hugging Face folder (`config.json` and safetensors) that the transformers library can load.
 
     The folder appears under its name only when it is complete.
 
     Args:
-      path: the folder; it must not exist yet, or be empty.
-      config: the decoder's shape.
-      params: its parameters in either layout, float32, float16 or bfloat16 (and so they are written); this
-        process must be able to read all of them.
-      max_file_bytes: a larger model is split into files of at most this size (or one tensor each); so much
-        is also what the host holds at a time.
-      bos_token_id, eos_token_id: what `config.json` shall say of them.
+      path: the folder, which must be empty or not exist.
+      config: the shape of the decoder.
+      params: its parameters in either layout, in float32, float16 or bfloat16. They are written in their own dtype.
+        This process must be able to read all shards.
+      max_file_bytes: maximum size of a file in bytes, unless a single tensor is larger. It also bounds the memory that
+        the host needs.
+      bos_token_id: begin-of-sequence token for `config.json`.
+      eos_token_id: end-of-sequence token for `config.json`.
 
     Raises:
-      WeightsError: the folder is in use, no architecture has this configuration, or the parameters do not
-        belong to it.
+      WeightsError: the folder is not empty, no supported architecture has this shape, or `params` does not match it.
     """
     path = pathlib.Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise WeightsError(f'{path}: already exists')
+        raise WeightsError(f'{path}: this path already exists; choose a new one or an empty folder')
     content = hf_config(config) | {'bos_token_id': bos_token_id, 'eos_token_id': eos_token_id}
     params = flatten_dict(params)
     stacked = any(leaf[0] == 'layers' for leaf in params)
     tensors = [tensor for group in _leaves(config).values() for tensor in group]
-    wanted = {(t.leaf if stacked else t.path): (config.num_layers, *t.shape) if stacked and t.layer is not None
-              else t.shape for t in tensors}
-    if wrong := set(wanted).symmetric_difference(params):
+    expected = {(t.leaf if stacked else t.path): (config.num_layers, *t.shape) if stacked and t.layer is not None
+                else t.shape for t in tensors}
+    if wrong := set(expected).symmetric_difference(params):
         leaf = min(wrong)
-        raise WeightsError(f'{"missing" if leaf in wanted else "unexpected"} parameter {"/".join(leaf)}')
-    for leaf, shape in wanted.items():
+        raise WeightsError(f'{"missing" if leaf in expected else "unexpected"} parameter {"/".join(leaf)}')
+    for leaf, shape in expected.items():
         x = params[leaf]
         if x.shape != shape or str(x.dtype) not in ('float32', 'float16', 'bfloat16'):
             raise WeightsError(f'parameter {"/".join(leaf)} is {x.dtype}{list(x.shape)}, expected {list(shape)}')
@@ -313,12 +319,12 @@ def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], m
         if len(files) == 1:
             names = ['model.safetensors']
         else:
-            where = {tensor.name(): name for name, file in zip(names, files) for tensor in file}
-            index = {'metadata': {'total_size': sum(x.nbytes for x in params.values())}, 'weight_map': where}
+            weight_map = {tensor.name(): name for name, file in zip(names, files) for tensor in file}
+            index = {'metadata': {'total_size': sum(x.nbytes for x in params.values())}, 'weight_map': weight_map}
             (unfinished / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2))
         for name, file in zip(names, files):
             safetensors.numpy.save_file({t.name(): value(t) for t in file}, unfinished / name, {'format': 'pt'})
-            os.chmod(unfinished / name, 0o644)  # safetensors makes its files readable for their owner only
+            os.chmod(unfinished / name, 0o644)  # safetensors lets only the owner read its files
         (unfinished / 'config.json').write_text(json.dumps(content, indent=2))
         os.rename(unfinished, path)
     finally:
@@ -326,7 +332,7 @@ def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], m
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the Hugging Face `config.json` of a decoder; `ModelConfig.from_hf` is its inverse.
+    """Return the content of the Hugging Face `config.json` of a decoder, the inverse of `ModelConfig.from_hf`.
 
     Raises:
       WeightsError: no supported architecture has this combination of features.

@@ -1,8 +1,8 @@
-"""Chat templates, cut once into segments to which a conversation appends.
+"""Chat templates, split once into segments so that conversations only append tokens.
 
-What was fed to a model or sampled from it is never rendered or tokenized again, so the ids of a conversation must not
-change when it grows. A template with this property consists of four pieces. A template without it, which for example
-drops the thinking from earlier replies, is refused.
+Tokens that were fed to a model or sampled from it are never rendered or tokenized again, so the ids of a conversation
+must not change when it grows. A template with this property consists of four segments. Other templates are rejected,
+for example those that remove the thinking from earlier replies.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ TEMPLATES = {
         "{% endfor %}"),
 }
 
-# Messages for trying out a template, alternately the user's and the assistant's.
+# Messages that test a template, alternately of the user and the assistant.
 SENTINELS = ('Qfirst', 'Qsecond', 'Qthird', 'Qfourth', 'Qfifth')
 PROBES = {
     'spaces around messages': tuple(f' \n{message}\n ' for message in SENTINELS),
@@ -53,21 +53,21 @@ ORDINARY_TEXT = (
 
 
 class ChatTemplateError(InputError):
-    """A chat template that is missing, broken, or not append-only; the message says what to do."""
+    """A chat template is missing, broken, or not append-only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatSegments:
-    """The pieces of a conversation: open u0 close a0 end between u1 close a1 end between u2 ...
+    """The segments of a conversation: open u0 close a0 end between u1 close a1 end between u2 ...
 
-    u and a are the user's and the assistant's messages as `epo_jax.text.tokenizer.encode` has them.
+    Here u are the messages of the user and a those of the assistant, encoded by `epo_jax.text.tokenizer.encode`.
 
     Attributes:
-      open: before the first user message: begin of sequence, default system message, the user's header.
-      close: after a user message: its end and the assistant's header.
-      between: after the token that ends an assistant message, up to the next user message.
+      open: ids before the first user message: begin-of-sequence token, default system message, header of the user.
+      close: ids after a user message: end of the turn and header of the assistant.
+      between: ids between the end-of-turn token of an assistant message and the next user message.
       end: the end-of-turn token that the assistant samples.
-      stop: every id that ends a generated message: `end` and the end of sequence.
+      stop: ids that end a sampled message: `end` and the end-of-sequence token.
     """
 
     open: tuple[int, ...]
@@ -77,10 +77,10 @@ class ChatSegments:
     stop: tuple[int, ...]
 
     def join(self, messages: Sequence[Sequence[int]]) -> list[int]:
-        """Return the ids of a conversation that begins with a user message, up to the next message of the assistant.
+        """Return the ids of a conversation. After a user message, they end with the header of the assistant.
 
         Args:
-          messages: ids of each message, in turn the user's and the assistant's.
+          messages: the ids of each message, alternately of the user and the assistant.
         """
         ids = [*self.open]
         for i, message in enumerate(messages):
@@ -89,15 +89,15 @@ class ChatSegments:
 
 
 def chat_segments(tokenizer: PreTrainedTokenizerFast, template: Optional[str | os.PathLike] = None) -> ChatSegments:
-    """Cut a chat template into segments, and check that they reproduce the template.
+    """Split a chat template into segments, and check that the segments reproduce the template.
 
     Args:
-      tokenizer: see `epo_jax.text.tokenizer.load_tokenizer`.
-      template: None: the tokenizer's own; or a key of TEMPLATES; or the path of a .jinja file.
+      tokenizer: the tokenizer; see `epo_jax.text.tokenizer.load_tokenizer`.
+      template: a key of TEMPLATES or the path of a .jinja file; None for the template of the tokenizer.
 
     Raises:
-      ChatTemplateError: there is no template, it fails, it rewrites earlier messages, replies do not end in one
-        control token, or its text falls into other tokens than its pieces do.
+      ChatTemplateError: there is no template, it fails, it rewrites earlier messages, its replies do not end with a
+        control token, or the tokens of its text are not those of its segments.
     """
     source = _source(tokenizer, template)
 
@@ -107,7 +107,7 @@ def chat_segments(tokenizer: PreTrainedTokenizerFast, template: Optional[str | o
             return tokenizer.apply_chat_template(
                 conversation, chat_template=source, tokenize=False, add_generation_prompt=prompt)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise _error(f'fails on a conversation of {len(messages)} message(s): {error}') from error
+            raise _error(f'fails for a conversation of {len(messages)} message(s): {error}') from error
 
     def ids(text):
         encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
@@ -122,21 +122,21 @@ def chat_segments(tokenizer: PreTrainedTokenizerFast, template: Optional[str | o
     token = tokenizer.convert_ids_to_tokens(end) if end in special_ids(tokenizer) else None
     finished = render(SENTINELS[:2], prompt=False)
     if token is None or not after_reply.startswith(token):
-        raise _error(f'ends replies with {after_reply!r}, which begins with no control token of the tokenizer')
+        raise _error(f'ends replies with {after_reply!r}, which does not begin with a control token of the tokenizer')
     if not finished.startswith(opening + SENTINELS[0] + close + SENTINELS[1] + token):
-        raise _error(f'does not end a last reply with {token!r}, the token that other replies end with: {finished!r}')
+        raise _error(f'ends earlier replies with {token!r}, but not the last reply: {finished!r}')
     stop = dict.fromkeys(i for i in (end, tokenizer.eos_token_id) if i is not None)
     segments = ChatSegments(ids(opening), ids(close), tuple(between), end, tuple(stop))
 
     for count in (1, 3, 5):
         for shift in range(len(ORDINARY_TEXT)):
             messages = [ORDINARY_TEXT[(shift + i) % len(ORDINARY_TEXT)] for i in range(count)]
-            whole, joined = list(ids(render(messages))), segments.join([encode(tokenizer, m) for m in messages])
-            if whole != joined:
-                at = next((i for i, pair in enumerate(zip(whole, joined)) if pair[0] != pair[1]), len(joined))
+            rendered, joined = list(ids(render(messages))), segments.join([encode(tokenizer, m) for m in messages])
+            if rendered != joined:
+                at = next((i for i, pair in enumerate(zip(rendered, joined)) if pair[0] != pair[1]), len(joined))
                 show = lambda x: tokenizer.convert_ids_to_tokens(x[max(at - 2, 0):at + 3])
-                raise _error(f'cannot be cut at its messages with this tokenizer: in one piece its text has tokens '
-                             f'{show(whole)}, message by message {show(joined)}')
+                raise _error('cannot be split at its messages with this tokenizer: the complete text has the tokens '
+                             f'{show(rendered)}, but the separate messages have the tokens {show(joined)}')
     return segments
 
 
@@ -144,39 +144,39 @@ def _role(i: int) -> str:
     return 'assistant' if i % 2 else 'user'
 
 
-def _error(what: str) -> ChatTemplateError:
-    return ChatTemplateError(f'the chat template {what}. Choose another one: by name '
-                             f'({", ".join(TEMPLATES)}) or the path of a .jinja file')
+def _error(problem: str) -> ChatTemplateError:
+    return ChatTemplateError(f'the chat template {problem}. Set chat_template to the name of another template '
+                             f'({", ".join(TEMPLATES)}) or to the path of a .jinja file')
 
 
 def _source(tokenizer: PreTrainedTokenizerFast, template: Optional[str | os.PathLike]) -> str:
     if template is None:
-        own = tokenizer.chat_template
-        own = own.get('default') if isinstance(own, dict) else own  # several, by name
-        if not own:
-            raise ChatTemplateError('the tokenizer has no chat template of its own; set the option `template` to a '
-                                    f'name ({", ".join(TEMPLATES)}) or to the path of a .jinja file')
-        return own
+        default = tokenizer.chat_template
+        default = default.get('default') if isinstance(default, dict) else default  # a dict has several templates
+        if not default:
+            raise ChatTemplateError('the tokenizer has no chat template. Set chat_template to the name of a template '
+                                    f'({", ".join(TEMPLATES)}) or to the path of a .jinja file')
+        return default
     if template in TEMPLATES:
         return TEMPLATES[template]
     path = pathlib.Path(template)
     if not path.is_file():
-        raise ChatTemplateError(f'{str(template)!r} is neither a chat template known by name '
+        raise ChatTemplateError(f'{str(template)!r} is neither the name of a chat template '
                                 f'({", ".join(TEMPLATES)}) nor a file')
     return path.read_text(encoding='utf-8')
 
 
 def _around(text: str, message: str) -> tuple[str, str]:
-    """Return the text before and after a message in rendered text."""
+    """Return the rendered text before and after a message."""
     if text.count(message) != 1:
-        raise _error(f'writes the message {message!r} {text.count(message)} times instead of once: {text!r}')
+        raise _error(f'renders the message {message!r} {text.count(message)} times instead of once: {text!r}')
     before, _, after = text.partition(message)
     return before, after
 
 
 def _check_append_only(render: Callable[[Sequence[str]], str], opening: str, close: str, after_reply: str):
-    """Check that the rendering of a growing conversation only appends."""
-    for what, messages in {'growing conversations': SENTINELS, **PROBES}.items():
+    """Raise ChatTemplateError if a message changes the rendering of earlier messages."""
+    for case, messages in {'growing conversations': SENTINELS, **PROBES}.items():
         for count in (1, 3, 5):
             def append(messages):
                 return [opening] + [
@@ -184,16 +184,16 @@ def _check_append_only(render: Callable[[Sequence[str]], str], opening: str, clo
                     for piece in (message, after_reply if i % 2 else close)]
 
             pieces = append(messages[:count])
-            got, want = render(messages[:count]), ''.join(pieces)
-            # A template may strip every message, as Llama 3's does. That changes no earlier turn, and sampled ids stay
-            # in the session as they were sampled.
-            if got in (want, ''.join(append([message.strip() for message in messages[:count]]))):
+            rendered, expected = render(messages[:count]), ''.join(pieces)
+            # A template may strip every message, as Llama 3's does. This does not change earlier messages, and the
+            # session keeps the ids that were sampled.
+            if rendered in (expected, ''.join(append([message.strip() for message in messages[:count]]))):
                 continue
-            at = len(os.path.commonprefix([got, want]))
+            at = len(os.path.commonprefix([rendered, expected]))
             ends = [len(''.join(pieces[:k + 1])) for k in range(len(pieces))]
             piece = next((k for k, end in enumerate(ends) if at < end), len(pieces) - 1)
             message = max(piece - 1, 0) // 2
             start = max(at - 20, 0)
-            raise _error(f'is not append-only (seen with {what}): in a conversation of {count} message(s) it writes '
-                         f'{got[start:at + 40]!r} where appending gives {want[start:at + 40]!r}, at message '
-                         f'{message + 1} ({_role(message)})')
+            raise _error(f'is not append-only (test case: {case}): for a conversation of {count} message(s) it renders '
+                         f'{rendered[start:at + 40]!r} instead of {expected[start:at + 40]!r} at message {message + 1} '
+                         f'({_role(message)})')

@@ -1,4 +1,4 @@
-"""Little models of every family that is read, with random parameters, and what compares them."""
+"""Small models of every supported family with random parameters, and their comparison."""
 
 import dataclasses
 
@@ -22,11 +22,11 @@ CONFIGS = {
 
 
 def random_params(config, dtype=np.float32):
-    """Parameters in the stacked layout, all random."""
+    """Return random parameters in the stacked layout."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(Transformer(config, stacked=True).init_params, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), dtype), shapes)
 
 
-def assert_equal(got, want):
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

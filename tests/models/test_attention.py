@@ -1,4 +1,4 @@
-"""Attention in blocks equals a literal softmax over everything a query may see."""
+"""Attention, in blocks and over a cache, against a plain softmax over the visible keys."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ SIZES = dict(rows=2, kv_heads=2, groups=3, size=4)
 
 
 def inputs(count, capacity, seed=0):
-    """(q [B, K, H, G, D], keys [B, H, D, L], values [B, H, L, D])."""
+    """Return random q [B, K, H, G, D], keys [B, H, D, L] and values [B, H, L, D]."""
     rng, (B, H, G, D) = np.random.default_rng(seed), SIZES.values()
     shapes = (B, count, H, G, D), (B, H, D, capacity), (B, H, capacity, D)
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
 def literal(q, keys, values, positions, window):
-    """Query by query, float64."""
+    """Compute attention query by query in float64."""
     q, keys, values = (np.asarray(x, np.float64) for x in (q, keys, values))
     out = np.zeros(q.shape)
     for b, k, h, g in np.ndindex(*q.shape[:4]):
@@ -31,7 +31,7 @@ def literal(q, keys, values, positions, window):
 
 
 @pytest.mark.parametrize('window', [None, 7])
-def test_attention_is_the_formula(window):
+def test_attention_equals_its_formula(window):
     q, keys, values = inputs(5, 20)
     positions = np.array([[0, 3, 4, 11, 19], [2, 7, 8, 9, 10]])
     np.testing.assert_allclose(
@@ -39,8 +39,8 @@ def test_attention_is_the_formula(window):
 
 
 @pytest.mark.parametrize('count, window', [(100, None), (256, None), (300, None), (513, 40), (2300, None)])
-def test_blocks_of_queries_change_nothing(count, window):
-    """Forward and backward; 2,300 positions make blocks of 288, the last of them cut short."""
+def test_attention_by_blocks_has_the_same_value_and_gradient(count, window):
+    """2,300 positions make blocks of 288, the last of which is smaller."""
     q, keys, values = inputs(count, count)
     positions = jnp.broadcast_to(jnp.arange(count), (2, count))
     at = np.linspace(0, count - 1, 9).astype(int)
@@ -52,21 +52,21 @@ def test_blocks_of_queries_change_nothing(count, window):
         loss = lambda *args: jnp.sum(jnp.sin(attention(*args, positions, window)))
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, keys, values)
 
-    for got, want in zip(gradient(attend_by_blocks), gradient(attend)):
-        np.testing.assert_allclose(got, want, atol=2e-5)
+    for actual, expected in zip(gradient(attend_by_blocks), gradient(attend)):
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('window', [None, 40, 300])
-def test_a_cache_is_looked_at_as_far_as_it_is_filled(window):
+def test_attention_reads_only_the_filled_blocks_of_a_cache(window):
     q, keys, values = inputs(3, 700)
     for last in (0, 255, 256, 511, 600, 699):
         positions = np.array([[last // 3, last // 2, last], [0, last // 5, last // 4]])
-        kept = np.where(np.arange(700) <= -(-(last + 1) // 256) * 256, 0, np.nan)  # what nobody looks at may be anything
-        got = attend_so_far(q, keys + kept, values + kept[:, None], positions, window)
-        np.testing.assert_allclose(got, literal(q, keys, values, positions, window), atol=1e-5)
+        unread = np.where(np.arange(700) <= -(-(last + 1) // 256) * 256, 0, np.nan)  # NaN in blocks that are not read
+        actual = attend_so_far(q, keys + unread, values + unread[:, None], positions, window)
+        np.testing.assert_allclose(actual, literal(q, keys, values, positions, window), atol=1e-5)
 
 
-def test_other_rows_and_padding_change_no_bit():
+def test_other_rows_and_padding_do_not_change_a_bit():
     q, keys, values = inputs(2, 1000)
     so_far = jax.jit(attend_so_far)
     alone = so_far(q, keys, values, np.array([[5, 6], [5, 6]]))

@@ -1,4 +1,4 @@
-"""Draws against the distribution they are drawn from."""
+"""Sampled tokens against the distribution that they are sampled from."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from epo_jax.models import sampling
 from epo_jax.models.sampling import SamplingConfig
 
 
-def literal_distribution(logits, config, barred=None):
-    """float64 probabilities by sorting, as the documentation of SamplingConfig says it."""
+def literal_distribution(logits, config, banned=None):
+    """Return the float64 probabilities according to SamplingConfig, computed by sorting."""
     logits = np.asarray(logits, np.float64).copy()
-    if barred is not None:
-        logits[barred] = -np.inf
+    if banned is not None:
+        logits[banned] = -np.inf
     if config.temperature == 0:
         return np.eye(len(logits))[logits.argmax()]
     p = np.exp((logits - logits.max()) / config.temperature)
@@ -24,17 +24,17 @@ def literal_distribution(logits, config, barred=None):
     if config.top_k:
         p[order[config.top_k:]] = 0
     p /= p.sum()
-    held, kept = 0.0, np.zeros(len(p), bool)
+    mass, kept = 0.0, np.zeros(len(p), bool)
     for i in order:
-        if held >= config.top_p:
+        if mass >= config.top_p:
             break
-        kept[i], held = True, held + p[i]
+        kept[i], mass = True, mass + p[i]
     p = np.where(kept, p, 0) if config.top_p < 1 else p
     return p / p.sum()
 
 
 def chi_square_bound(dof):
-    """The 1 - 1e-6 quantile of chi-square (Wilson-Hilferty)."""
+    """Return the 1 - 1e-6 quantile of the chi-square distribution (Wilson-Hilferty approximation)."""
     return dof * (1 - 2 / (9 * dof) + 4.75 * (2 / (9 * dof)) ** 0.5) ** 3
 
 
@@ -54,17 +54,17 @@ DRAWS = {
 def test_frequencies_follow_the_distribution(name):
     config, n = SamplingConfig(1, (STOP,), **DRAWS[name]), 20_000
     logits = np.random.default_rng(0).normal(size=V).astype(np.float32) * 1.5
-    barred = np.zeros(V, bool)
-    barred[np.argsort(logits)[[-1, -4, 0]]] = True  # the likeliest, and another two
+    banned = np.zeros(V, bool)
+    banned[np.argsort(logits)[[-1, -4, 0]]] = True  # the most probable token and two others
     keys = jax.random.split(jax.random.key(1), n)
-    for bars in (np.zeros(V, bool), barred):
-        every = lambda x: np.broadcast_to(x, (n, V))
-        tokens, logprob = draw(every(logits), keys, config, every(bars))
-        p = literal_distribution(logits, config, bars)
+    for mask in (np.zeros(V, bool), banned):
+        repeat = lambda x: np.broadcast_to(x, (n, V))
+        tokens, logprob = draw(repeat(logits), keys, config, repeat(mask))
+        p = literal_distribution(logits, config, mask)
         count = np.bincount(tokens, minlength=V)
         assert not count[p == 0].any()
         full = logits - np.log(np.exp(logits.astype(np.float64)).sum())
-        np.testing.assert_allclose(logprob, full[np.asarray(tokens)], atol=1e-5)  # of the untruncated model
+        np.testing.assert_allclose(logprob, full[np.asarray(tokens)], atol=1e-5)  # of the model without truncation
         likely = n * p >= 5
         expected, observed = np.append((n * p)[likely], (n * p)[~likely].sum()), np.append(
             count[likely], count[~likely].sum())
@@ -73,7 +73,7 @@ def test_frequencies_follow_the_distribution(name):
         assert chi_square <= chi_square_bound(max(len(expected) - 1, 1)), (name, chi_square)
 
 
-def test_the_nucleus_is_that_of_a_sort():
+def test_the_nucleus_equals_that_found_by_sorting():
     rng, n = np.random.default_rng(0), 200
     scale = rng.uniform(0.1, 6, (n, 1))
     logits = jnp.asarray(rng.normal(size=(n, V)) * scale, jnp.float32)
@@ -87,48 +87,48 @@ def test_the_nucleus_is_that_of_a_sort():
             mass = np.cumsum(ordered)
             size = int((mass < top_p).sum()) + 1
             if np.abs(mass - top_p).min() < 1e-6:
-                continue  # float32 may see this sum on the other side
+                continue  # in float32, this sum may be on the other side of the threshold
             assert kept[b].tolist() == (p[b] >= ordered[size - 1]).tolist()
 
 
-def test_equally_probable_tokens_share_their_place_in_the_nucleus():
+def test_equally_probable_tokens_are_all_in_the_nucleus():
     weights = jnp.array([[1.0, 0.5, 0.5, 0.25]])
     assert (weights >= sampling._nucleus(weights, 0.6)).tolist() == [[True, True, True, False]]
 
 
-def test_a_token_without_weight_is_never_drawn():
-    """Float32 running sums may grow by a rounding error where nothing is added; draws that land there are sought."""
+def test_a_token_of_weight_zero_is_never_sampled():
+    """In float32, cumulative sums may grow by a rounding error where the weight is 0; use keys that hit these places."""
     batch, size, rng = 64, 3000, np.random.default_rng(0)
     logits = rng.normal(size=(batch, size)).astype(np.float32)
-    barred = rng.random((batch, size)) > 0.1
-    weights = np.where(barred, 0, np.exp(logits - np.max(logits, axis=1, where=~barred, initial=-10, keepdims=True)))
+    banned = rng.random((batch, size)) > 0.1
+    weights = np.where(banned, 0, np.exp(logits - np.max(logits, axis=1, where=~banned, initial=-10, keepdims=True)))
     total = np.asarray(jax.jit(lambda w: jnp.cumsum(w, axis=-1))(weights))
     keys = jax.random.split(jax.random.key(0), 400_000)
     uniform = np.asarray(jax.jit(jax.vmap(jax.random.uniform))(keys))
     order = np.argsort(uniform)
     chosen = np.zeros(batch, int)
     for b in range(batch):
-        for j in np.flatnonzero(barred[b, 1:] & (np.diff(total[b]) > 0)) + 1:
+        for j in np.flatnonzero(banned[b, 1:] & (np.diff(total[b]) > 0)) + 1:
             near = np.searchsorted(uniform[order], total[b, [j - 1, j]] / total[b, -1] + [-2e-7, 2e-7])
             for i in order[slice(*near)]:
-                if barred[b, np.sum(total[b] <= uniform[i] * total[b, -1])]:
+                if banned[b, np.sum(total[b] <= uniform[i] * total[b, -1])]:
                     chosen[b] = i
     if not chosen.any():
-        pytest.skip('the running sums of this backend do not grow where nothing is added')
-    tokens, _ = draw(logits, keys[chosen], SamplingConfig(1, (STOP,)), barred)
-    assert not barred[np.arange(batch), np.asarray(tokens)].any()
+        pytest.skip('cumulative sums of this backend do not grow where the weight is 0')
+    tokens, _ = draw(logits, keys[chosen], SamplingConfig(1, (STOP,)), banned)
+    assert not banned[np.arange(batch), np.asarray(tokens)].any()
 
 
-def test_a_message_has_its_least_length():
+def test_min_tokens_is_the_minimum_length_of_a_message():
     model, params = make_model(), make_params()
     config = dataclasses.replace(CONFIG, stop=tuple(range(1, V, 2)), closing=(0, 2, 4), min_tokens=6)
     for seed in range(12):
         session, message = generate(model, params, begun(model, params), make_keys(seed), jnp.ones(B, bool), config)
-        for said in message.rows():
-            assert len(said) >= 6 and not set(said[:-1]) & set(config.closing) and not set(said) & set(config.stop)
+        for ids in message.rows():
+            assert len(ids) >= 6 and not set(ids[:-1]) & set(config.closing) and not set(ids) & set(config.stop)
 
 
-def test_would_repeat_is_a_search_of_the_row():
+def test_would_repeat_equals_a_search_of_the_row():
     rng, capacity, vocab = np.random.default_rng(0), 24, 5
     repeats = jax.jit(sampling.would_repeat, static_argnums=(1, 2))
     for size in (1, 2, 3, 5):
@@ -136,22 +136,22 @@ def test_would_repeat_is_a_search_of_the_row():
             ids, length = rng.integers(0, vocab, (16, capacity)), rng.integers(1, capacity + 1, 16)
             length[:2] = 1, capacity
             session = sampling.Session(jnp.asarray(ids), jnp.asarray(length), *[None] * 5)
-            want = np.zeros((16, vocab), bool)
+            expected = np.zeros((16, vocab), bool)
             for b in range(16):
-                said = ids[b, :length[b]].tolist()
-                stands = {tuple(said[i:i + size]) for i in range(len(said) - size + 1)}
+                row = ids[b, :length[b]].tolist()
+                sequences = {tuple(row[i:i + size]) for i in range(len(row) - size + 1)}
                 for v in range(vocab):
-                    end = (said + [v])[len(said) + 1 - size:] if len(said) + 1 >= size else None
-                    want[b, v] = end is not None and tuple(end) in stands
-            assert np.asarray(repeats(session, size, vocab)).tolist() == want.tolist()
+                    end = (row + [v])[len(row) + 1 - size:] if len(row) + 1 >= size else None
+                    expected[b, v] = end is not None and tuple(end) in sequences
+            assert np.asarray(repeats(session, size, vocab)).tolist() == expected.tolist()
 
 
-def test_no_sequence_of_the_given_size_is_said_twice():
+def test_no_repeat_prevents_repeated_sequences():
     model, params = make_model(), make_params()
     session, live = begun(model, params), jnp.ones(B, bool)
 
     def repeated(no_repeat):
-        """Pairs of tokens that the longest of many messages say again."""
+        """Return the number of repeated pairs of tokens in many messages of maximum length."""
         config, count = dataclasses.replace(ENDLESS, no_repeat=no_repeat), 0
         for seed in range(20):
             after, _ = generate(model, params, session, make_keys(seed), live, config)
@@ -165,6 +165,6 @@ def test_no_sequence_of_the_given_size_is_said_twice():
 @pytest.mark.parametrize('settings', (
     dict(max_tokens=0), dict(min_tokens=-1), dict(no_repeat=-1), dict(temperature=-0.1), dict(top_k=-1),
     dict(top_p=0.0), dict(top_p=1.1), dict(stop=())))
-def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValueError):
+def test_invalid_settings_raise(settings):
+    with pytest.raises(ValueError, match='invalid sampling settings|at least one stop id'):
         SamplingConfig(**dict(max_tokens=4, stop=(STOP,)) | settings)

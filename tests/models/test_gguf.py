@@ -1,4 +1,4 @@
-"""Reading GGUF files: what is written comes back, and every way in which such a file can be wrong."""
+"""Reading GGUF files: round trips, quantization, and files that are damaged or not supported."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from epo_jax.models.weights import WeightsError
 
 
 def gguf_tensors(config, params, permuted):
-    """Parameters as a GGUF file holds them, f32."""
+    """Return parameters as the float32 tensors of a GGUF file."""
     def out_in(x):
         return np.asarray(x).reshape(x.shape[0], -1).T
 
@@ -43,8 +43,8 @@ def gguf_tensors(config, params, permuted):
     return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
 
 
-def write_gguf(path, config, params, kind='llama', quantisation='F32', metadata=None, extra=None):
-    """Writes a GGUF file; a value of None in `metadata` leaves the key out, in `extra` the tensor."""
+def write_gguf(path, config, params, kind='llama', quantization='F32', metadata=None, extra=None):
+    """Write a GGUF file. None in `metadata` or `extra` leaves out a key or a tensor."""
     writer = gguf.GGUFWriter(path, kind)
     numbers = {
         'block_count': config.num_layers, 'context_length': config.max_positions, 'embedding_length': config.width,
@@ -60,9 +60,9 @@ def write_gguf(path, config, params, kind='llama', quantisation='F32', metadata=
         elif value is not None:
             add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             add(f'{kind}.{key}', value)
-    as_type = gguf.GGMLQuantizationType[quantisation]
+    as_type = gguf.GGMLQuantizationType[quantization]
     for name, x in (gguf_tensors(config, params, kind == 'llama') | (extra or {})).items():
-        if x is not None and x.ndim > 1 and quantisation != 'F32':
+        if x is not None and x.ndim > 1 and quantization != 'F32':
             writer.add_tensor(name, gguf.quants.quantize(x, as_type), raw_dtype=as_type)
         elif x is not None:
             writer.add_tensor(name, x)
@@ -75,27 +75,27 @@ def write_gguf(path, config, params, kind='llama', quantisation='F32', metadata=
 
 @pytest.mark.parametrize('name, kind', [
     ('llama', 'llama'), ('mistral', 'llama'), ('qwen2', 'qwen2'), ('qwen3', 'qwen3')])
-def test_gguf(name, kind, tmp_path):
+def test_round_trip(name, kind, tmp_path):
     config = CONFIGS[name]
     params = random_params(config)
     window = {'attention.sliding_window': config.sliding_window}
     path = write_gguf(tmp_path / 'model.gguf', config, params, kind, metadata=window)
     for stacked in (True, False):
-        read, got = weights.load(path, stacked=stacked)
+        read, params_read = weights.load(path, stacked=stacked)
         assert read == config
-        assert_equal(got, params if stacked else unstack(params))
+        assert_equal(params_read, params if stacked else unstack(params))
 
 
-@pytest.mark.parametrize('quantisation, tolerance', [
+@pytest.mark.parametrize('quantization, tolerance', [
     ('F32', 0), ('F16', 1e-3), ('BF16', 1e-2), ('Q8_0', 0.02), ('Q4_1', 0.25), ('Q4_0', 0.3)])
-def test_gguf_quantisation(quantisation, tolerance, tmp_path):
+def test_quantization(quantization, tolerance, tmp_path):
     params = random_params(LLAMA)
-    path = write_gguf(tmp_path / 'model.gguf', LLAMA, params, quantisation=quantisation)
-    _, got = weights.load(path, stacked=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, params)
+    path = write_gguf(tmp_path / 'model.gguf', LLAMA, params, quantization=quantization)
+    _, params_read = weights.load(path, stacked=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), params_read, params)
 
 
-def test_gguf_rope_scaling(tmp_path):
+def test_rope_scaling(tmp_path):
     config = CONFIGS['tied, scaled']
     divisors = rope_frequencies(dataclasses.replace(config, rope_scaling=None)) / rope_frequencies(config)
     params = random_params(config)
@@ -106,47 +106,48 @@ def test_gguf_rope_scaling(tmp_path):
         weights.load(path)
 
 
-def test_gguf_key_value_heads_default(tmp_path):
+def test_optional_metadata(tmp_path):
     config = dataclasses.replace(LLAMA, num_kv_heads=4)
     params = random_params(config)
     optional = dict.fromkeys(['attention.head_count_kv', 'attention.key_length', 'attention.value_length'])
-    read, got = weights.load(write_gguf(tmp_path / 'model.gguf', config, params, metadata=optional), stacked=True)
+    read, params_read = weights.load(write_gguf(tmp_path / 'model.gguf', config, params, metadata=optional), stacked=True)
     assert read == config
-    assert_equal(got, params)
+    assert_equal(params_read, params)
 
 
 @pytest.mark.parametrize('changes, message', [
     (dict(kind='gemma3'), "architecture 'gemma3' is not supported"),
-    (dict(metadata={'block_count': None}), "no 'llama.block_count' in the metadata"),
-    (dict(metadata={'attention.layer_norm_rms_epsilon': None}), 'no .*layer_norm_rms_epsilon'),
+    (dict(metadata={'block_count': None}), "the metadata has no key 'llama.block_count'"),
+    (dict(metadata={'attention.layer_norm_rms_epsilon': None}), 'no key .*layer_norm_rms_epsilon'),
     (dict(metadata={'attention.head_count_kv': [2, 1]}), 'differ between layers'),
-    (dict(metadata={'rope.dimension_count': 8}), 'different sizes'),
+    (dict(metadata={'rope.dimension_count': 8}), 'different sizes of keys, values and rotary embeddings'),
     (dict(metadata={'expert_count': 8}), 'mixtures of experts'),
     (dict(metadata={'rope.scaling.type': 'yarn'}), "rope scaling 'yarn'"),
     (dict(metadata={'attention.head_count_kv': 3}), 'cannot share 3 key/value heads'),
-    (dict(quantisation='Q5_0'), "tensor 'token_embd.weight' is of type Q5_0; supported are F32"),
+    (dict(quantization='Q5_0'), "tensor 'token_embd.weight' has the unsupported type Q5_0; supported types are F32"),
     (dict(extra={'token_embd.weight': None}), "'token_embd.weight' is missing"),
     (dict(extra={'blk.1.attn_q.weight': None}), "missing tensor 'blk.1.attn_q.weight'"),
     (dict(extra={'blk.1.attn_q.bias': np.zeros(64, np.float32)}), "unexpected tensor 'blk.1.attn_q.bias'"),
     (dict(extra={'blk.0.attn_k.weight': np.zeros((16, 64), np.float32)}), r"attn_k.weight' has shape \(16, 64\)"),
 ])
-def test_gguf_refused(changes, message, tmp_path):
+def test_invalid_files_raise(changes, message, tmp_path):
     path = write_gguf(tmp_path / 'model.gguf', LLAMA, random_params(LLAMA), **changes)
     with pytest.raises(WeightsError, match=message) as caught:
         weights.load(path)
     assert str(path) in str(caught.value)
 
 
-def test_gguf_cut_short_or_not_gguf(tmp_path):
-    whole = write_gguf(tmp_path / 'model.gguf', LLAMA, random_params(LLAMA)).read_bytes()
-    cut = tmp_path / 'cut.gguf'
-    for size in (0, 3, 20, 25, 40, 61, 100, 333, 500, 777, 1500, len(whole) // 2, len(whole) - 100):
-        cut.write_bytes(whole[:size])
-        with pytest.raises(WeightsError, match=re.escape(str(cut))):
-            weights.load(cut)
-    cut.write_bytes(b'GGML' + whole[4:])
+def test_truncated_files_and_other_formats_raise(tmp_path):
+    complete = write_gguf(tmp_path / 'model.gguf', LLAMA, random_params(LLAMA)).read_bytes()
+    path = tmp_path / 'invalid.gguf'
+    for size in (0, 3, 20, 25, 40, 61, 100, 333, 500, 777, 1500, len(complete) // 2,
+                 len(complete) - 100):
+        path.write_bytes(complete[:size])
+        with pytest.raises(WeightsError, match=re.escape(str(path))):
+            weights.load(path)
+    path.write_bytes(b'GGML' + complete[4:])
     with pytest.raises(WeightsError, match='not a GGUF file'):
-        weights.load(cut)
-    cut.write_bytes(b'no model here, just a text that is long enough for a header')
+        weights.load(path)
+    path.write_bytes(b'this is not a model, but long enough for a header')
     with pytest.raises(WeightsError, match='not a GGUF file'):
-        weights.load(cut)
+        weights.load(path)

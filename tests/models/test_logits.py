@@ -1,4 +1,4 @@
-"""Logits against the reference implementation: transformers on torch, float32, CPU."""
+"""Logits against the reference implementation in the transformers library (torch, float32, CPU)."""
 
 import gguf
 import jax
@@ -22,7 +22,7 @@ LLAMA3_ROPE = dict(rope_type='llama3', rope_theta=500.0, factor=8.0, low_freq_fa
 
 
 def hf_config(family):
-    """A small transformers configuration of one family."""
+    """Return a small configuration of a family for the transformers library."""
     return {
         'llama2': lambda: transformers.LlamaConfig(**SMALL | dict(num_key_value_heads=4), tie_word_embeddings=False),
         'llama3.1': lambda: transformers.LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False),
@@ -38,7 +38,7 @@ FAMILIES = ('llama2', 'llama3.1', 'smollm2', 'mistral', 'qwen2', 'qwen3')
 
 
 def random_model(config):
-    """A model with every parameter random: freshly made ones have zero biases and unit norms."""
+    """Return a model whose parameters are all random; new models have zero biases and unit norm scales."""
     generator = torch.Generator().manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -54,18 +54,19 @@ def reference(model, ids):
 
 
 def ours(config, params, ids):
-    """Logits f32[B, K, V] of a full forward pass, the layout told from the tree."""
+    """Return the logits f32[B, K, V] of a full forward pass of epo_jax's decoder, in either layout."""
     model = Transformer(config, stacked='layers' in params)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+
     def logits(params, ids):
         hidden, _ = model.apply({'params': params}, ids, positions)
         return model.apply({'params': params}, hidden, method='logits')
     return np.asarray(jax.jit(logits)(params, jnp.asarray(ids)))
 
 
-def assert_close(got, want, name):
-    error = np.abs(got - want).max() / np.abs(want).max()
-    print(f'{name}: {error:.1e} of the largest logit, {np.abs(want).max():.2f}')
+def assert_close(actual, expected, name):
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    print(f'{name}: {error:.1e} of the largest logit, {np.abs(expected).max():.2f}')
     assert error <= TOLERANCE
 
 
@@ -75,12 +76,12 @@ def test_small_checkpoint(family, tmp_path):
     model.save_pretrained(tmp_path / 'one')
     model.save_pretrained(tmp_path / 'sharded', max_shard_size='20KB')
     assert (tmp_path / 'sharded' / 'model.safetensors.index.json').exists()
-    ids = np.random.default_rng(0).integers(0, 211, (2, 96))  # past the window and the unscaled rotary range
-    want = reference(model, ids)
+    ids = np.random.default_rng(0).integers(0, 211, (2, 96))  # longer than the window and the unscaled rotary range
+    expected = reference(model, ids)
     for stacked in (False, True):
         config, params = weights.load(tmp_path / 'one', stacked=stacked)
         assert ('layers' in params) == stacked
-        assert_close(ours(config, params, ids), want, f'{family} stacked={stacked}')
+        assert_close(ours(config, params, ids), expected, f'{family} stacked={stacked}')
         assert weights.load(tmp_path / 'sharded')[0] == config
         jax.tree.map(np.testing.assert_array_equal, weights.load(tmp_path / 'sharded', stacked=stacked)[1], params)
 
@@ -89,17 +90,17 @@ def test_small_checkpoint(family, tmp_path):
         again, info = transformers.AutoModelForCausalLM.from_pretrained(
             ours_again, attn_implementation='eager', output_loading_info=True)
         assert not any(info.values()), info
-        assert np.array_equal(reference(again, ids), want)
+        assert np.array_equal(reference(again, ids), expected)
         assert weights.load(ours_again)[0] == config
 
 
 def smollm2_state(file):
-    """The state dict of transformers' model, from blocks dequantised here."""
+    """Return the state dict for the transformers library, with tensors dequantized independently of epo_jax."""
     tensors = {}
     for tensor in gguf.GGUFReader(file).tensors:
         shape, kind = tuple(int(n) for n in tensor.shape[::-1]), tensor.tensor_type.name
         raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(-1)
-        if kind == 'Q4_1':  # of 32 weights: scale and minimum, then the low and the high nibbles
+        if kind == 'Q4_1':  # a block has scale, minimum, and 32 weights: low nibbles, then high nibbles
             block = raw.reshape(-1, 20)
             scale, low = block[:, :4].copy().view(np.float16).astype(np.float32).T[:, :, None]
             x = np.concatenate([block[:, 4:] & 15, block[:, 4:] >> 4], axis=1) * scale + low
@@ -110,7 +111,7 @@ def smollm2_state(file):
             assert kind == 'F32'
             x = raw.view(np.float32)
         x = x.reshape(shape).astype(np.float32)
-        if 'attn_q.' in tensor.name or 'attn_k.' in tensor.name:  # even rows first, then odd rows, of each head
+        if 'attn_q.' in tensor.name or 'attn_k.' in tensor.name:  # in every head, even rows before odd rows
             x = np.concatenate([part for head in np.split(x, len(x) // 64) for part in (head[::2], head[1::2])])
         tensors[tensor.name] = torch.tensor(x)
     names = {'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm', 'attn_q': 'self_attn.q_proj',
@@ -132,15 +133,15 @@ def test_smollm2(smollm2_gguf):
             vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
             intermediate_size=1536, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
             rope_parameters=dict(rope_type='default', rope_theta=1e5)))
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # holds computed values, not parameters
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its buffers are not in the state dict
     model.load_state_dict(smollm2_state(smollm2_gguf), assign=True)
-    # <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n, then anything
+    # <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n, then random ids
     prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
     ids = np.array([prompt + np.random.default_rng(0).integers(0, 49152, 40).tolist()])
-    want = reference(model.eval(), ids)
+    expected = reference(model.eval(), ids)
     del model
     config, params = weights.load(smollm2_gguf)
-    got = ours(config, params, ids)
-    assert_close(got, want, 'smollm2 gguf')
-    assert got[0, len(prompt) - 1].argmax() == want[0, len(prompt) - 1].argmax() == 504  # 'The'
-    assert_close(ours(config, stack(params), ids), want, 'smollm2 gguf stacked')
+    actual = ours(config, params, ids)
+    assert_close(actual, expected, 'smollm2 gguf')
+    assert actual[0, len(prompt) - 1].argmax() == expected[0, len(prompt) - 1].argmax() == 504  # 'The'
+    assert_close(ours(config, stack(params), ids), expected, 'smollm2 gguf stacked')

@@ -1,4 +1,4 @@
-"""The files of adapters against the PEFT library itself: what it reads, writes and merges."""
+"""Adapter files against the PEFT library: reading, writing and merging."""
 
 import json
 
@@ -23,7 +23,7 @@ CASES = (LoRA(4, 12.0), LoRA(3, 3.0, ('q', 'v')), LoRA(2, 5.0, ('o', 'down')))
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-    """A folder with a little Llama in which heads x size differs from the width."""
+    """A folder with a small Llama whose heads have a total size different from its width."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -54,8 +54,8 @@ def ours(config, params):
     return np.asarray(logits(params))
 
 
-def assert_close(got, want):
-    assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
+def assert_close(got, expected):
+    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 def load_base(folder):
@@ -63,14 +63,14 @@ def load_base(folder):
 
 
 @pytest.mark.parametrize('lora', CASES)
-def test_peft_reads_what_we_write_and_its_merge_is_ours(lora, base, tmp_path):
+def test_peft_loads_our_files_and_merges_to_the_same_weights(lora, base, tmp_path):
     config, params = weights.load(base, stacked=True)
     adapter = adapter_of(lora, config)
     peft.save(tmp_path / 'adapter', lora, adapter, str(base))
     theirs = peft_library.PeftModel.from_pretrained(load_base(base), tmp_path / 'adapter')
-    want = reference(theirs)
-    assert_close(ours(config, lora.join(params, adapter)), want)
-    assert np.abs(want - ours(config, params)).max() > 0.05 * np.abs(want).max()
+    expected = reference(theirs)
+    assert_close(ours(config, lora.join(params, adapter)), expected)
+    assert np.abs(expected - ours(config, params)).max() > 0.05 * np.abs(expected).max()
 
     merged = theirs.merge_and_unload().state_dict()
     weights.save(tmp_path / 'merged', config, lora.merge(params, adapter))
@@ -78,7 +78,7 @@ def test_peft_reads_what_we_write_and_its_merge_is_ours(lora, base, tmp_path):
     assert set(files) == set(merged)
     for name, x in files.items():
         np.testing.assert_allclose(x, merged[name].numpy(), atol=1e-5, err_msg=name)
-    assert_close(reference(load_base(tmp_path / 'merged')), want)
+    assert_close(reference(load_base(tmp_path / 'merged')), expected)
 
 
 @pytest.mark.parametrize('lora', CASES)
@@ -91,7 +91,7 @@ def test_round_trip(lora, base, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, adapter)
 
 
-def test_we_read_what_peft_writes(base, tmp_path):
+def test_files_written_by_peft_can_be_loaded(base, tmp_path):
     torch.manual_seed(1)
     theirs = peft_library.get_peft_model(load_base(base), peft_library.LoraConfig(
         r=4, lora_alpha=10, target_modules=['v_proj', 'q_proj', 'up_proj'], init_lora_weights=False))
@@ -121,13 +121,13 @@ NAME = 'base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight'
     (dict(bias='all'), None, "bias 'all'"),
     (dict(peft_type='IA3'), None, "peft_type 'IA3'"),
     (dict(target_modules=['q_proj', 'lm_head']), None, 'lm_head'),
-    (dict(target_modules='.*proj'), None, 'supported are lists'),
+    (dict(target_modules='.*proj'), None, "target_modules '.*proj' is not supported; supported are lists"),
     (dict(r=0), None, 'positive rank'),
     (dict(r=4), None, 'expected (4, 32)'),
     (None, lambda x: x.pop(NAME), f"missing tensor '{NAME}'"),
     (None, lambda x: x.update(extra=np.zeros(2, np.float32)), "unexpected tensor 'extra'"),
     (None, lambda x: x.update({NAME: np.zeros((3, 31), np.float32)}), 'has shape (3, 31), expected (3, 32)')))
-def test_what_does_not_fit_is_refused(change, tensors, message, base, tmp_path):
+def test_invalid_folders_raise(change, tensors, message, base, tmp_path):
     config, _ = weights.load(base, stacked=True)
     peft.save(tmp_path / 'adapter', CASES[1], adapter_of(CASES[1], config))
     rewrite(tmp_path / 'adapter', change, tensors)
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused(change, tensors, message, base, tmp_path):
     assert message in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_missing_files_and_existing_folders_are_errors(base, tmp_path):
+def test_missing_files_and_existing_folders_raise(base, tmp_path):
     config, _ = weights.load(base, stacked=True)
     with pytest.raises(weights.WeightsError, match='adapter_config.json'):
         peft.load(tmp_path, config)

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: round trips, shardings, and every way in which folders can be wrong."""
+"""Reading and writing checkpoints: round trips, shardings, and invalid folders."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def folder(tmp_path):
     return tmp_path / 'model'
 
 
-# Round trips.
+# Round trips
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -41,9 +41,9 @@ def test_round_trip(name, tmp_path):
     assert max(file.stat().st_size for file in (tmp_path / 'unstacked').glob('*.safetensors')) < 35_000
     for path in (tmp_path / 'stacked', tmp_path / 'unstacked'):
         for stacked in (True, False):
-            read, got = weights.load(path, stacked=stacked)
-            assert read == config
-            assert_equal(got, params if stacked else unstack(params))
+            loaded_config, loaded = weights.load(path, stacked=stacked)
+            assert loaded_config == config
+            assert_equal(loaded, params if stacked else unstack(params))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
@@ -52,10 +52,10 @@ def test_dtypes(dtype, tmp_path):
     weights.save(tmp_path / 'model', LLAMA, params)
     assert json.loads((tmp_path / 'model' / 'config.json').read_text())['torch_dtype'] == dtype
     assert {str(x.dtype) for x in load_file(tmp_path / 'model' / 'model.safetensors').values()} == {dtype}
-    for wanted in (jnp.float32, jnp.bfloat16):
-        _, got = weights.load(tmp_path / 'model', dtype=wanted, stacked=True)
-        assert all(x.dtype == wanted for x in jax.tree.leaves(got))
-        assert_equal(got, jax.tree.map(lambda x: x.astype(wanted), params))
+    for target in (jnp.float32, jnp.bfloat16):
+        _, loaded = weights.load(tmp_path / 'model', dtype=target, stacked=True)
+        assert all(x.dtype == target for x in jax.tree.leaves(loaded))
+        assert_equal(loaded, jax.tree.map(lambda x: x.astype(target), params))
 
 
 def test_token_ids_in_config(tmp_path):
@@ -64,13 +64,13 @@ def test_token_ids_in_config(tmp_path):
     assert content['bos_token_id'] == 5 and content['eos_token_id'] == 7
 
 
-def test_harmless_extras(folder):
-    """Old checkpoints hold rotary frequencies; tied ones may hold the table twice, if it is the same."""
+def test_redundant_tensors_are_ignored(folder):
+    """Old checkpoints contain rotary frequencies, and tied ones may contain the embedding table twice."""
     tensors = load_file(folder / 'model.safetensors')
-    _, want = weights.load(folder)
+    _, expected = weights.load(folder)
     save_file(tensors | {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(8, np.float32)},
               folder / 'model.safetensors')
-    assert_equal(weights.load(folder)[1], want)
+    assert_equal(weights.load(folder)[1], expected)
     content = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps(content | {'tie_word_embeddings': True}))
     with pytest.raises(WeightsError, match="'lm_head.weight' differs from 'model.embed_tokens.weight'"):
@@ -80,10 +80,10 @@ def test_harmless_extras(folder):
     assert config.tied and 'head' not in params
 
 
-# Shardings.
+# Shardings
 
 
-def test_every_leaf_gets_its_sharding(folder):
+def test_every_parameter_has_its_sharding(folder):
     mesh = make_mesh((1, 1, 1))
     for stacked in (True, False):
         shardings = lambda config: param_shardings(Transformer(config, stacked=stacked), mesh)
@@ -91,7 +91,7 @@ def test_every_leaf_gets_its_sharding(folder):
         jax.tree.map(lambda x, sharding: np.testing.assert_equal(x.sharding, sharding), params, shardings(config))
 
 
-def test_sharded_over_four_devices(folder):
+def test_sharding_over_four_devices(folder):
     program = textwrap.dedent('''
         import sys, jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
@@ -100,30 +100,30 @@ def test_sharded_over_four_devices(folder):
         from epo_jax.models import weights
         from epo_jax.models.transformer import Transformer
         mesh = jax.make_mesh((2, 2), ('fsdp', 'tensor'), (jax.sharding.AxisType.Auto,) * 2)
-        def over_width(path, shape):
+        def split_width(path, shape):
             lead = [None] * (path[0] == 'layers')
             axes = ('fsdp', 'tensor') if len(shape) - len(lead) > 1 else ()
             return NamedSharding(mesh, PartitionSpec(*lead, *axes))
-        def over_layers(path, shape):
+        def split_layers(path, shape):
             return NamedSharding(mesh, PartitionSpec('fsdp' if path[0] == 'layers' else None))
-        for stacked, sharding_of in ((True, over_width), (True, over_layers), (False, over_width)):
+        for stacked, sharding_of in ((True, split_width), (True, split_layers), (False, split_width)):
             def shardings(config):
                 shapes = jax.eval_shape(Transformer(config, stacked=stacked).init_params, jax.random.key(0))
                 return jax.tree_util.tree_map_with_path(
                     lambda path, x: sharding_of(tuple(k.key for k in path), x.shape), shapes)
-            _, whole = weights.load(sys.argv[1], stacked=stacked)
-            _, parts = weights.load(sys.argv[1], stacked=stacked, shardings=shardings)
-            jax.tree.map(np.testing.assert_array_equal, parts, whole)
-            for path, x in jax.tree_util.tree_leaves_with_path(parts):
+            _, unsharded = weights.load(sys.argv[1], stacked=stacked)
+            _, sharded = weights.load(sys.argv[1], stacked=stacked, shardings=shardings)
+            jax.tree.map(np.testing.assert_array_equal, sharded, unsharded)
+            for path, x in jax.tree_util.tree_leaves_with_path(sharded):
                 assert x.sharding == sharding_of(tuple(k.key for k in path), x.shape), (path, x.sharding)
-        print('all the same')
+        print('all parameters are equal')
     ''')
     done = subprocess.run([sys.executable, '-c', program, str(folder)], capture_output=True, text=True,
                           env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
-    assert 'all the same' in done.stdout, done.stderr
+    assert 'all parameters are equal' in done.stdout, done.stderr
 
 
-# Safetensors folders that are wrong.
+# Invalid folders
 
 
 def rewrite(folder, change):
@@ -137,16 +137,16 @@ def rewrite(folder, change):
     (lambda t: t.pop('lm_head.weight'), "missing tensor 'lm_head.weight'"),
     (lambda t: t.update({'model.layers.2.mlp.up_proj.weight': np.ones(3)}), 'unexpected tensor .*layers.2.mlp.up'),
     (lambda t: t.update({'model.norm.weight': np.ones(63, np.float32)}), r'norm.* shape \(63,\), expected \(64,\)'),
-    (lambda t: t.update({'model.norm.weight': np.ones(64, np.int8)}), "'model.norm.weight' is of type I8"),
+    (lambda t: t.update({'model.norm.weight': np.ones(64, np.int8)}), "'model.norm.weight' has the unsupported type I8"),
 ])
-def test_wrong_tensors(change, message, folder):
+def test_invalid_tensors_raise(change, message, folder):
     rewrite(folder, change)
     with pytest.raises(WeightsError, match=message) as caught:
         weights.load(folder)
     assert str(folder) in str(caught.value)
 
 
-def test_many_missing_tensors_are_summarised(folder):
+def test_the_message_lists_at_most_five_missing_tensors(folder):
     rewrite(folder, lambda t: [t.pop(k) for k in list(t) if 'layers.1' in k])
     with pytest.raises(WeightsError, match='and 4 more'):
         weights.load(folder)
@@ -155,11 +155,11 @@ def test_many_missing_tensors_are_summarised(folder):
 @pytest.mark.parametrize('change, message', [
     ({'model_type': 'gemma3'}, "model_type 'gemma3' is not supported"),
     ({'hidden_act': 'gelu'}, "hidden_act 'gelu'"),
-    ({'hidden_size': None}, "no 'hidden_size' in it"),
-    ({'hidden_size': 32}, 'has shape'),
+    ({'hidden_size': None}, "the key 'hidden_size' is missing"),
+    ({'hidden_size': 32}, 'has shape .*, expected'),
     ({'num_hidden_layers': 1}, 'unexpected tensor'),
 ])
-def test_wrong_config(change, message, folder):
+def test_invalid_configs_raise(change, message, folder):
     content = json.loads((folder / 'config.json').read_text()) | change
     content = {k: v for k, v in content.items() if v is not None}
     (folder / 'config.json').write_text(json.dumps(content))
@@ -168,15 +168,15 @@ def test_wrong_config(change, message, folder):
     assert str(folder) in str(caught.value)
 
 
-def test_damaged_files(folder, tmp_path):
+def test_missing_and_damaged_files_raise(folder, tmp_path):
     with pytest.raises(WeightsError, match='neither a folder'):
         weights.load(tmp_path / 'nothing')
     with pytest.raises(WeightsError, match='neither a folder'):
         weights.load(folder / 'model.safetensors')
-    whole = (folder / 'model.safetensors').read_bytes()
-    for size in (0, 5, 100, len(whole) - 1):
-        (folder / 'model.safetensors').write_bytes(whole[:size])
-        with pytest.raises(WeightsError, match='model.safetensors: not a safetensors file, or cut short'):
+    complete = (folder / 'model.safetensors').read_bytes()
+    for size in (0, 5, 100, len(complete) - 1):
+        (folder / 'model.safetensors').write_bytes(complete[:size])
+        with pytest.raises(WeightsError, match='model.safetensors: not a safetensors file, or truncated'):
             weights.load(folder)
     (folder / 'model.safetensors').unlink()
     with pytest.raises(WeightsError, match='model.safetensors: no such file'):
@@ -190,7 +190,7 @@ def test_damaged_files(folder, tmp_path):
         weights.load(folder)
 
 
-def test_damaged_shards(tmp_path):
+def test_missing_shards_and_wrong_indices_raise(tmp_path):
     path = tmp_path / 'model'
     weights.save(path, LLAMA, random_params(LLAMA), max_file_bytes=40_000)
     index = path / 'model.safetensors.index.json'
@@ -201,7 +201,7 @@ def test_damaged_shards(tmp_path):
     with pytest.raises(WeightsError, match=f'{second.name}: tensor .* is missing'):
         weights.load(path)
     index.write_text('{}')
-    with pytest.raises(WeightsError, match='no weight_map'):
+    with pytest.raises(WeightsError, match='weight_map is missing'):
         weights.load(path)
     index.write_text(json.dumps(content))
     second.unlink()
@@ -209,10 +209,10 @@ def test_damaged_shards(tmp_path):
         weights.load(path)
 
 
-# Saving what cannot be saved.
+# Errors of save
 
 
-def test_save_refuses(folder, tmp_path):
+def test_invalid_parameters_are_not_saved(folder, tmp_path):
     params = random_params(LLAMA)
     with pytest.raises(WeightsError, match='already exists'):
         weights.save(folder, LLAMA, params)
@@ -232,7 +232,7 @@ def test_save_refuses(folder, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
-def test_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_save_leaves_no_files(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError('disk full')
     monkeypatch.setattr(weights.safetensors.numpy, 'save_file', fail)

@@ -1,4 +1,4 @@
-"""Chat segments against the templates' own renderings, and the templates that are refused."""
+"""Chat segments against the renderings of their templates, and templates that are rejected."""
 
 import copy
 
@@ -27,7 +27,7 @@ MISTRAL = (
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}")
-MISTRAL_TEKKEN = (  # the default system prompt goes to the last user message
+MISTRAL_TEKKEN = (  # puts the default system prompt into the last user message
     "{{- bos_token }}{%- for message in messages %}{%- if message['role'] == 'user' %}"
     "{%- if loop.last %}{{- '[INST]Be brief.\n\n' + message['content'] + '[/INST]' }}"
     "{%- else %}{{- '[INST]' + message['content'] + '[/INST]' }}{%- endif %}"
@@ -74,14 +74,14 @@ QWEN3 = r'''
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
 '''
-R1 = (  # thinking is opened for the model, and only then
+R1 = (  # opens the thinking of the next reply only
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}")
 
 
 @pytest.fixture(scope='module')
 def backend():
-    """A small byte-level BPE, without control tokens."""
+    """A small byte-level BPE tokenizer without control tokens."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -93,16 +93,17 @@ def backend():
 
 @pytest.fixture
 def make(backend):
-    """(control tokens, template, beginning, end) -> tokenizer."""
+    """A function that returns a tokenizer with the given control tokens and template."""
     def make(control, template, bos=None, eos=None):
-        own = tokenizers.Tokenizer.from_str(backend.to_str())
-        own.add_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-        return PreTrainedTokenizerFast(tokenizer_object=own, chat_template=template, bos_token=bos, eos_token=eos)
+        tokenizer = tokenizers.Tokenizer.from_str(backend.to_str())
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, chat_template=template, bos_token=bos, eos_token=eos)
     return make
 
 
 def rendered(tokenizer, template, messages):
-    """The template's own rendering of a conversation, tokenised in one piece."""
+    """Return the ids of a conversation that the template renders and the tokenizer encodes as one text."""
     roles = ('user', 'assistant')
     text = tokenizer.apply_chat_template([{'role': roles[i % 2], 'content': m} for i, m in enumerate(messages)],
                                          chat_template=template, tokenize=False, add_generation_prompt=True)
@@ -110,7 +111,7 @@ def rendered(tokenizer, template, messages):
 
 
 def appended(tokenizer, segments, messages):
-    """The same conversation from segments."""
+    """Return the ids of the same conversation, joined from segments."""
     ids = list(segments.open)
     for i, message in enumerate(messages):
         ids += encode(tokenizer, message)
@@ -126,7 +127,7 @@ def assert_same(tokenizer, segments, template=None):
             [encode(tokenizer, message) for message in talk[:count]])
 
 
-# Templates that are taken.
+# Supported templates
 
 
 def test_smollm2(smollm2_tokenizer):
@@ -150,7 +151,7 @@ def test_qwen25(make):
 
 
 def test_llama3(make):
-    """Llama 3's own template strips every message, which is no reason to refuse it; ours is the same without that."""
+    """Llama 3's template strips every message, which is allowed; the built-in one does not."""
     tokenizer = make(LLAMA3_TOKENS, LLAMA3, '<|begin_of_text|>', '<|end_of_text|>')
     segments = chat_segments(tokenizer)
     assert_same(tokenizer, segments)
@@ -159,15 +160,15 @@ def test_llama3(make):
     assert segments.open.count(tokenizer.bos_token_id) == 1
     assert segments.end == tokenizer.convert_tokens_to_ids('<|eot_id|>')
     assert segments.stop == (segments.end, tokenizer.eos_token_id)
-    # Ours gives what the original does for messages without surrounding space.
+    # Both templates render messages without surrounding spaces in the same way.
     tokenizer.chat_template = LLAMA3
     assert_same(tokenizer, segments)
 
 
 def test_mistral(make):
     tokenizer = make(MISTRAL_TOKENS, MISTRAL, '<s>', '</s>')
-    # '[INST] ' and a word: the space belongs to the word's token, so this cannot be cut.
-    with pytest.raises(ChatTemplateError, match='cannot be cut at its messages .*, message by message'):
+    # The space in '[INST] ' becomes a part of the next word's token, so this template cannot be split.
+    with pytest.raises(ChatTemplateError, match='cannot be split at its messages .*, but the separate messages'):
         chat_segments(tokenizer)
     segments = chat_segments(tokenizer, 'mistral')
     assert_same(tokenizer, segments, TEMPLATES['mistral'])
@@ -181,60 +182,60 @@ def test_template_by_name_or_file(make, tmp_path):
     by_name = chat_segments(tokenizer, 'chatml')
     assert_same(tokenizer, by_name, TEMPLATES['chatml'])
     assert tokenizer.decode(by_name.open) == '<|im_start|>user\n'
-    path = tmp_path / 'mine.jinja'
+    path = tmp_path / 'guest.jinja'
     path.write_text(TEMPLATES['chatml'].replace("message['role']", "message['role'] | replace('user', 'guest')"))
     by_path = chat_segments(tokenizer, path)
     assert tokenizer.decode(by_path.open) == '<|im_start|>guest\n'
     assert by_path == chat_segments(tokenizer, str(path)) != by_name
 
 
-def test_templates_by_name_in_the_tokenizer(make):
+def test_a_tokenizer_with_several_templates(make):
     tokenizer = make(CHATML_TOKENS, {'default': TEMPLATES['chatml'], 'tool_use': LLAMA3}, eos='<|im_end|>')
     assert chat_segments(tokenizer) == chat_segments(tokenizer, 'chatml')
     tokenizer.chat_template = {'tool_use': LLAMA3}
-    with pytest.raises(ChatTemplateError, match='no chat template of its own'):
+    with pytest.raises(ChatTemplateError, match='the tokenizer has no chat template'):
         chat_segments(tokenizer)
 
 
-# Templates that are refused.
+# Rejected templates
 
 
 @pytest.mark.parametrize('control, template, message', [
-    (CHATML_TOKENS, QWEN3, r'not append-only \(seen with thinking in replies\): in a conversation of 3 message.*'
+    (CHATML_TOKENS, QWEN3, r'not append-only \(test case: thinking in replies\): for a conversation of 3 message.*'
                            r'at message 2 \(assistant\)'),
     (CHATML_TOKENS, TEMPLATES['chatml'].replace("+ message['content'] +", "+ (message['content'] | trim if "
      "message['role'] == 'assistant' else message['content']) +"), r'spaces around.*at message 2 \(assistant\)'),
-    (CHATML_TOKENS, R1, r'seen with growing conversations.* in a conversation of 3 .* at message 1 \(user\)'),
-    (MISTRAL_TOKENS, MISTRAL_TEKKEN, r'growing conversations.* in a conversation of 3 .* at message 1 \(user\)'),
+    (CHATML_TOKENS, R1, r'test case: growing conversations.* for a conversation of 3 .* at message 1 \(user\)'),
+    (MISTRAL_TOKENS, MISTRAL_TEKKEN, r'growing conversations.* for a conversation of 3 .* at message 1 \(user\)'),
     (CHATML_TOKENS, "{{ messages | length }}" + TEMPLATES['chatml'], r'growing conversations.* 3 message'),
-    (CHATML_TOKENS, TEMPLATES['chatml'].replace('messages %}', 'messages[-3:] %}'), 'in a conversation of 5'),
-    (CHATML_TOKENS, "{{ messages[0]['content'] }}" + TEMPLATES['chatml'], "writes the message 'Qfirst' 2 times"),
-    (CHATML_TOKENS, 'nothing', "writes the message 'Qfirst' 0 times"),
-    (CHATML_TOKENS, '{% for', 'fails on a conversation of 1 message'),
+    (CHATML_TOKENS, TEMPLATES['chatml'].replace('messages %}', 'messages[-3:] %}'), 'for a conversation of 5'),
+    (CHATML_TOKENS, "{{ messages[0]['content'] }}" + TEMPLATES['chatml'], "renders the message 'Qfirst' 2 times"),
+    (CHATML_TOKENS, 'nothing', "renders the message 'Qfirst' 0 times"),
+    (CHATML_TOKENS, '{% for', 'fails for a conversation of 1 message'),
     (CHATML_TOKENS, "{{ raise_exception('a system message is needed') }}", 'fails .*: a system message is needed'),
-    (CHATML_TOKENS, "{{ messages[0]['content'] + missing }}", 'fails on a conversation'),
-    (CHATML_TOKENS, TEMPLATES['chatml'].replace("'<|im_end|>", "' <|im_end|>"), 'ends replies .*no control token'),
-    ([], TEMPLATES['chatml'], 'ends replies with .* begins with no control token'),
+    (CHATML_TOKENS, "{{ messages[0]['content'] + missing }}", 'fails for a conversation'),
+    (CHATML_TOKENS, TEMPLATES['chatml'].replace("'<|im_end|>", "' <|im_end|>"), 'ends replies .*does not begin with a control token'),
+    ([], TEMPLATES['chatml'], 'ends replies with .* does not begin with a control token'),
     (CHATML_TOKENS, "{% for m in messages %}{{ m['content'] }}{% endfor %}", "ends replies with ''"),
     (CHATML_TOKENS, "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}"
                     "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}",
-     "does not end a last reply with '<|im_start|>'"),
+     "ends earlier replies with '<|im_start|>', but not the last reply"),
 ])
-def test_refused(control, template, message, make):
+def test_rejected_templates(control, template, message, make):
     tokenizer = make(control, template, *(('<s>', '</s>') if '</s>' in control else (None, None)))
     if control is LLAMA3_TOKENS:
         tokenizer.bos_token = '<|begin_of_text|>'
     with pytest.raises(ChatTemplateError, match=message.replace('|>', r'\|>').replace('<|', r'<\|')) as caught:
         chat_segments(tokenizer)
-    assert 'by name (chatml, llama3, mistral) or the path of a .jinja file' in str(caught.value)
+    assert 'another template (chatml, llama3, mistral) or to the path of a .jinja file' in str(caught.value)
 
 
-def test_no_template(make, smollm2_tokenizer, tmp_path):
-    with pytest.raises(ChatTemplateError, match='no chat template of its own; set the option `template`'):
+def test_missing_templates_raise(make, smollm2_tokenizer, tmp_path):
+    with pytest.raises(ChatTemplateError, match='the tokenizer has no chat template. Set chat_template'):
         chat_segments(make(CHATML_TOKENS, None))
     bare = copy.deepcopy(smollm2_tokenizer)
     bare.chat_template = None
     assert chat_segments(bare, 'chatml').end == 2
     for unknown in ('vicuna', tmp_path / 'none.jinja', tmp_path):
-        with pytest.raises(ChatTemplateError, match='neither a chat template known by name .* nor a file'):
+        with pytest.raises(ChatTemplateError, match='neither the name of a chat template .* nor a file'):
             chat_segments(bare, unknown)

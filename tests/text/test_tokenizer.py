@@ -1,4 +1,4 @@
-"""Tokenizers against byte pair merging written out, and the guarantees of encode, decode and ids_with."""
+"""Tokenizers against a plain implementation of byte-pair merging; properties of encode, decode and ids_with."""
 
 import json
 
@@ -35,14 +35,14 @@ SPLITS = {
 
 
 def byte_alphabet():
-    """Byte -> the character that stands for it in byte-level vocabularies."""
+    """Return the mapping from bytes to the characters that represent them in byte-level vocabularies."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-def merge_by_hand(text, split, vocab, ranks):
-    """Byte pair encoding as it is defined: always merge the pair of lowest rank, the leftmost first."""
+def literal_bpe(text, split, vocab, ranks):
+    """Encode text by the definition of byte-pair encoding: merge the pair of the lowest rank, the leftmost first."""
     alphabet, ids = byte_alphabet(), []
     for word in split(text):
         parts = [alphabet[b] for b in word.encode('utf-8')]
@@ -57,7 +57,7 @@ def merge_by_hand(text, split, vocab, ranks):
 
 @pytest.fixture(scope='module')
 def small_bpe():
-    """(vocab, merges) of a small byte-level BPE."""
+    """Vocabulary and merges of a small byte-level BPE tokenizer."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -68,7 +68,7 @@ def small_bpe():
 
 
 def write_gguf(path, bpe, **changes):
-    """Writes a GGUF file with nothing but a tokenizer: three control tokens, one of the user's, then `bpe`."""
+    """Write a GGUF file with only a tokenizer: three control tokens, one user-defined token, then those of `bpe`."""
     vocab, merges = bpe
     added = ['<|bos|>', '<|im_start|>', '<|im_end|>', '<think>']
     fields = {
@@ -88,16 +88,16 @@ def write_gguf(path, bpe, **changes):
     return path
 
 
-# Encoding.
+# Encoding
 
 
-def test_smollm2_equals_merging_by_hand(smollm2_gguf, smollm2_tokenizer):
+def test_smollm2_equals_literal_bpe(smollm2_gguf, smollm2_tokenizer):
     model = json.loads(smollm2_tokenizer.backend_tokenizer.to_str())['model']
     ranks = {tuple(merge): i for i, merge in enumerate(model['merges'])}
     tokens = sorted(model['vocab'], key=model['vocab'].get)
     assert tokens[:3] == ['<|endoftext|>', '<|im_start|>', '<|im_end|>'] and len(tokens) == 49152
     for text in TEXTS:
-        assert encode(smollm2_tokenizer, text) == merge_by_hand(text, SPLITS['smollm'], model['vocab'], ranks), text
+        assert encode(smollm2_tokenizer, text) == literal_bpe(text, SPLITS['smollm'], model['vocab'], ranks), text
         assert decode(smollm2_tokenizer, encode(smollm2_tokenizer, text)) == text
 
 
@@ -116,15 +116,15 @@ def test_gguf_pre_tokenizers(pre, small_bpe, tmp_path):
     ids = {token: i + 4 for token, i in vocab.items()}
     ranks = {merge: i for i, merge in enumerate(merges)}
     for text in TEXTS:
-        assert encode(tokenizer, text) == merge_by_hand(text, SPLITS[pre], ids, ranks), text
+        assert encode(tokenizer, text) == literal_bpe(text, SPLITS[pre], ids, ranks), text
         assert decode(tokenizer, encode(tokenizer, text)) == text
     assert (tokenizer.bos_token, tokenizer.eos_token) == ('<|bos|>', '<|im_end|>')
     assert tokenizer.chat_template == 'the template'
     assert special_ids(tokenizer) == {0, 1, 2}
 
 
-def test_whole_words_and_normal_form(small_bpe, tmp_path):
-    """Llama 3 takes a word of the vocabulary without merges; Qwen2 composes accents."""
+def test_words_without_merges_and_normalization(small_bpe, tmp_path):
+    """Llama 3 encodes a word of the vocabulary without merges; Qwen2 composes accents."""
     vocab, merges = small_bpe
     bpe = vocab | {'Ġzyzzyva': len(vocab)}, merges
     llama = load_tokenizer(write_gguf(tmp_path / 'llama.gguf', bpe, pre='llama-bpe'))
@@ -142,13 +142,13 @@ def test_control_tokens_are_never_encoded(small_bpe, smollm2_tokenizer, tmp_path
             text = f'a {t.convert_ids_to_tokens(i)} b'
             assert not set(encode(t, text)) & special_ids(t)
             assert decode(t, encode(t, text)) == text
-    # ... but the tokenizer itself still knows them, before and after, for chat templates.
+    # The tokenizer itself must still encode them for chat templates.
     assert tokenizer('<|im_end|>', add_special_tokens=False)['input_ids'] == [2]
-    assert encode(tokenizer, '<think>') == [3]  # a word of the vocabulary, no control token
+    assert encode(tokenizer, '<think>') == [3]  # in the vocabulary, but not a control token
 
 
-def test_nothing_is_added(tmp_path, small_bpe):
-    """Not even by a tokenizer that begins every text with a token."""
+def test_encode_does_not_add_tokens(tmp_path, small_bpe):
+    """The tokenizer of this test adds a begin-of-sequence token by default."""
     tokenizer = tokenizers.Tokenizer(models.BPE(*small_bpe))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -164,21 +164,21 @@ def test_nothing_is_added(tmp_path, small_bpe):
     assert encode(loaded, '') == []
 
 
-def test_encode_refuses_a_control_token():
+def test_ordinary_text_encoded_as_control_token_raises():
     model = models.WordLevel({'go': 0, 'stop': 1, '?': 2}, unk_token='?')
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.add_special_tokens(['stop', '?'])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token='?')
-    assert encode(tokenizer, 'go on') == [0, 2]  # unknown words are what the unknown token is for
-    with pytest.raises(TokenizerError, match="makes the control token 'stop' of ordinary text"):
+    assert encode(tokenizer, 'go on') == [0, 2]  # the unknown token is allowed
+    with pytest.raises(TokenizerError, match="encodes ordinary text as the control token 'stop'"):
         encode(tokenizer, 'go stop')
 
 
-# Decoding.
+# Decoding
 
 
-def test_decode_leaves_out_control_tokens_only(smollm2_tokenizer):
+def test_decode_skips_only_control_tokens(smollm2_tokenizer):
     ids = encode(smollm2_tokenizer, 'Well , I do n\'t know .')
     assert decode(smollm2_tokenizer, [1, *ids, 2, 0]) == 'Well , I do n\'t know .'  # no clean-up of spaces
     assert decode(smollm2_tokenizer, []) == ''
@@ -192,11 +192,11 @@ def test_ids_with(smollm2_tokenizer):
     assert newline == tuple(sorted(i for t, i in smollm2_tokenizer.get_vocab().items() if 'Ċ' in t))
     assert encode(smollm2_tokenizer, '\n')[0] in newline and not set(newline) & special_ids(smollm2_tokenizer)
     assert encode(smollm2_tokenizer, ' the')[0] in ids_with(smollm2_tokenizer, ' t')
-    assert ids_with(smollm2_tokenizer, 'im_end|>') == ()  # control tokens are left out
+    assert ids_with(smollm2_tokenizer, 'im_end|>') == ()  # control tokens are excluded
 
 
-def test_sentencepiece_style(tmp_path):
-    """A folder whose decoder drops the first space: ids_with must see that space all the same."""
+def test_ids_with_sees_spaces_that_the_decoder_removes_at_the_start(tmp_path):
+    """SentencePiece-style decoders remove the first space of a text."""
     tokens = ['<s>', '</s>', '<0x0A>', '▁', 'h', 'i', '▁h', '▁hi', 'a', '▁a', '<unk>']
     vocab = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(
@@ -213,10 +213,10 @@ def test_sentencepiece_style(tmp_path):
     assert ids_with(tokenizer, '\n') == (2,)
 
 
-# Loading.
+# Loading
 
 
-def test_folder_equals_gguf(smollm2_tokenizer, tmp_path):
+def test_a_saved_folder_equals_the_gguf_file(smollm2_tokenizer, tmp_path):
     smollm2_tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert [encode(loaded, text) for text in TEXTS] == [encode(smollm2_tokenizer, text) for text in TEXTS]
@@ -225,7 +225,7 @@ def test_folder_equals_gguf(smollm2_tokenizer, tmp_path):
     assert special_ids(loaded) == special_ids(smollm2_tokenizer)
 
 
-def test_folder_template_file(small_bpe, tmp_path):
+def test_the_template_is_read_from_its_file(small_bpe, tmp_path):
     load_tokenizer(write_gguf(tmp_path / 'model.gguf', small_bpe, template=None)).save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).chat_template is None
     (tmp_path / 'chat_template.jinja').write_text('from a file')
@@ -234,30 +234,30 @@ def test_folder_template_file(small_bpe, tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(model='llama'), "tokenizer model 'llama' is not supported"),
-    (dict(model=None), "no 'tokenizer.ggml.model' in the metadata"),
-    (dict(pre='deepseek-llm'), "pre-tokenizer 'deepseek-llm' is not supported; supported are gpt-2, smollm"),
-    (dict(pre=None), "no 'tokenizer.ggml.pre' in the metadata"),
-    (dict(merges=['q zz']), 'merges and vocabulary do not fit together'),
-    (dict(merges=['qz']), 'merges and vocabulary do not fit together'),
-    (dict(tokens=['a', 'a']), 'a token stands in the vocabulary twice'),
-    (dict(eos=99999), 'eos_token is 99999, but there are'),
-    (dict(types=None), "no 'tokenizer.ggml.token_type'"),
+    (dict(model=None), "the metadata has no key 'tokenizer.ggml.model'"),
+    (dict(pre='deepseek-llm'), "pre-tokenizer 'deepseek-llm' is not supported; supported pre-tokenizers are gpt-2, smollm"),
+    (dict(pre=None), "the metadata has no key 'tokenizer.ggml.pre'"),
+    (dict(merges=['q zz']), 'the merges do not match the vocabulary'),
+    (dict(merges=['qz']), 'the merges do not match the vocabulary'),
+    (dict(tokens=['a', 'a']), 'the vocabulary contains a token twice'),
+    (dict(eos=99999), 'eos_token is 99999, but the vocabulary has only'),
+    (dict(types=None), "no key 'tokenizer.ggml.token_type'"),
 ])
-def test_gguf_refused(changes, message, small_bpe, tmp_path):
+def test_invalid_gguf_files_raise(changes, message, small_bpe, tmp_path):
     path = write_gguf(tmp_path / 'model.gguf', small_bpe, **changes)
     with pytest.raises(TokenizerError, match=message) as caught:
         load_tokenizer(path)
     assert str(path) in str(caught.value)
 
 
-def test_damaged_or_missing(small_bpe, tmp_path):
+def test_damaged_and_missing_files_raise(small_bpe, tmp_path):
     with pytest.raises(TokenizerError, match='neither a folder with tokenizer.json nor a .gguf file'):
         load_tokenizer(tmp_path / 'nothing.gguf')
-    with pytest.raises(TokenizerError, match='no tokenizer.json in it'):
+    with pytest.raises(TokenizerError, match='this folder has no tokenizer.json'):
         load_tokenizer(tmp_path)
     path = write_gguf(tmp_path / 'model.gguf', small_bpe)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(TokenizerError, match='not a GGUF file, or cut short'):
+    with pytest.raises(TokenizerError, match='not a GGUF file, or truncated'):
         load_tokenizer(path)
     (tmp_path / 'tokenizer.json').write_text('{"version": ')
     with pytest.raises(TokenizerError, match='tokenizer.json or its configuration is damaged'):

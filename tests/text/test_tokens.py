@@ -1,4 +1,4 @@
-"""Ragged token batches against Python lists."""
+"""Operations on ragged token batches against the same operations on Python lists."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ KINDS = ('numpy', 'jax', 'mixed')
 
 
 def ragged(rng, batch, longest):
-    """Random rows, some of them empty."""
+    """Return random rows of random length, some of them empty."""
     return [rng.integers(1, 1000, rng.integers(0, longest + 1)).tolist() for _ in range(batch)]
 
 
-def dirty(rng, rows, width):
-    """The rows packed, with noise where nothing has a meaning."""
+def pack_with_noise(rng, rows, width):
+    """Pack rows, with random ids in the padding."""
     tokens = pack(rows, width)
     noise = rng.integers(1, 1000, tokens.ids.shape)
     return tokens.replace(ids=np.where(np.arange(width) < tokens.length[:, None], tokens.ids, noise).astype(np.int32))
@@ -44,39 +44,39 @@ def test_pack_and_rows_are_inverse():
         assert_kind(tokens, 'numpy')
 
 
-def test_pack_of_nothing():
+def test_pack_without_rows_or_ids():
     assert pack([]).rows() == [] and pack([]).ids.shape == (0, 0)
     assert pack([[], []]).rows() == [[], []]
 
 
-def test_a_row_longer_than_the_width_is_an_error():
+def test_a_row_longer_than_the_width_raises():
     assert pack([[1, 2], [3]], 2).rows() == [[1, 2], [3]]
-    with pytest.raises(TooLongError, match='3 tokens.*2'):
+    with pytest.raises(TooLongError, match='3 tokens does not fit into 2 tokens'):
         pack([[1], [2, 3, 4]], 2)
 
 
-def test_repeat_gives_every_row_the_same():
+def test_repeat_returns_equal_rows():
     assert repeat((5, 6, 7), 3).rows() == [[5, 6, 7]] * 3
     assert repeat((), 2).rows() == [[], []]
     assert_kind(repeat((5, 6), 3), 'numpy')
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_concat_is_concatenation_of_lists(kind):
+def test_concat_equals_concatenation_of_lists(kind):
     rng = np.random.default_rng(1)
-    widths = (4, 1, 0, 6)  # as few shapes as possible: each is a program
+    widths = (4, 1, 0, 6)  # fixed, because every shape is compiled separately
     for trial in range(20):
         lists = [ragged(rng, 5, width) for width in widths]
-        parts = as_kind([dirty(rng, rows, width) for rows, width in zip(lists, widths)], kind)
-        want = [sum(rows, []) for rows in zip(*lists)]
+        parts = as_kind([pack_with_noise(rng, rows, width) for rows, width in zip(lists, widths)], kind)
+        expected = [sum(rows, []) for rows in zip(*lists)]
         for width in (None, 11, 15):
             joined = concat(parts, width)
-            assert joined.rows() == want
+            assert joined.rows() == expected
             assert joined.ids.shape == (5, sum(widths) if width is None else width)
             assert_kind(joined, kind)
 
 
-def test_concat_cuts_to_a_width_into_which_every_row_fits():
+def test_concat_to_a_smaller_width():
     parts = [pack([[1, 2, 3], [], [4]]), pack([[5], [6, 7], [8, 9]])]
     for kind in KINDS:
         joined = concat(as_kind(parts, kind), 4)
@@ -93,7 +93,7 @@ def test_keep_empties_rows():
         assert_kind(keep(tokens, mask), kind)
 
 
-def test_constant_parts_kept_by_a_traced_mask_can_be_joined():
+def test_concat_of_constants_under_a_traced_mask():
     @jax.jit
     def join(mask):
         return concat([keep(repeat((1, 2), 3), mask), repeat((3,), 3), keep(repeat((4, 5), 3), ~mask)])
