@@ -1,25 +1,25 @@
-"""Agents: everything that reads messages and replies to them.
+"""The interface of agents, which read messages and reply to them.
 
-An agent is a frozen description. Its memory of the conversations is a value that is passed in and returned. Strategists
-and actors have the same interface: one replies with a strategy, the other with an action.
+An agent is a frozen description. Its memory of the conversations is a value that its methods take and return.
+Strategists and actors have the same interface: a strategist replies with a strategy, an actor with an action.
 
-Axis letters: B slots, each with one conversation at a time; K tokens; C choices.
+Axis letters: B slots (each has one conversation at a time), K tokens of one message, C choices.
 """
 
 from typing import Any, Optional, Protocol, Sequence
 
 from flax import struct
-import jax
+from jaxtyping import Bool, Key
 
-from epo_jax.text.tokens import Tokens
+from epo_jax.text.tokens import Array, Tokens
 
 
 class Agent(Protocol):
-    """A strategist or an actor, with B conversations at once.
+    """A strategist or an actor that has B conversations in parallel.
 
     Attributes:
-      width: largest number of tokens of a reply.
-      on_device: whether the methods are array code that JAX can trace.
+      width: maximum number of tokens of a reply.
+      on_device: whether JAX can trace the methods.
     """
 
     width: int
@@ -28,45 +28,48 @@ class Agent(Protocol):
     def start(self, batch: int) -> Any:
         """Return the memory of `batch` empty slots."""
 
-    def begin(self, params: Any, memory: Any, opening: Tokens, rows, group: int) -> Any:
-        """Forget the conversations of some rows and start new ones.
+    def begin(self, params: Any, memory: Any, opening: Tokens, rows: Bool[Array, ' B'], group: int) -> Any:
+        """Start new conversations in some rows, and forget the previous ones.
 
         Args:
-          params, memory: as in `respond`.
-          opening: Tokens [B, K], the beginning of the first user message.
-          rows: bool[B], the rows that start.
-          group: this many neighboring rows start together with the same opening; static.
+          params, memory: see `respond`.
+          opening: beginning of the first user message, [B, K].
+          rows: rows that start a new conversation.
+          group: number of neighboring rows that start together with the same opening; static.
+
+        Returns:
+          The new memory.
         """
 
     def respond(self, params: Any, memory: Any, content: Sequence[Tokens], cue: Tokens, choices: Optional[Tokens],
-                keys: jax.Array, who: int, live) -> tuple[Any, Tokens]:
-        """Read one user message (or what follows the opening in the first) and reply to it.
+                keys: Key[Array, ' B'], who: int, live: Bool[Array, ' B']) -> tuple[Any, Tokens]:
+        """Read a user message and reply to it. In a new conversation, the message continues the opening.
 
         Args:
-          params: weights, or None for an agent without weights.
-          memory: what was returned last; it must not be used again.
-          content: parts of the message, each Tokens [B, K], which are read one after the other.
-          cue: Tokens [B, K], the beginning of the reply, from which the agent continues.
-          choices: Tokens [B, C, K], the only replies allowed. None, or a row without any of positive length, allows
-            all.
-          keys: key[B], one an episode; what is sampled depends on (key, who, position) alone.
-          who: number of this agent at the table.
-          live: bool[B], rows that take part; the others stay as they are.
+          params: parameters of the model; None for an agent without parameters.
+          memory: the memory that the previous call returned. It may be donated, so the caller must not use it again.
+          content: parts of the message, each [B, K], in the order in which they are read.
+          cue: beginning of the reply, [B, K], which the agent continues.
+          choices: allowed replies, [B, C, K]. All replies are allowed if it is None, and in rows whose choices are all
+            empty.
+          keys: random keys, one per episode. A sampled token depends only on key, `who` and position.
+          who: index of this agent among the agents of the episode.
+          live: rows that read and reply; the others do not change.
 
         Returns:
-          The memory, and the replies, Tokens [B, width], without their stop tokens.
+          The new memory, and the replies [B, width] without their stop tokens.
         """
 
-    def failed(self, memory: Any):
-        """Return the conversations that cannot continue (context full, endpoint down), bool[B]; their episodes end."""
+    def failed(self, memory: Any) -> Bool[Array, ' B']:
+        """Return which conversations cannot continue, for example because the context is full; their episodes end."""
 
-    def reasons(self, memory: Any) -> Sequence[str]:
-        """Return why every conversation failed, in words (host)."""
+    def reasons(self, memory: Any) -> Sequence[Optional[str]]:
+        """Return, for each row, why its conversation failed. Entries of rows that have not failed have no meaning."""
 
 
 @struct.dataclass
 class Player:
-    """An agent with its weights and the tokenizer of its messages; a pytree of the weights."""
+    """An agent with its parameters and the tokenizer of its messages; a pytree of the parameters."""
 
     agent: Agent = struct.field(pytree_node=False)
     params: Any
@@ -75,12 +78,12 @@ class Player:
 
 @struct.dataclass
 class Seat:
-    """One side of the table; a pytree of weights.
+    """One participant of an episode; a pytree of parameters.
 
     Attributes:
       actor: the player that acts.
-      strategist: the player that advises the actor before every turn, or None.
-      trained: whether the strategist's conversation is trained on.
+      strategist: the player that gives the actor a strategy before every action, or None.
+      trained: whether the strategist is trained on its conversation.
     """
 
     actor: Player

@@ -1,18 +1,19 @@
-"""Agents on the host: a Python function, an API model, a scripted bot, a person."""
+"""Agents on the host, such as a Python function, a model behind an API, a script or a person."""
 
 import dataclasses
 from typing import Any, Callable, Optional, Sequence
 
 from flax import struct
 import jax
+from jaxtyping import Bool, Key
 import numpy as np
 
 from epo_jax.runtime import hosts
 from epo_jax.runtime.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
-from epo_jax.text.tokens import Tokens, concat, pack
+from epo_jax.text.tokens import Array, Tokens, concat, pack
 
-# (messages so far, each (role, text) with role 'user' or 'assistant'; a seed) -> the reply.
+# Maps the messages so far, as (role, text) with role 'user' or 'assistant', and a seed to the reply.
 Reply = Callable[[Sequence[tuple[str, str]], int], str]
 
 
@@ -21,9 +22,9 @@ class Memory:
     """The conversations of a host agent.
 
     Attributes:
-      openings: object[B], text at the beginning of the next user message.
-      histories: object[B], tuples of (role, text).
-      failures: object[B], why a row failed, or None.
+      openings: text at the beginning of the next user message, object[B].
+      histories: the messages so far as tuples of (role, text), object[B].
+      failures: the reason why a row failed, or None, object[B].
     """
 
     openings: np.ndarray
@@ -33,15 +34,16 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class HostAgent:
-    """Replies with a function, which is called for all rows at the same time.
+    """An agent whose replies are the results of a function, which is called for all rows in parallel.
 
-    With several processes, each one calls it for its own slots (see `epo_jax.runtime.hosts`).
+    With several processes, each process calls the function for its own slots (see `epo_jax.runtime.hosts`).
 
     Attributes:
-      reply: the function; an error that it raises ends its own episode only.
-      tokenizer: the tokenizer of the table, with which text is decoded and encoded.
-      max_tokens: longer replies are cut to this many tokens.
-      timeout: seconds that the replies may take; None sets no limit and calls for one row after the other.
+      reply: the function. If it raises an error, only the episode of this row ends.
+      tokenizer: the tokenizer that all agents of the episode share.
+      max_tokens: maximum number of tokens of a reply; longer replies are truncated.
+      timeout: maximum time for all replies in seconds. None means no limit, and the function is called for one row
+        after the other.
     """
 
     reply: Reply
@@ -53,7 +55,7 @@ class HostAgent:
 
     @property
     def width(self) -> int:
-        """Return the largest number of tokens of a reply."""
+        """Return the maximum number of tokens of a reply."""
         return self.max_tokens
 
     def start(self, batch: int) -> Memory:
@@ -62,7 +64,7 @@ class HostAgent:
         histories[:] = [()] * batch
         return Memory(np.full(batch, '', object), histories, np.full(batch, None, object))
 
-    def begin(self, params, memory: Memory, opening: Tokens, rows, group: int = 1) -> Memory:
+    def begin(self, params, memory: Memory, opening: Tokens, rows: Bool[Array, ' B'], group: int = 1) -> Memory:
         """See Agent.begin."""
         openings, histories, failures = memory.openings.copy(), memory.histories.copy(), memory.failures.copy()
         ids = opening.rows()
@@ -71,8 +73,8 @@ class HostAgent:
         return Memory(openings, histories, failures)
 
     def respond(self, params, memory: Memory, content: Sequence[Tokens], cue: Tokens, choices: Optional[Tokens],
-                keys: jax.Array, who: int, live) -> tuple[Memory, Tokens]:
-        """See Agent.respond; `cue` and `choices` are not used, and the environment refuses what it does not allow."""
+                keys: Key[Array, ' B'], who: int, live: Bool[Array, ' B']) -> tuple[Memory, Tokens]:
+        """See Agent.respond. This agent ignores `cue` and `choices`; the environment rejects invalid actions."""
         live = np.asarray(live) & ~self.failed(memory)
         texts = [text.decode(self.tokenizer, row) for row in concat(content).rows()]
         seeds = np.asarray(jax.random.key_data(keys))[:, -1]
@@ -81,9 +83,9 @@ class HostAgent:
         for b in rows:
             histories[b] += (('user', openings[b] + texts[b]),)
             openings[b] = ''
-        mine = np.flatnonzero(live & hosts.local_slots(len(live)))
-        calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in mine]
-        answers = hosts.share(mine, dict(zip(mine, call_all(calls, self.timeout))).get)
+        local = np.flatnonzero(live & hosts.local_slots(len(live)))
+        calls = [lambda b=b: self._answer(histories[b], int(seeds[b]) + 1000 * who + len(histories[b])) for b in local]
+        answers = hosts.share(local, dict(zip(local, call_all(calls, self.timeout))).get)
         replies = [()] * len(live)
         for b in rows:
             answer = answers[b]
@@ -96,14 +98,14 @@ class HostAgent:
 
     def _answer(self, history, seed: int) -> str:
         answer = self.reply(history, seed)
-        if not isinstance(answer, str):  # an API may return no text when it refuses
-            raise TypeError(f'the reply is a {type(answer).__name__}, not text')
+        if not isinstance(answer, str):  # an API that declines to answer may return None
+            raise TypeError(f'the reply must be a string, not {type(answer).__name__}')
         return answer
 
     def failed(self, memory: Memory) -> np.ndarray:
-        """See Agent.failed: rows whose reply raised an error or took too long."""
+        """See Agent.failed. A row fails if its reply raises an error or takes too long."""
         return np.array([reason is not None for reason in memory.failures])
 
-    def reasons(self, memory: Memory) -> Sequence[str]:
+    def reasons(self, memory: Memory) -> Sequence[Optional[str]]:
         """See Agent.reasons."""
         return memory.failures

@@ -1,4 +1,4 @@
-"""A local language model as an agent: a session, chat segments, and two compiled functions."""
+"""A language model on the local devices as an agent: a session, chat segments, and compiled functions."""
 
 import dataclasses
 import functools
@@ -6,25 +6,26 @@ from typing import Optional, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int, Key
 
 from epo_jax.models import sampling
 from epo_jax.models.decoder import Decoder
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokens import Tokens, concat, keep, repeat
+from epo_jax.text.tokens import Array, Tokens, concat, keep, repeat
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalAgent:
-    """A chat model that replies to each message with one sampled message.
+    """A chat model that replies to each message with a sampled message.
 
     Attributes:
       model: the decoder.
-      chat: its chat template, cut into segments.
-      sampling: how replies are sampled.
-      capacity: longest conversation, in tokens.
-      prefixes: if there are any, a reply begins with one of these id sequences. It is sampled by the model's
-        probabilities of their first ids, which must differ; the other ids of the sequence are then fixed.
-      chunk: number of tokens of a row that are prefilled at once.
+      chat: the segments of its chat template.
+      sampling: the sampling settings of replies.
+      capacity: maximum length of a conversation in tokens.
+      prefixes: id sequences, one of which begins every reply unless there are none. The sequence is sampled by the
+        model's probabilities of the first ids, which must differ.
+      chunk: number of tokens per row that are prefilled in one forward pass.
     """
 
     model: Decoder
@@ -38,57 +39,61 @@ class LocalAgent:
 
     def __post_init__(self):
         if len({c[0] for c in self.prefixes}) != len(self.prefixes):
-            raise ValueError('the prefixes of replies must differ in their first tokens')
+            raise ValueError('the prefixes of replies must differ in their first tokens, because the first token is '
+                             f'sampled and determines the others; got {self.prefixes}')
 
     @property
     def width(self) -> int:
-        """Return the largest number of tokens of a reply."""
+        """Return the maximum number of tokens of a reply."""
         return self.sampling.max_tokens + max(map(len, self.prefixes), default=0)
 
     def start(self, batch: int) -> sampling.Session:
         """See Agent.start."""
         return _start(self.model, batch, self.capacity)
 
-    def begin(self, params, memory: sampling.Session, opening: Tokens, rows, group: int = 1) -> sampling.Session:
-        """See Agent.begin; `memory` is donated. The opening of a group is prefilled once."""
+    def begin(self, params, memory: sampling.Session, opening: Tokens, rows: Bool[Array, ' B'],
+              group: int = 1) -> sampling.Session:
+        """See Agent.begin. `memory` is donated. The opening of a group is prefilled only once."""
         return _begin(self.model, self.chat, self.chunk, group, params, memory, opening, rows)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames='memory')
     def respond(self, params, memory: sampling.Session, content: Sequence[Tokens], cue: Tokens,
-                choices: Optional[Tokens], keys: jax.Array, who, live) -> tuple[sampling.Session, Tokens]:
-        """See Agent.respond; `memory` is donated."""
+                choices: Optional[Tokens], keys: Key[Array, ' B'], who: Int[Array, ''] | int,
+                live: Bool[Array, ' B']) -> tuple[sampling.Session, Tokens]:
+        """See Agent.respond. `memory` is donated."""
         session, batch = memory, live.shape[0]
         first = session.turns == 0
-        unended = ~first & (sampling.last_id(session) != self.chat.end)  # the last reply was cut off; end its turn
-        parts = [
-            keep(repeat((self.chat.end,), batch), unended),
+        # End the turn of a reply that was cut off.
+        incomplete = ~first & (sampling.last_id(session) != self.chat.end)
+        message = [
+            keep(repeat((self.chat.end,), batch), incomplete),
             keep(repeat(self.chat.between, batch), ~first),
             *content,
             repeat(self.chat.close, batch),
             cue]
-        session = sampling.extend(self.model, params, session, keep(concat(parts), live), self.chunk)
+        session = sampling.extend(self.model, params, session, keep(concat(message), live), self.chunk)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, who))(keys)
         if not self.prefixes:
             return sampling.generate(self.model, params, session, keys, live, self.sampling, choices)
 
-        begun, session = self._choose(params, session, keys, live)
+        prefix, session = self._sample_prefix(params, session, keys, live)
         session, rest = sampling.generate(self.model, params, session, keys, live, self.sampling)
-        return session, concat([begun, rest])
+        return session, concat([prefix, rest])
 
-    def _choose(self, params, session, keys, live):
-        """Sample the prefix that a reply begins with, and append it as context."""
+    def _sample_prefix(self, params, session, keys, live):
+        """Sample the prefix of a reply, and append it to the session as context."""
         session, logits = sampling.next_logits(self.model, params, session, live)
         logits = logits[:, jnp.array([c[0] for c in self.prefixes])]
-        one = dataclasses.replace(self.sampling, max_tokens=1, top_k=0, top_p=1.0)
-        chosen, _ = sampling.sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), one)
+        config = dataclasses.replace(self.sampling, max_tokens=1, top_k=0, top_p=1.0)
+        index, _ = sampling.sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config)
         width = max(map(len, self.prefixes))
         table = jnp.array([c + (0,) * (width - len(c)) for c in self.prefixes])
-        begun = Tokens(table[chosen], jnp.array([len(c) for c in self.prefixes])[chosen])
-        begun = keep(begun, live)
-        return begun, sampling.extend(self.model, params, session, begun, self.chunk)
+        prefix = Tokens(table[index], jnp.array([len(c) for c in self.prefixes])[index])
+        prefix = keep(prefix, live)
+        return prefix, sampling.extend(self.model, params, session, prefix, self.chunk)
 
-    def failed(self, memory: sampling.Session) -> jax.Array:
-        """See Agent.failed: conversations that do not fit the capacity."""
+    def failed(self, memory: sampling.Session) -> Bool[Array, ' B']:
+        """See Agent.failed. A conversation fails if it does not fit the capacity."""
         return memory.overflow
 
     def reasons(self, memory: sampling.Session) -> list[str]:
@@ -98,13 +103,13 @@ class LocalAgent:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames='memory')
 def _begin(model, chat, chunk, group, params, memory, opening, rows):
-    """Prefill openings. Nothing here differs between a strategist and an actor, so one program serves both."""
+    """Prefill openings. This function is not a method, so that strategist and actor can share its compiled program."""
     opening = keep(concat([repeat(chat.open, len(rows)), opening]), rows)
     if group == 1:
         return sampling.extend(model, params, sampling.clear(memory, rows), opening, chunk)
 
-    def together(memory):
-        """Prefill the opening of one row of every group in a session of its own, and copy it to the other rows."""
+    def prefill_groups(memory):
+        """Prefill the opening of one row per group in a temporary session, and copy it to all rows of the group."""
         first = jax.tree.map(lambda x: x[::group], opening)
         session = sampling.open_session(model, len(first.length), memory.ids.shape[1])
         session = sampling.extend(model, params, session, first, chunk)
@@ -117,7 +122,7 @@ def _begin(model, chat, chunk, group, params, memory, opening, rows):
         rest = session.replace(cache=None), memory.replace(cache=None)
         return jax.tree.map(functools.partial(spread, axis=0), *rest).replace(cache=cache)
 
-    return jax.lax.cond(jnp.any(rows), together, lambda memory: memory, memory)
+    return jax.lax.cond(jnp.any(rows), prefill_groups, lambda memory: memory, memory)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,8 +1,8 @@
-"""A client for OpenAI-compatible endpoints, with limits of rate, time and cost.
+"""A client for OpenAI-compatible endpoints that enforces limits of rate, time and cost.
 
-Calls block and may come from many threads at once. `Client.reply` serves a HostAgent, and `Client.complete` labels
-files. Temporary failures (no connection, 408, 409, 425, 429, 5xx, an answer that is not JSON, a timeout) are retried
-after increasing delays, or when the endpoint says.
+Calls block, and many threads can share a client. `Client.reply` is a reply function for HostAgent; `Client.complete`
+labels files. Temporary failures (no connection, 408, 409, 425, 429, 5xx, a response that is not JSON, a timeout) are
+retried with exponential backoff, or after the time that the endpoint requests.
 """
 
 import contextlib
@@ -18,24 +18,25 @@ import time
 from typing import Any, Callable, Mapping, Optional, Sequence
 import urllib.parse
 
-PASSING = (408, 409, 425, 429)
-HOPELESS = (401, 403, 404)
+# HTTP statuses below 500 that are retried, and statuses after which no request will succeed.
+TEMPORARY = (408, 409, 425, 429)
+PERMANENT = (401, 403, 404)
 
 
 class RemoteError(RuntimeError):
-    """A completion that failed; the message says why."""
+    """A completion failed. The message says why."""
 
 
 class Unavailable(RemoteError):
-    """The endpoint kept failing; a later attempt may succeed."""
+    """The endpoint failed repeatedly. A later request may succeed."""
 
 
 class RequestRefused(RemoteError):
-    """The endpoint refuses this request for good (too long, filtered)."""
+    """The endpoint rejects this request permanently, for example because it is too long."""
 
 
 class NoAccess(RemoteError):
-    """The endpoint refuses every request: wrong key, wrong address, unknown model, no credit."""
+    """The endpoint rejects all requests: wrong key, wrong address, unknown model or no credit."""
 
 
 class BudgetSpent(RemoteError):
@@ -47,18 +48,20 @@ class Endpoint:
     """An endpoint: model, request parameters, limits and prices.
 
     Attributes:
-      url: base address such as https://host/v1; '/v1' is added where there is no path.
-      model: its name at the endpoint.
-      key_variable: environment variable with the API key; a missing one means no key.
-      temperature: of sampling.
-      max_tokens: longest answer; 0: the endpoint's own limit.
-      timeout: seconds for one request, from connecting to the last byte.
-      retries: further tries after one that failed.
-      backoff, longest_wait: seconds before the first retry, doubled from try to try, and their maximum.
-      concurrency: requests at a time.
-      requests_per_minute, tokens_per_minute: rates that are not exceeded; 0: unlimited.
-      prices: dollars for a million tokens read, and written.
-      budget: dollars; 0: unlimited.
+      url: base URL such as https://host/v1; '/v1' is appended if the URL has no path.
+      model: name of the model at the endpoint.
+      key_variable: environment variable that contains the API key; if it is not set, no key is sent.
+      temperature: sampling temperature.
+      max_tokens: maximum number of tokens of an answer; 0 means the limit of the endpoint.
+      timeout: maximum time of a request in seconds, from connecting to the last byte.
+      retries: maximum number of retries of a request.
+      backoff: time before the first retry in seconds; it doubles with every retry.
+      longest_wait: maximum time before a retry in seconds.
+      concurrency: maximum number of simultaneous requests.
+      requests_per_minute: maximum rate of requests; 0 means no limit.
+      tokens_per_minute: maximum rate of tokens; 0 means no limit.
+      prices: dollars per million prompt tokens, and dollars per million completion tokens.
+      budget: maximum cost in dollars; 0 means no limit.
     """
 
     url: str
@@ -77,22 +80,24 @@ class Endpoint:
     budget: float = 0.0
 
     def __post_init__(self):
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ('http', 'https') or not parts.hostname:
-            raise ValueError(f'{self.url!r} is no http(s) address')
+        url = urllib.parse.urlsplit(self.url)
+        if url.scheme not in ('http', 'https') or not url.hostname:
+            raise ValueError(f'{self.url!r} is not an http or https URL')
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
-            raise ValueError('concurrency and timeout are positive, and retries not negative')
+            raise ValueError(
+                'concurrency and timeout must be positive and retries must not be negative, but they are '
+                f'{self.concurrency}, {self.timeout:g} and {self.retries}')
         if self.budget and not any(self.prices):
-            raise ValueError('a budget needs prices: dollars for a million tokens read, and written')
+            raise ValueError('a budget requires prices: dollars per million prompt tokens and completion tokens')
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the price in dollars."""
+        """Return the cost of a request in dollars."""
         return (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A completion; `text` is None if the model declined to answer."""
+    """A completion. `text` is None if the model declined to answer."""
 
     text: Optional[str]
     prompt_tokens: int
@@ -100,11 +105,18 @@ class Answer:
 
 
 class Client:
-    """A client of an endpoint that keeps its limits; it can be used from many threads."""
+    """A thread-safe client that enforces the limits of an endpoint."""
 
     def __init__(self, endpoint: Endpoint, spent: float = 0.0, clock: Callable[[], float] = time.monotonic,
                  sleep: Optional[Callable[[float], Any]] = None):
-        """Create a client; `spent` are dollars of earlier runs that count towards the budget."""
+        """Create a client.
+
+        Args:
+          endpoint: the endpoint.
+          spent: dollars spent in earlier runs, which count toward the budget.
+          clock: function that returns the time in seconds.
+          sleep: function that waits for some seconds; None waits until `stop` is called or the time is over.
+        """
         self.endpoint = endpoint
         self._stopped = threading.Event()
         self._clock, self._sleep = clock, sleep or self._stopped.wait
@@ -115,23 +127,27 @@ class Client:
 
     @property
     def spent(self) -> float:
-        """Return the dollars spent so far, in earlier runs too."""
+        """Return the dollars spent so far, including earlier runs."""
         return self._spent
 
     @property
     def retried(self) -> int:
-        """Return the number of requests that were repeated."""
+        """Return the number of retries so far."""
         return self._retried
 
     def stop(self) -> None:
-        """Stop: waiting calls fail, and requests that were sent are completed."""
+        """Make waiting calls fail. Requests that were already sent are completed."""
         self._stopped.set()
 
     def reply(self, history: Sequence[tuple[str, str]], seed: int) -> str:
-        """Return the endpoint as a `Reply` of `epo_jax.agents.host`: (role, text) messages so far -> the next message.
+        """Return the next message of a conversation. This method is a `Reply` for `epo_jax.agents.host`.
+
+        Args:
+          history: the messages so far as (role, text).
+          seed: the random seed.
 
         Raises:
-          RemoteError: there is none.
+          RemoteError: the request failed, or the model declined to answer.
         """
         answer = self.complete([{'role': role, 'content': content} for role, content in history], seed)
         if answer.text is None:
@@ -139,19 +155,26 @@ class Client:
         return answer.text
 
     def complete(self, messages: Sequence[Mapping[str, str]], seed: int) -> Answer:
-        """Request one chat completion; `seed` is sent to the endpoint, which may ignore it.
+        """Request a chat completion.
+
+        Args:
+          messages: the conversation, in the format of OpenAI.
+          seed: the random seed. The endpoint may ignore it.
 
         Raises:
-          BudgetSpent, NoAccess, RequestRefused, Unavailable: see there.
+          BudgetSpent: the request could exceed the budget.
+          NoAccess: the endpoint rejects all requests.
+          RequestRefused: the endpoint rejects this request permanently.
+          Unavailable: all retries failed, or the client was stopped.
         """
         end = self.endpoint
         body = {'model': end.model, 'messages': list(messages), 'temperature': end.temperature, 'seed': seed}
         if end.max_tokens:
             body['max_tokens'] = end.max_tokens
-        # Tokens are known only afterwards. A token is hardly ever less than three bytes of prose.
+        # The number of tokens is not known before the answer. A token rarely has fewer than three bytes of prose.
         expected = sum(len(message['content'].encode()) for message in messages) // 3 + 16
         with self._slots, self._reserve(end.cost(expected, end.max_tokens or 4096)):
-            answer = self._persist(json.dumps(body).encode(), expected + end.max_tokens // 4)
+            answer = self._send(json.dumps(body).encode(), expected + end.max_tokens // 4)
             with self._lock:
                 self._spent += end.cost(answer.prompt_tokens, answer.completion_tokens)
                 actual = answer.prompt_tokens + answer.completion_tokens
@@ -160,26 +183,27 @@ class Client:
         return answer
 
     @contextlib.contextmanager
-    def _reserve(self, most: float):
-        """Reserve the highest cost of a request until it is completed."""
+    def _reserve(self, max_cost: float):
+        """Reserve the maximum cost of a request until it is completed."""
         with self._lock:
-            if self.endpoint.budget and self._spent + self._reserved + most > self.endpoint.budget:
-                raise BudgetSpent(f'${self._spent:.4f} of the budget of ${self.endpoint.budget:g} are spent, and the '
-                                  f'next request may cost ${most:.4f}')
-            self._reserved += most
+            if self.endpoint.budget and self._spent + self._reserved + max_cost > self.endpoint.budget:
+                raise BudgetSpent(f'the next request may cost ${max_cost:.4f} and could exceed the budget of '
+                                  f'${self.endpoint.budget:g} (${self._spent:.4f} is spent); increase the budget')
+            self._reserved += max_cost
         try:
             yield
         finally:
             with self._lock:
-                self._reserved -= most
+                self._reserved -= max_cost
 
-    def _persist(self, body: bytes, tokens: int) -> Answer:
-        """Send a request until there is an answer or a final error."""
+    def _send(self, body: bytes, tokens: int) -> Answer:
+        """Send a request, with retries, until it succeeds or fails permanently."""
         end, problem = self.endpoint, ''
         for attempt in range(end.retries + 1):
             self._wait_for_turn(tokens)
             if self._stopped.is_set():
-                raise Unavailable(f'given up after {attempt} tries {problem and f"({problem})"}')
+                reason = f' (last problem: {problem})' if problem else ''
+                raise Unavailable(f'the client was stopped after {attempt} attempt(s){reason}')
             wait = min(end.backoff * 2**attempt, end.longest_wait) * random.uniform(0.5, 1)
             try:
                 status, headers, data = self._post(body)
@@ -190,31 +214,31 @@ class Client:
                     try:
                         return _read_answer(data, len(body))
                     except ValueError as error:
-                        problem = f'the answer is no chat completion ({error})'
+                        problem = f'the response is not a chat completion ({error})'
                 else:
                     problem = f'HTTP {status}: {_reason(data)}'
-                    if status in HOPELESS or b'insufficient_quota' in data:
+                    if status in PERMANENT or b'insufficient_quota' in data:
                         raise NoAccess(f'{end.url}, model {end.model!r}: {problem}')
-                    if status not in PASSING and status < 500:
+                    if status not in TEMPORARY and status < 500:
                         raise RequestRefused(problem)
-                    wait = self._heed(headers, wait)
+                    wait = self._retry_delay(headers, wait)
             if attempt < end.retries:
                 with self._lock:
                     self._retried += 1
                 self._sleep(wait)
-        raise Unavailable(f'no answer after {end.retries + 1} tries; the last one: {problem}')
+        raise Unavailable(f'no answer after {end.retries + 1} attempt(s); last problem: {problem}')
 
-    def _heed(self, headers: Mapping[str, str], wait: float) -> float:
-        """Return the seconds to wait before a retry, with Retry-After; all threads wait."""
-        asked = _retry_after(headers.get('retry-after'))
-        if asked is None:
-            return wait
+    def _retry_delay(self, headers: Mapping[str, str], default: float) -> float:
+        """Return the seconds before a retry. If a Retry-After header sets them, all threads pause."""
+        delay = _retry_after(headers.get('retry-after'))
+        if delay is None:
+            return default
         with self._lock:
-            self._paused_until = max(self._paused_until, self._clock() + asked)
-        return asked
+            self._paused_until = max(self._paused_until, self._clock() + delay)
+        return delay
 
     def _wait_for_turn(self, tokens: int) -> None:
-        """Wait until both rate limits, and the endpoint, allow a request of this many tokens."""
+        """Wait until the rate limits and the endpoint allow a request of this many tokens."""
         end = self.endpoint
         with self._lock:
             now = self._clock()
@@ -228,22 +252,22 @@ class Client:
             self._sleep(start - now)
 
     def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Return (status, headers in lower case, data) of one request, which takes `timeout` seconds at most."""
-        end, parts = self.endpoint, urllib.parse.urlsplit(self.endpoint.url)
-        path = (parts.path.rstrip('/') or '/v1').removesuffix('/chat/completions') + '/chat/completions'
-        kind = http.client.HTTPSConnection if parts.scheme == 'https' else http.client.HTTPConnection
-        connection = kind(parts.hostname, parts.port, timeout=end.timeout)
+        """Send one request that takes at most `timeout` seconds; return status, headers in lower case, and data."""
+        end, url = self.endpoint, urllib.parse.urlsplit(self.endpoint.url)
+        path = (url.path.rstrip('/') or '/v1').removesuffix('/chat/completions') + '/chat/completions'
+        connection_class = http.client.HTTPSConnection if url.scheme == 'https' else http.client.HTTPConnection
+        connection = connection_class(url.hostname, url.port, timeout=end.timeout)
         headers = {'Content-Type': 'application/json', 'Accept': 'application/json'}
         if key := os.environ.get(end.key_variable):
             headers['Authorization'] = f'Bearer {key}'
         late = threading.Event()
 
-        def cut():  # a socket's own timeout starts again with every byte that a slow endpoint sends
+        def shut_down():  # the timeout of a socket restarts with every byte that a slow endpoint sends
             late.set()
             with contextlib.suppress(OSError, AttributeError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(end.timeout, cut)
+        timer = threading.Timer(end.timeout, shut_down)
         timer.daemon = True
         timer.start()
         try:
@@ -262,30 +286,31 @@ class Client:
             connection.close()
 
 
-def _read_answer(data: bytes, sent: int) -> Answer:
-    """Read a chat completion; raise ValueError if the data is none."""
+def _read_answer(data: bytes, request_bytes: int) -> Answer:
+    """Parse a chat completion, or raise ValueError if it is invalid."""
     try:
         content = json.loads(data)
         message = content['choices'][0]['message']
         text = message.get('content')
         usage = content.get('usage') or {}
-        tokens = usage.get('prompt_tokens', sent // 3), usage.get('completion_tokens', len(text or '') // 3 + 1)
+        prompt_tokens = usage.get('prompt_tokens', request_bytes // 3)
+        completion_tokens = usage.get('completion_tokens', len(text or '') // 3 + 1)
         declined = bool(message.get('refusal')) or not isinstance(text, str)
-        return Answer(None if declined else text, int(tokens[0]), int(tokens[1]))
+        return Answer(None if declined else text, int(prompt_tokens), int(completion_tokens))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f'{type(error).__name__}: {error}') from error
 
 
 def _reason(data: bytes) -> str:
-    """Return the error message of an endpoint, on one short line."""
+    """Return the error message in a response as one short line."""
     text: Any = data.decode('utf-8', errors='replace')
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)['error']['message']
-    return ' '.join(str(text).split())[:200] or 'without a reason'
+    return ' '.join(str(text).split())[:200] or 'no error message'
 
 
 def _retry_after(value: Optional[str]) -> Optional[float]:
-    """Return the seconds that a Retry-After header asks for, as a number or a date, or None."""
+    """Return the seconds that a Retry-After header, a number or a date, requests; None if it is missing or invalid."""
     if value is None:
         return None
     try:

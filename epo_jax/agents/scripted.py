@@ -1,4 +1,4 @@
-"""Agents on the device that are not language models."""
+"""Agents on the device without a language model."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ from epo_jax.text.tokens import Tokens, concat
 
 @dataclasses.dataclass(frozen=True)
 class Echo:
-    """An actor that repeats its strategy token for token.
+    """An actor whose replies are copies of its strategies.
 
     Attributes:
-      width: longest message; longer strategies are cut to it.
+      width: maximum number of tokens of a reply; longer strategies are truncated.
     """
 
     width: int
@@ -22,7 +22,7 @@ class Echo:
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def start(self, batch: int) -> jax.Array:
-        """See Agent.start; the memory holds nothing but the number of slots."""
+        """See Agent.start. The memory contains only the number of slots."""
         return jnp.zeros((batch,), bool)
 
     def begin(self, params, memory, opening, rows, group):
@@ -31,13 +31,13 @@ class Echo:
 
     @functools.partial(jax.jit, static_argnums=0)
     def respond(self, params, memory, content, cue, choices, keys, who, live):
-        """See Agent.respond; the first part of the content is the observation, and the rest is the strategy."""
-        advice = concat(content[1:], self.width) if len(content) > 1 else Tokens(
+        """See Agent.respond. The first part of the content is the observation, and the others are the strategy."""
+        strategy = concat(content[1:], self.width) if len(content) > 1 else Tokens(
             jnp.zeros((len(live), self.width), jnp.int32), jnp.zeros((len(live),), jnp.int32))
-        return memory, Tokens(advice.ids, jnp.minimum(advice.length, self.width) * live)
+        return memory, Tokens(strategy.ids, jnp.minimum(strategy.length, self.width) * live)
 
     def failed(self, memory):
-        """See Agent.failed: it never fails."""
+        """See Agent.failed. This agent never fails."""
         return memory
 
     def reasons(self, memory):

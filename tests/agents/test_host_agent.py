@@ -1,4 +1,4 @@
-"""Functions in a seat: what they read, with which seed, and what becomes of their failures."""
+"""Agents that are Python functions: their messages, seeds and failures."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from epo_jax.text.tokens import pack
 
 TOKENIZER = byte_tokenizer()
 KEYS = jax.random.split(jax.random.key(0), 2)
-NOTHING = pack([[]] * 2, 0)
+EMPTY = pack([[]] * 2, 0)
 
 
 def tokens(*texts):
@@ -21,47 +21,47 @@ def texts(message):
     return [decode(TOKENIZER, row) for row in message.rows()]
 
 
-def say(agent, memory, *news, live=(True, True), who=0):
-    memory, reply = agent.respond(None, memory, [tokens(*news)], NOTHING, None, KEYS, who, np.array(live))
+def respond(agent, memory, *messages, live=(True, True), who=0):
+    memory, reply = agent.respond(None, memory, [tokens(*messages)], EMPTY, None, KEYS, who, np.array(live))
     return memory, texts(reply)
 
 
-def test_the_opening_is_the_beginning_of_the_first_message_only():
+def test_the_opening_begins_only_the_first_message():
     agent = HostAgent(lambda history, seed: f'{len(history)}', TOKENIZER, 8)
     memory = agent.begin(None, agent.start(2), tokens('Hello. ', 'Hi. '), np.array([True, True]))
-    memory, first = say(agent, memory, 'a', 'b', live=(True, False))
-    memory, second = say(agent, memory, 'c', 'd')
+    memory, first = respond(agent, memory, 'a', 'b', live=(True, False))
+    memory, second = respond(agent, memory, 'c', 'd')
     assert first == ['1', ''] and second == ['3', '1']
     assert memory.histories.tolist() == [
         (('user', 'Hello. a'), ('assistant', '1'), ('user', 'c'), ('assistant', '3')),
         (('user', 'Hi. d'), ('assistant', '1'))]
 
 
-def test_beginning_again_forgets_everything_in_those_rows_only():
+def test_begin_resets_only_the_selected_rows():
     def reply(history, seed):
         if history[-1][1].endswith('!'):
             raise ConnectionError('down')
         return 'ok'
 
     agent = HostAgent(reply, TOKENIZER, 8)
-    memory, _ = say(agent, agent.start(2), 'a!', 'b!')
+    memory, _ = respond(agent, agent.start(2), 'a!', 'b!')
     assert agent.failed(memory).tolist() == [True, True]
     assert list(agent.reasons(memory)) == ['ConnectionError: down'] * 2
     again = agent.begin(None, memory, tokens('New. ', ''), np.array([True, False]))
     assert agent.failed(again).tolist() == [False, True] and memory.histories[0] == (('user', 'a!'),)
-    again, said = say(agent, again, 'c', 'd')
-    assert said == ['ok', ''] and again.histories[0] == (('user', 'New. c'), ('assistant', 'ok'))
+    again, replies = respond(agent, again, 'c', 'd')
+    assert replies == ['ok', ''] and again.histories[0] == (('user', 'New. c'), ('assistant', 'ok'))
 
 
-def test_seeds_differ_by_episode_agent_and_position_and_by_nothing_else():
+def test_seeds_depend_only_on_episode_agent_and_position():
     seeds = []
     agent = HostAgent(lambda history, seed: seeds.append(seed) or '.', TOKENIZER, 8)
     for who in (0, 1, 0):
-        memory, _ = say(agent, agent.start(2), 'a', 'b', who=who)
-        say(agent, memory, 'c', 'd', who=who)
+        memory, _ = respond(agent, agent.start(2), 'a', 'b', who=who)
+        respond(agent, memory, 'c', 'd', who=who)
     assert len(set(seeds[:8])) == 8 and seeds[8:] == seeds[:4]
 
 
-def test_a_long_reply_is_cut():
+def test_long_replies_are_truncated():
     agent = HostAgent(lambda history, seed: 'x' * 50, TOKENIZER, 8)
-    assert agent.width == 8 and say(agent, agent.start(2), 'a', 'b')[1] == ['x' * 8] * 2
+    assert agent.width == 8 and respond(agent, agent.start(2), 'a', 'b')[1] == ['x' * 8] * 2

@@ -1,4 +1,4 @@
-"""A seated model: every id of its conversation, how it begins, and how its replies do."""
+"""A local model as an agent: the ids of its conversations, openings, prefixes and choices."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ MODEL = Transformer(dataclasses.replace(dummy_config(V), num_layers=1))
 SAMPLING = sampling.SamplingConfig(max_tokens=6, stop=CHAT.stop)
 AGENT = LocalAgent(MODEL, CHAT, SAMPLING, capacity=96, chunk=16)
 PREFIXES = ((7, 8, 9), (10,), (11, 8))
-CHOOSER = dataclasses.replace(AGENT, prefixes=PREFIXES)
+PREFIX_AGENT = dataclasses.replace(AGENT, prefixes=PREFIXES)
 
 
 @functools.cache
 def make_params():
-    """Random numbers everywhere, large enough that the most probable tokens differ from place to place."""
+    """Return random parameters, large enough that the most probable token depends on the context."""
     shapes = jax.eval_shape(MODEL.init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), jnp.float32), shapes)
@@ -38,7 +38,7 @@ def make_keys(seed, batch=B):
 
 
 def words(rng, width, lengths=None):
-    """Ordinary text: ragged rows of ids that mean nothing to the chat template."""
+    """Return ragged rows of random ids that do not occur in the chat template."""
     lengths = rng.integers(0, width + 1, B) if lengths is None else lengths
     return pack([rng.integers(1, 40, n).tolist() for n in lengths], width)
 
@@ -47,12 +47,16 @@ def sampled(memory, b, turn):
     return np.asarray(memory.ids)[b][np.asarray(memory.turn)[b] == turn].tolist()
 
 
-def everything(memory):
+def all_ids(memory):
     return [np.asarray(memory.ids)[b, :n].tolist() for b, n in enumerate(memory.length)]
 
 
 def converse(agent, live, seed=0, who=1):
-    """Talks for len(live) rounds: (memory, by round: rows of content, of cue, of replies)."""
+    """Run a conversation of len(live) rounds.
+
+    Returns:
+      The memory, and for every round the rows of user messages, cues and replies.
+    """
     rng, record = np.random.default_rng(seed), []
     opening = words(rng, 4)
     memory, unread = agent.begin(make_params(), agent.start(B), opening, jnp.ones(B, bool)), opening.rows()
@@ -67,13 +71,13 @@ def converse(agent, live, seed=0, who=1):
     return memory, record
 
 
-def test_the_session_holds_exactly_the_segments_joined_by_hand():
+def test_the_session_contains_the_joined_segments():
     live = [(True, False, True), (True, True, True), (True, True, False), (True, True, True)]
-    cut_off = ended = as_template = 0
+    cut_off = complete = as_template = 0
     for seed in range(3):
         memory, record = converse(AGENT, live, seed)
         for b in range(B):
-            want, messages, turn = [], [], 0
+            expected, messages, turn = [], [], 0
             for t, (user, cue, reply) in enumerate(record):
                 if not live[t][b]:
                     assert reply[b] == []
@@ -81,29 +85,29 @@ def test_the_session_holds_exactly_the_segments_joined_by_hand():
                 own = sampled(memory, b, turn)
                 messages += [user[b], cue[b] + reply[b]]
                 if turn:
-                    if want[-1] != END:
-                        want.append(END)
-                    want += CHAT.between
+                    if expected[-1] != END:
+                        expected.append(END)
+                    expected += CHAT.between
                 else:
-                    want += CHAT.open
-                want += user[b] + list(CHAT.close) + cue[b] + own
-                ended, cut_off = ended + (own[-1] == END), cut_off + (own[-1] not in CHAT.stop)
+                    expected += CHAT.open
+                expected += user[b] + list(CHAT.close) + cue[b] + own
+                complete, cut_off = complete + (own[-1] == END), cut_off + (own[-1] not in CHAT.stop)
                 assert reply[b] == (own[:-1] if own[-1] in CHAT.stop else own) and len(own) <= SAMPLING.max_tokens
                 assert len(own) == SAMPLING.max_tokens or own[-1] in CHAT.stop
                 turn += 1
-            assert everything(memory)[b] == want
+            assert all_ids(memory)[b] == expected
             assert memory.turns[b] == turn and not AGENT.failed(memory)[b]
-            if EOS not in want:  # which no template writes
+            if EOS not in expected:  # templates do not contain it
                 as_template += 1
-                assert CHAT.join(messages) == want + [END] * (want[-1] != END)
-    assert cut_off and ended and as_template
+                assert CHAT.join(messages) == expected + [END] * (expected[-1] != END)
+    assert cut_off and complete and as_template
 
 
-def test_the_context_of_a_reply_is_never_trained():
+def test_context_has_no_turn_and_no_log_probability():
     memory, _ = converse(AGENT, [(True,) * B] * 2)
-    for b, (ids, turns) in enumerate(zip(everything(memory), np.asarray(memory.turn))):
-        said = [token for t in range(2) for token in sampled(memory, b, t)]
-        assert len(ids) - len(said) == (turns[:len(ids)] == -1).sum()
+    for b, (ids, turns) in enumerate(zip(all_ids(memory), np.asarray(memory.turn))):
+        own = [token for t in range(2) for token in sampled(memory, b, t)]
+        assert len(ids) - len(own) == (turns[:len(ids)] == -1).sum()
         assert not np.asarray(memory.logprob)[b][turns == -1].any()
 
 
@@ -113,7 +117,7 @@ def one_reply(agent, keys, who=1, seed=0, live=(True,) * B, choices=None):
     return agent.respond(make_params(), memory, content, pack([[]] * B, 2), choices, keys, who, jnp.array(live))
 
 
-def test_a_reply_depends_on_its_key_and_on_who_speaks_but_not_on_neighbours():
+def test_a_reply_depends_on_its_key_and_agent_but_not_on_other_rows():
     _, base = one_reply(AGENT, make_keys(0))
     assert one_reply(AGENT, make_keys(0))[1].rows() == base.rows()
     assert one_reply(AGENT, make_keys(0), who=2)[1].rows() != base.rows()
@@ -125,25 +129,25 @@ def test_a_reply_depends_on_its_key_and_on_who_speaks_but_not_on_neighbours():
     assert alone.rows() == [[], [], base.rows()[2]]
 
 
-def test_a_reply_begins_with_a_prefix_and_goes_on_freely():
+def test_a_reply_begins_with_a_prefix_and_continues_freely():
     live = [(True, True, False), (True, True, True)]
-    memory, record = converse(CHOOSER, live)
+    memory, record = converse(PREFIX_AGENT, live)
     for b in range(B):
-        want, turn = [], 0
+        expected, turn = [], 0
         for t, (user, cue, reply) in enumerate(record):
             if not live[t][b]:
                 assert reply[b] == []
                 continue
-            chosen, = (list(c) for c in PREFIXES if reply[b][:len(c)] == list(c))
+            prefix, = (list(c) for c in PREFIXES if reply[b][:len(c)] == list(c))
             own = sampled(memory, b, turn)
-            assert reply[b] == chosen + (own[:-1] if own[-1] in CHAT.stop else own)
-            want += list(CHAT.open) if not turn else [END] * (want[-1] != END) + list(CHAT.between)
-            want += user[b] + list(CHAT.close) + cue[b] + chosen + own
+            assert reply[b] == prefix + (own[:-1] if own[-1] in CHAT.stop else own)
+            expected += list(CHAT.open) if not turn else [END] * (expected[-1] != END) + list(CHAT.between)
+            expected += user[b] + list(CHAT.close) + cue[b] + prefix + own
             turn += 1
-        assert everything(memory)[b] == want
+        assert all_ids(memory)[b] == expected
 
 
-def test_prefixes_are_drawn_by_the_probability_of_their_first_tokens():
+def test_prefixes_are_sampled_by_the_probabilities_of_their_first_tokens():
     n, temperature, user = 2000, 2.0, [3, 14, 15, 9]
     prompt = jnp.array([[*CHAT.open, *user, *CHAT.close]])
     hidden, _ = jax.jit(MODEL.apply)({'params': make_params()}, prompt, jnp.arange(prompt.shape[1])[None])
@@ -151,9 +155,9 @@ def test_prefixes_are_drawn_by_the_probability_of_their_first_tokens():
     p = np.exp(np.asarray(logits, np.float64)[[c[0] for c in PREFIXES]] / temperature)
     p /= p.sum()
     assert p.min() > 0.05
-    # Truncation is for what follows; after one more token, a reply ends here.
-    brief = dataclasses.replace(SAMPLING, max_tokens=1, temperature=temperature, top_k=1, top_p=0.5)
-    agent = dataclasses.replace(CHOOSER, sampling=brief, capacity=16)
+    # top_k and top_p must not affect the prefix; max_tokens ends the reply one token after it.
+    short = dataclasses.replace(SAMPLING, max_tokens=1, temperature=temperature, top_k=1, top_p=0.5)
+    agent = dataclasses.replace(PREFIX_AGENT, sampling=short, capacity=16)
     cue, live = pack([[]] * n, 0), jnp.ones(n, bool)
     memory = agent.begin(make_params(), agent.start(n), pack([user] * n), live)
     _, reply = agent.respond(make_params(), memory, [], cue, None, make_keys(0, n), 0, live)
@@ -162,17 +166,17 @@ def test_prefixes_are_drawn_by_the_probability_of_their_first_tokens():
     assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n)).all()  # five standard deviations
 
 
-def test_prefixes_with_the_same_first_token_are_refused():
-    with pytest.raises(ValueError, match='first token'):
+def test_prefixes_with_the_same_first_token_raise():
+    with pytest.raises(ValueError, match='must differ in their first tokens'):
         dataclasses.replace(AGENT, prefixes=((7, 8), (7, 9)))
 
 
-def test_a_reply_is_one_of_the_choices_and_ends_as_the_template_ends_it():
+def test_a_reply_is_one_of_the_choices_and_ends_with_the_end_of_turn_token():
     choices = Tokens(jnp.array([[[20, 21, 22], [20, 23, 0]], [[0, 0, 0]] * 2, [[EOS, 24, 0], [0, 0, 0]]]),
                      jnp.array([[3, 2], [0, 0], [2, 0]]))
     memory, reply = one_reply(AGENT, make_keys(0), choices=choices)
     assert reply.rows()[0] in ([20, 21, 22], [20, 23]) and reply.rows()[2] == [EOS, 24]
-    assert [everything(memory)[b][-1] for b in (0, 2)] == [END, END]
+    assert [all_ids(memory)[b][-1] for b in (0, 2)] == [END, END]
     assert sampled(memory, 0, 0) == [*reply.rows()[0], END]
     assert reply.rows()[1] == one_reply(AGENT, make_keys(0))[1].rows()[1]
 
@@ -180,55 +184,55 @@ def test_a_reply_is_one_of_the_choices_and_ends_as_the_template_ends_it():
 # Openings
 
 
-def test_beginning_again_forgets_everything_in_those_rows_only():
+def test_begin_resets_only_the_selected_rows():
     memory, _ = converse(AGENT, [(True,) * B] * 2)
     memory = memory.replace(overflow=jnp.array([True, False, False]))
-    before, opening = everything(memory), words(np.random.default_rng(5), 4, [4, 2, 3])
+    before, opening = all_ids(memory), words(np.random.default_rng(5), 4, [4, 2, 3])
     memory = AGENT.begin(make_params(), memory, opening, jnp.array([True, False, True]))
-    begun = [[*CHAT.open, *row] for row in opening.rows()]
-    assert everything(memory) == [begun[0], before[1], begun[2]]
+    new = [[*CHAT.open, *row] for row in opening.rows()]
+    assert all_ids(memory) == [new[0], before[1], new[2]]
     assert memory.turns.tolist() == [0, 2, 0] and not AGENT.failed(memory).any()
     assert (np.asarray(memory.turn)[[0, 2]] == -1).all() and not np.asarray(memory.logprob)[[0, 2]].any()
     fresh = AGENT.begin(make_params(), AGENT.start(B), opening, jnp.ones(B, bool))
-    talk = lambda memory: AGENT.respond(make_params(), memory, [words(np.random.default_rng(6), 5)] * 3, words(
+    respond = lambda memory: AGENT.respond(make_params(), memory, [words(np.random.default_rng(6), 5)] * 3, words(
         np.random.default_rng(7), 2), None, make_keys(3), 1, jnp.ones(B, bool))
-    (again, reply), (new, also) = talk(memory), talk(fresh)
+    (memory, reply), (fresh, expected) = respond(memory), respond(fresh)
     for b in (0, 2):
-        assert reply.rows()[b] == also.rows()[b] and everything(again)[b] == everything(new)[b]
+        assert reply.rows()[b] == expected.rows()[b] and all_ids(memory)[b] == all_ids(fresh)[b]
 
 
-def test_a_group_takes_over_one_reading_of_its_opening():
+def test_an_opening_prefilled_per_group_equals_one_prefilled_per_row():
     rows, live = jnp.array([True, True, False, False]), jnp.ones(4, bool)
     opening = pack([[5, 6, 7]] * 2 + [[8]] * 2, 4)
-    news = [pack([[9], [10], [11], [12]])]
+    content = [pack([[9], [10], [11], [12]])]
     sessions = []
     for group in (1, 2):
         memory = AGENT.begin(make_params(), AGENT.start(4), pack([[13, 14]] * 4, 4), live, group)
-        memory = AGENT.begin(make_params(), memory, opening, rows, group)  # two of the four begin again
-        memory, _ = AGENT.respond(make_params(), memory, news, pack([[]] * 4, 0), None, make_keys(0, 4), 1, live)
+        memory = AGENT.begin(make_params(), memory, opening, rows, group)  # two of four rows start again
+        memory, _ = AGENT.respond(make_params(), memory, content, pack([[]] * 4, 0), None, make_keys(0, 4), 1, live)
         sessions.append(memory)
-    assert everything(sessions[0]) == everything(sessions[1])
+    assert all_ids(sessions[0]) == all_ids(sessions[1])
     np.testing.assert_allclose(sessions[0].logprob, sessions[1].logprob, atol=1e-5)
-    assert [ids[:5] for ids in everything(sessions[1])] == [[*CHAT.open, 5, 6, 7]] * 2 + [[*CHAT.open, 13, 14, end]
-                                                           for end in (11, 12)]
+    assert [ids[:5] for ids in all_ids(sessions[1])] == [
+        [*CHAT.open, 5, 6, 7]] * 2 + [[*CHAT.open, 13, 14, end] for end in (11, 12)]
 
 
-def test_an_opening_that_outgrows_the_capacity_fails_alone():
+def test_an_opening_beyond_the_capacity_fails_only_its_row():
     small = dataclasses.replace(AGENT, capacity=8)
     memory = small.begin(make_params(), small.start(B), pack([[1] * 9, [2] * 3, [3]], 9), jnp.ones(B, bool))
     assert small.failed(memory).tolist() == [True, False, False]
     assert small.reasons(memory)[0] == 'the conversation does not fit its capacity of 8 tokens'
     memory = small.begin(make_params(), memory, pack([[4]] * B, 9), jnp.array([True, False, False]))
-    assert not small.failed(memory).any() and everything(memory)[0] == [*CHAT.open, 4]
+    assert not small.failed(memory).any() and all_ids(memory)[0] == [*CHAT.open, 4]
 
 
-def test_a_conversation_that_outgrows_the_capacity_fails_alone():
+def test_a_conversation_beyond_the_capacity_fails_only_its_row():
     memory, _ = converse(AGENT, [(True, True, False)])
     assert not AGENT.failed(memory).any() and AGENT.failed(memory).dtype == bool
     memory = memory.replace(length=memory.length.at[1].set(AGENT.capacity - 6))
-    before = everything(memory)
+    before = all_ids(memory)
     content, cue = [pack([[1]] * B, 5), pack([[2]] * B, 3), pack([[]] * B, 1)], pack([[]] * B, 2)
     live = jnp.array([False, True, True])
     memory, reply = AGENT.respond(make_params(), memory, content, cue, None, make_keys(0), 1, live)
     assert AGENT.failed(memory).tolist() == [False, True, False]
-    assert everything(memory)[:2] == before[:2] and reply.rows()[:2] == [[], []] and reply.rows()[2]
+    assert all_ids(memory)[:2] == before[:2] and reply.rows()[:2] == [[], []] and reply.rows()[2]

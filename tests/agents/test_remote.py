@@ -1,4 +1,4 @@
-"""The chat client: limits of rate, time and money, against a fake endpoint and a fake clock."""
+"""Limits of rate, time and cost of the chat client, with a fake endpoint and a fake clock."""
 
 import email.utils
 import threading
@@ -18,8 +18,8 @@ def echo(prompt, seed):
     return f'{prompt} {seed}'
 
 
-def together(count, call):
-    """Calls from `count` threads; their results, exceptions among them."""
+def call_in_threads(count, call):
+    """Call a function in `count` threads; return the results or exceptions."""
     results = [None] * count
 
     def run(i):
@@ -34,7 +34,7 @@ def together(count, call):
     return results
 
 
-def test_request_is_what_openai_expects(monkeypatch):
+def test_requests_have_the_format_of_openai(monkeypatch):
     monkeypatch.setenv('SOME_KEY', 'secret')
     with serve(echo) as server:
         client = Client(Endpoint(server.url, 'm', key_variable='SOME_KEY', temperature=0.3, max_tokens=7))
@@ -46,17 +46,17 @@ def test_request_is_what_openai_expects(monkeypatch):
 
 
 @pytest.mark.parametrize('path', ['', '/', '/v1', '/v1/', '/v1/chat/completions'])
-def test_addresses(path):
+def test_urls(path):
     with serve(echo) as server:
         url = server.url.removesuffix('/v1') + path
         assert Client(Endpoint(url, 'm')).complete(HELLO, 0).text == 'hello 0'
 
 
-def test_concurrency_is_limited_and_used():
+def test_requests_run_in_parallel_up_to_the_limit():
     with serve(echo, delay=0.05) as server:
         client = Client(Endpoint(server.url, 'm', concurrency=3))
         start = time.monotonic()
-        answers = together(12, lambda i: client.complete([{'role': 'user', 'content': str(i)}], i).text)
+        answers = call_in_threads(12, lambda i: client.complete([{'role': 'user', 'content': str(i)}], i).text)
         assert answers == [f'{i} {i}' for i in range(12)]
         assert server.most == 3 and time.monotonic() - start < 0.05 * 12
 
@@ -64,20 +64,20 @@ def test_concurrency_is_limited_and_used():
 def test_requests_per_minute():
     with serve(echo) as server:
         client = Client(Endpoint(server.url, 'm', requests_per_minute=60 / 0.05))
-        together(8, lambda i: client.complete(HELLO, i))
+        call_in_threads(8, lambda i: client.complete(HELLO, i))
         times = sorted(server.times)
         assert times[-1] - times[0] >= 7 * 0.05 - 0.02
 
 
-def test_tokens_per_minute_counts_what_was_used():
-    with serve(echo, usage=(900, 100)) as server:  # 1000 tokens a request at 100 ms each
+def test_tokens_per_minute_counts_used_tokens():
+    with serve(echo, usage=(900, 100)) as server:  # 1000 tokens per request take 100 ms
         client = Client(Endpoint(server.url, 'm', tokens_per_minute=600_000, max_tokens=0))
         start = time.monotonic()
         [client.complete(HELLO, i) for i in range(6)]
         assert 0.45 < time.monotonic() - start < 2
 
 
-def test_back_off_doubles_up_to_its_limit():
+def test_backoff_doubles_up_to_its_limit():
     waits = []
     with serve(echo, lambda prompt: ['500'] * 6) as server:
         end = Endpoint(server.url, 'm', backoff=1, longest_wait=10, retries=6)
@@ -86,7 +86,7 @@ def test_back_off_doubles_up_to_its_limit():
         assert longest / 2 <= wait <= longest
 
 
-def test_retry_after_holds_everybody_back():
+def test_retry_after_overrides_the_backoff():
     now, waits = [0.0], []
 
     def sleep(seconds):
@@ -96,7 +96,7 @@ def test_retry_after_holds_everybody_back():
     with serve(echo, lambda prompt: ['429']) as server:
         client = Client(Endpoint(server.url, 'm', backoff=100), clock=lambda: now[0], sleep=sleep)
         client.complete(HELLO, 0)
-    assert waits == [0.02]  # as the endpoint said, not 100 s
+    assert waits == [0.02]  # the delay that the endpoint requests, not 100 s
 
 
 def test_retry_after_as_a_date():
@@ -107,37 +107,37 @@ def test_retry_after_as_a_date():
     assert remote._retry_after('nan') is None and remote._retry_after('inf') is None
 
 
-@pytest.mark.parametrize('trouble', ['hang', 'trickle'])
-def test_no_request_takes_longer_than_its_time(trouble):
-    with serve(echo, lambda prompt: [trouble] * 9) as server:
+@pytest.mark.parametrize('failure', ['hang', 'trickle'])
+def test_no_request_exceeds_its_timeout(failure):
+    with serve(echo, lambda prompt: [failure] * 9) as server:
         client = Client(Endpoint(server.url, 'm', timeout=0.2, retries=1, backoff=0.01))
         start = time.monotonic()
-        with pytest.raises(Unavailable, match='after 2 tries.*no answer within 0.2 s'):
+        with pytest.raises(Unavailable, match='after 2 attempt.*no answer within 0.2 s'):
             client.complete(HELLO, 0)
         assert time.monotonic() - start < 0.8
 
 
 @pytest.mark.parametrize('status, error', [('400', RequestRefused), ('422', RequestRefused), ('401', NoAccess),
                                            ('403', NoAccess), ('503', Unavailable), ('408', Unavailable)])
-def test_statuses(status, error):
+def test_errors_by_http_status(status, error):
     with serve(echo, lambda prompt: [status] * 9) as server:
         with pytest.raises(error, match=f'HTTP {status}'):
             Client(Endpoint(server.url, 'm', retries=2, backoff=0.001)).complete(HELLO, 0)
         assert len(server.times) == (3 if error is Unavailable else 1)
 
 
-def test_budget_holds_with_many_requests_at_once():
+def test_parallel_requests_do_not_exceed_the_budget():
     with serve(echo, delay=0.02, usage=(1000, 1000)) as server:  # $0.002 each
         client = Client(Endpoint(server.url, 'm', prices=(1, 1), budget=0.011, max_tokens=1000, concurrency=16))
-        results = together(16, lambda i: client.complete(HELLO, i))
+        results = call_in_threads(16, lambda i: client.complete(HELLO, i))
         assert any(isinstance(result, BudgetSpent) for result in results)
         assert client.spent == pytest.approx(0.002 * len(server.requests))
-        assert 0 < client.spent <= 0.011 + 0.002 * 9  # the prompt is 1000 tokens only in this endpoint's count
-    with pytest.raises(BudgetSpent):
+        assert 0 < client.spent <= 0.011 + 0.002 * 9  # the client cannot foresee the 1000 prompt tokens
+    with pytest.raises(BudgetSpent, match='budget of .1 .* is spent'):
         Client(Endpoint('http://127.0.0.1:9', 'm', prices=(1, 1), budget=1.0), spent=1.0).complete(HELLO, 0)
 
 
-def test_host_agent_plays_with_an_endpoint(smollm2_tokenizer):
+def test_a_host_agent_replies_with_an_endpoint(smollm2_tokenizer):
     import jax
     import numpy as np
 
@@ -155,18 +155,20 @@ def test_host_agent_plays_with_an_endpoint(smollm2_tokenizer):
     assert [m['content'] for m in server.bodies[-1]['messages']] == ['good morning', 'GOOD MORNING', 'a secret']
 
 
-@pytest.mark.parametrize('wrong', [dict(url='ftp://x'), dict(url='localhost'), dict(concurrency=0), dict(budget=1.0),
-                                   dict(timeout=0)])
-def test_impossible_settings(wrong):
-    with pytest.raises(ValueError):
-        Endpoint(**{'url': 'http://x', 'model': 'm'} | wrong)
+@pytest.mark.parametrize('settings, message', [
+    (dict(url='ftp://x'), 'not an http or https URL'), (dict(url='localhost'), 'not an http or https URL'),
+    (dict(concurrency=0), 'must be positive'), (dict(timeout=0), 'must be positive'),
+    (dict(budget=1.0), 'a budget requires prices')])
+def test_invalid_settings_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Endpoint(**{'url': 'http://x', 'model': 'm'} | settings)
 
 
-def test_stop_ends_waiting():
+def test_stop_ends_waiting_calls():
     with serve(echo, lambda prompt: ['500'] * 99) as server:
         client = Client(Endpoint(server.url, 'm', backoff=1000, longest_wait=1000))
         threading.Timer(0.1, client.stop).start()
         start = time.monotonic()
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match='stopped after 1 attempt.s. .last problem: HTTP 500'):
             client.complete(HELLO, 0)
         assert time.monotonic() - start < 5
