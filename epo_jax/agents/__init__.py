@@ -1,1 +1,1 @@
-"""What can sit in a seat."""
+"""Agents, which read messages and reply: local models, functions on the host, endpoints and scripts."""

@@ -54,8 +54,8 @@ def ours(config, params):
     return np.asarray(logits(params))
 
 
-def assert_close(got, expected):
-    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
+def assert_close(actual, expected):
+    assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 def load_base(folder):
