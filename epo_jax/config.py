@@ -13,7 +13,7 @@ from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_atomically
 
 CONFIG_FILE = 'config.json'
-_UNSET = object()  # stands for the value of a required placeholder that nobody has filled in
+_UNSET = object()  # the value of a required placeholder without a value
 
 
 class ConfigError(InputError):
@@ -36,9 +36,9 @@ def defaults_of(keys: Mapping[str, Any]) -> dict[str, Any]:
 def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
     """Check that `config` has exactly the keys of `defaults`, at every depth, with values of the same kind.
 
-    An integer passes for a float; a boolean does not pass for a number; tuples and lists pass for each other.
-    None passes where the default is None or a placeholder. A default of plain None says nothing about the
-    kind, so any value passes there; a typed placeholder takes its type.
+    An integer passes for a float, and tuples and lists pass for each other; a boolean does not pass for a number. None
+    passes where the default is None or a placeholder. A default of None allows any value, and a typed placeholder
+    allows its type.
 
     Raises:
       ConfigError: one message with every unknown key (and the nearest known one), every missing key, and

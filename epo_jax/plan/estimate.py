@@ -117,13 +117,14 @@ def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Progra
             program, flops=total('flops'), compute_seconds=total('compute_seconds'),
             link_seconds=total('link_seconds'), bytes=total('bytes'), collectives=dict(kinds))
 
-    turns, news = -(-c.environment.max_turns // seats), seats * c.actor.max_tokens
+    turns, observation = -(-c.environment.max_turns // seats), seats * c.actor.max_tokens
     scale = seats * c.judge.capacity / c.strategist.capacity  # rows, and places attended to: an upper bound
-    read = chunks(min(c.rollout.view_tokens, c.judge.capacity)) + turns * (chunks(news) + 1) + 2
+    read = chunks(min(c.rollout.view_tokens, c.judge.capacity)) + turns * (chunks(observation) + 1) + 2
     return programs | {
-        'rollout_turn': times(programs['rollout_turn'], [(chunk, chunks(news)), (token, c.strategist.max_tokens)]),
+        'rollout_turn': times(programs['rollout_turn'], [
+            (chunk, chunks(observation)), (token, c.strategist.max_tokens)]),
         'actor_turn': times(programs['rollout_turn'], [
-            (chunk, chunks(news + c.strategist.max_tokens)), (token, c.actor.max_tokens)]),
+            (chunk, chunks(observation + c.strategist.max_tokens)), (token, c.actor.max_tokens)]),
         'judge_pass': times(programs['judge_pass'], [(chunk, scale * read), (token, seats * (turns + 3))])}
 
 

@@ -56,7 +56,7 @@ class Checkpoints(contextlib.AbstractContextManager):
           Whether a save was begun.
 
         Raises:
-          CheckpointError: `step` is before the latest one, or saving, now or of the one before, failed.
+          CheckpointError: `step` is before the latest one, or saving it, or the previous one, failed.
           TypeError, ValueError: `extra` is not JSON, or a leaf of the state is not a JAX array.
         """
         latest = self.latest()
@@ -95,7 +95,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.wait()
         if step not in self._manager.all_steps():
             raise CheckpointError(f'{self._directory} has no checkpoint {step}, only {self._manager.all_steps()}')
-        damaged = 'is damaged; remove it to go on from the one before'
+        damaged = 'is damaged; remove it to continue from an earlier checkpoint'
         expected = _leaves(abstract_state)
         record = self._guard(step, damaged, lambda: _open_record(self._manager.restore(
             step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record))
