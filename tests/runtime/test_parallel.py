@@ -1,4 +1,4 @@
-"""Meshes of eight devices against one device: the same numbers, wherever parameters and rows lie."""
+"""Meshes of eight devices give the same numbers as one device, however parameters and rows are split."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ from epo_jax.testing import dummy_config
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import pack
 
-N, ROWS, L, T, V = 8, 16, 24, 2, 64  # conversations of a session, and of a gradient step in two micro-batches
+N, ROWS, L, T, V = 8, 16, 24, 2, 64  # N rows in a session; ROWS rows in a gradient step of two micro-batches
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
 CONFIG = dataclasses.replace(dummy_config(V), num_heads=8, num_kv_heads=4)
 TRAINED = Transformer(CONFIG, stacked=True, remat='none')
@@ -52,10 +52,10 @@ def learner(model, lora=None):
     return Learner(model, learning_rate=1e-2, total_steps=10, warmup_ratio=0.0, micro_batch=N, lora=lora, chunk=64)
 
 
-# What is computed on every mesh.
+# The computations that run on every mesh.
 
 def make_params(model, init=None):
-    """Random numbers everywhere, large enough that the most probable tokens differ from place to place."""
+    """Return random parameters, large enough that the most probable token differs between positions."""
     shapes = jax.eval_shape(init or model.init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(np.float32), shapes)
@@ -72,14 +72,14 @@ def make_batch():
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, ids):
-    """Logits of all positions, and log-probabilities of all tokens."""
+    """Return the logits of all positions and the log-probabilities of all tokens."""
     hidden, _ = model.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(L), ids.shape))
     logits = model.apply({'params': params}, hidden, method='logits')
     return logits, scoring.score(model, params, ids, 64)
 
 
-def speak(model, params):
-    """An agent reads openings and replies: (its messages, how its sessions are split)."""
+def respond(model, params):
+    """Let an agent read openings and reply; return its messages, and the shapes of its sessions on one device."""
     rng = np.random.default_rng(2)
     text = lambda *lengths: pack([rng.integers(5, V, n).tolist() for n in lengths], 10)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(3), row))(jnp.arange(N))
@@ -94,70 +94,71 @@ def speak(model, params):
 
 
 def layout(state):
-    """By parameter: the shape of one device's share of it, and of both its moments."""
-    share = lambda *xs: [x.sharding.shard_shape(x.shape) for x in xs]
+    """Return, by parameter, the shapes on one device of the parameter and of its two moments."""
+    shard_shapes = lambda *xs: [x.sharding.shard_shape(x.shape) for x in xs]
     adam = state.optimizer[1][0]
     return {jax.tree_util.keystr(path): shapes for path, shapes in jax.tree.leaves_with_path(
-        jax.tree.map(share, state.params, adam.mu, adam.nu), is_leaf=lambda x: isinstance(x, list))}
+        jax.tree.map(shard_shapes, state.params, adam.mu, adam.nu), is_leaf=lambda x: isinstance(x, list))}
 
 
 def train(model, state, base=None, lora=None):
-    """Two gradient steps: numbers of the first, compilations of the second, and where the state lies."""
-    where = layout(state)
+    """Take two gradient steps; return the results of the first, the compilations of the second, and the layout."""
+    shard_shapes = layout(state)
     state, metrics = learner(model, lora).step(state, make_batch(), base)
-    after = jax.tree.map(np.asarray, (state.params, state.optimizer[1][0].mu))
+    params, moments = jax.tree.map(np.asarray, (state.params, state.optimizer[1][0].mu))
     with CompileCounter() as compiles:
         learner(model, lora).step(state, make_batch(), base)
     return {'loss': np.asarray(metrics['loss']), 'gradient_norm': np.asarray(metrics['gradient_norm']),
-            'params': after[0], 'moments': after[1]}, compiles.count, where
+            'params': params, 'moments': moments}, compiles.count, shard_shapes
 
 
 def compute(mesh=None):
-    """The results by name, as NumPy arrays, on a mesh or on one device."""
+    """Return all results by name, as NumPy arrays, computed on a mesh or on one device."""
     model, sampler = TRAINED.clone(mesh=mesh), SAMPLER.clone(mesh=mesh)
     place = lambda x, model, lora=None: x if mesh is None else jax.device_put(x, param_shardings(model, mesh, lora))
     params = place(make_params(TRAINED), TRAINED)
     logits, logprob = forward(model, params, make_batch().ids)
-    numbers, more, where = train(model, learner(model).init(params))
+    numbers, recompilations, shard_shapes = train(model, learner(model).init(params))
     adapter = place(make_params(TRAINED, functools.partial(LORA.init, TRAINED)), TRAINED, LORA)
     adapted, _, _ = train(model, learner(model, LORA).init(adapter), params, LORA)
-    message, sessions = speak(sampler, place(make_params(SAMPLER), SAMPLER))
+    message, sessions = respond(sampler, place(make_params(SAMPLER), SAMPLER))
     numbers |= {'logits': np.asarray(logits), 'logprob': np.asarray(logprob), 'adapted': adapted}
-    return {'numbers': numbers, 'message': message, 'layout': where, 'sessions': sessions, 'more_compilations': more}
+    return {'numbers': numbers, 'message': message, 'layout': shard_shapes, 'sessions': sessions,
+            'recompilations': recompilations}
 
 
 UNFIT = {'width': ((1, 8, 1), dict(width=36)), 'vocabulary': ((1, 2, 4), dict(vocab_size=62)),
          'heads': ((2, 1, 4), dict(num_kv_heads=2))}
 
 
-def complaint(shape, change):
-    """What is said of a model that does not split over a mesh."""
+def mesh_error(shape, change):
+    """Return the error message for a model that does not split over a mesh."""
     try:
         param_shardings(Transformer(dataclasses.replace(CONFIG, **change), stacked=True), make_mesh(shape))
     except MeshError as error:
         return str(error)
 
 
-def shares_of_8b(mesh):
-    """By parameter of Llama-3-8B: its shape and that of one device's share of it."""
+def shard_shapes_of_8b(mesh):
+    """Return, for every parameter of Llama-3-8B, its shape and its shape on one device."""
     model = Transformer(SHAPES['Meta-Llama-3-8B'], stacked=True)
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-    shares = jax.tree.map(lambda x, s: (x.shape, s.shard_shape(x.shape)), shapes, param_shardings(model, mesh))
+    pairs = jax.tree.map(lambda x, s: (x.shape, s.shard_shape(x.shape)), shapes, param_shardings(model, mesh))
     return {'/'.join(key.key for key in path): pair for path, pair in jax.tree.leaves_with_path(
-        shares, is_leaf=lambda x: isinstance(x, tuple))}
+        pairs, is_leaf=lambda x: isinstance(x, tuple))}
 
 
 def main(file):
-    """Computes on one device and on every mesh, in a process that has eight devices."""
+    """Compute on one device and on every mesh, in a process with eight devices, and pickle the results to a file."""
     results = {'one device': compute()}
-    results['complaints'] = {name: complaint(*case) for name, case in UNFIT.items()}
-    results['rows of a device'] = [
+    results['errors'] = {name: mesh_error(*case) for name, case in UNFIT.items()}
+    results['row shards'] = [
         named_sharding(make_mesh((2, 2, 2)), (rows,), 'rows').shard_shape((rows, 3)) for rows in (4, 12, 6, 1)]
-    results['what is left'] = [
+    results['mesh sizes'] = [
         tuple(make_mesh(shape).shape.values()) for shape in ((-1, 1, 1), (2, -1, 2), (1, 2, -1), (8, 1, -1), (1, 1, 1))]
     for shape in MESHES:
         results[shape] = compute(make_mesh(shape))
-        results['8B', shape] = shares_of_8b(make_mesh(shape))
+        results['8B', shape] = shard_shapes_of_8b(make_mesh(shape))
     pathlib.Path(file).write_bytes(pickle.dumps(results))
 
 
@@ -165,7 +166,7 @@ def main(file):
 
 @functools.cache
 def results():
-    """What `main` finds with eight CPU devices; programs are compiled quickly rather than well."""
+    """Return the results of `main` with eight CPU devices, compiled without optimization to save time."""
     environment = {
         **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(pathlib.Path(sampling.__file__).parents[2]),
         'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'}
@@ -182,7 +183,7 @@ def test_a_mesh_computes_what_one_device_does(shape):
 
     def close(path, a, b):
         error = np.abs(a - b).max() / np.abs(b).max()
-        assert error <= 1e-4, (jax.tree_util.keystr(path), error)  # float32 sums in another order
+        assert error <= 1e-4, (jax.tree_util.keystr(path), error)  # float32 sums in a different order
 
     jax.tree_util.tree_map_with_path(close, got['numbers'], want['numbers'])
     assert got['message'] == want['message']
@@ -192,7 +193,7 @@ def test_a_mesh_computes_what_one_device_does(shape):
 @pytest.mark.parametrize('shape', MESHES)
 def test_parameters_and_optimizer_are_split_by_the_rules(shape):
     _, fsdp, tensor = shape
-    where = results()[shape]['layout']
+    shard_shapes = results()[shape]['layout']
     heads, kv, width, mlp = 8 // tensor, 4 // tensor, 32 // fsdp, 64 // tensor
     expected = {
         "['embed']": (V // tensor, width), "['final_norm']['scale']": (width,),
@@ -201,7 +202,7 @@ def test_parameters_and_optimizer_are_split_by_the_rules(shape):
         "['layers']['v']['kernel']": (2, width, kv, 8), "['layers']['o']['kernel']": (2, 64 // tensor, width),
         "['layers']['gate']['kernel']": (2, width, mlp), "['layers']['up']['kernel']": (2, width, mlp),
         "['layers']['down']['kernel']": (2, mlp, width)}
-    assert where == {name: [share] * 3 for name, share in expected.items()}
+    assert shard_shapes == {name: [shape] * 3 for name, shape in expected.items()}
 
 
 @pytest.mark.parametrize('shape', MESHES)
@@ -231,27 +232,27 @@ def test_every_parameter_of_the_8b_model_is_split_by_the_rules(shape):
 
 
 def test_a_second_step_is_the_same_program():
-    assert [results()[mesh]['more_compilations'] for mesh in ('one device', *MESHES)] == [0] * (len(MESHES) + 1)
+    assert [results()[mesh]['recompilations'] for mesh in ('one device', *MESHES)] == [0] * (len(MESHES) + 1)
 
 
 def test_a_shape_that_does_not_split_is_an_error_that_names_the_parameter():
-    said = results()['complaints']
-    assert "['embed'] of shape (64, 36)" in said['width'] and "8 along the mesh axis 'fsdp'" in said['width']
-    assert 'choose another mesh, whose fsdp divides 36' in said['width']
-    assert "['embed'] of shape (62, 32)" in said['vocabulary'] and "4 along" in said['vocabulary']
-    assert "['layers']['k']['kernel'] of shape (2, 32, 2, 8)" in said['heads'] and "'tensor'" in said['heads']
+    errors = results()['errors']
+    assert "['embed'] of shape (64, 36)" in errors['width'] and "8 along the mesh axis 'fsdp'" in errors['width']
+    assert 'choose a mesh whose fsdp divides 36' in errors['width']
+    assert "['embed'] of shape (62, 32)" in errors['vocabulary'] and "4 along" in errors['vocabulary']
+    assert "['layers']['k']['kernel'] of shape (2, 32, 2, 8)" in errors['heads'] and "'tensor'" in errors['heads']
 
 
 def test_rows_are_split_where_they_divide():
-    assert results()['rows of a device'] == [(1, 3), (3, 3), (6, 3), (1, 3)]
+    assert results()['row shards'] == [(1, 3), (3, 3), (6, 3), (1, 3)]
 
 
-def test_rows_of_a_run_that_do_not_split_are_an_error_that_says_what_to_change():
+def test_rows_that_do_not_split_are_an_error_that_says_what_to_change():
     mesh = AbstractMesh((2, 3, 4), AXES)
     check_rows(mesh, {'rollout.batch': 12, 'learner.micro_batch': 6})
-    with pytest.raises(MeshError) as said:
+    with pytest.raises(MeshError) as error:
         check_rows(mesh, {'rollout.batch': 16, 'learner.micro_batch': 6, 'judge.rows': 3})
-    first, second = str(said.value).split('\n')
+    first, second = str(error.value).split('\n')
     assert 'rollout.batch=16 rows do not split over the 6 devices of mesh (2, 3, 4)' in first
     assert '(data 2 x fsdp 3)' in first and 'make rollout.batch a multiple of 6, or choose another mesh' in first
     assert 'judge.rows=3' in second
@@ -268,26 +269,26 @@ def test_a_run_refuses_rows_that_its_mesh_does_not_split(tmp_path):
     assert not (tmp_path / 'run' / 'episodes').exists()
 
 
-def test_axes_that_nobody_knows_are_errors():
+def test_unknown_axes_are_errors():
     mesh, x = AbstractMesh((1, 2, 1), AXES), jax.ShapeDtypeStruct((4,), jnp.float32)
     assert mesh_axes(mesh, 'rows') == ('data', 'fsdp') and mesh_axes(mesh, 'layers') == mesh_axes(mesh, None) == ()
-    with pytest.raises(MeshError, match="logical axis 'row' is not known; there are vocab, .*, rows"):
+    with pytest.raises(MeshError, match="logical axis 'row' is not known; the known axes are vocab, .*, rows"):
         named_sharding(mesh, x.shape, 'row')
     with pytest.raises(MeshError, match="logical axis 'row' is not known"):
         constrain(mesh, x, 'row')
     other = AbstractMesh((2,), ('x',))
-    with pytest.raises(MeshError, match=r"'rows' is split over 'data', and the mesh has only the axes \('x',\)"):
+    with pytest.raises(MeshError, match=r"'rows' is split over 'data', but the mesh has only the axes \('x',\)"):
         named_sharding(other, (4,), 'rows')
     model = types.SimpleNamespace(init_boxed=lambda key: {
         'wide': nn.LogicallyPartitioned(jnp.ones((2, 4)), ('embed', 'width'))})
     with pytest.raises(MeshError, match=r"\['wide'\]: the logical axis 'width' is not known"):
         param_shardings(model, mesh)
-    with pytest.raises(MeshError, match=r"\['embed'\]: .*'tensor', and the mesh has only"):
+    with pytest.raises(MeshError, match=r"\['embed'\]: .*'tensor', but the mesh has only"):
         param_shardings(TRAINED, AbstractMesh((2,), ('fsdp',)))
 
 
-def test_one_size_may_be_what_is_left():
-    assert results()['what is left'] == [(8, 1, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1), (1, 1, 1)]
+def test_a_size_of_minus_one_uses_the_remaining_devices():
+    assert results()['mesh sizes'] == [(8, 1, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1), (1, 1, 1)]
     mesh = make_mesh((-1, 1, 1))
     assert mesh.axis_names == AXES == ('data', 'fsdp', 'tensor') and mesh.axis_types == (AxisType.Auto,) * 3
     assert mesh.shape == {'data': jax.device_count(), 'fsdp': 1, 'tensor': 1}
