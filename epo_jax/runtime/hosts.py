@@ -1,9 +1,9 @@
-"""Several hosts, one program: every process runs the same code on the devices of all of them.
+"""Runs on several hosts: every process runs the same program on the devices of all hosts.
 
-All processes make the same scenarios and keys from the same configuration and dispatch the same programs in the same
-order; the mesh gives every device its share of the rows. Work outside the devices is divided by slots: one process
-alone steps an environment or asks an endpoint, and `share` tells the result to all, so that all decide alike.
-Process 0 prints and writes the files; Orbax writes checkpoints from all processes.
+All processes derive the same scenarios and random keys from the same configuration and dispatch the same programs in
+the same order; the mesh gives every device its part of the rows. Work outside the devices is divided by slots: only the
+process that owns a slot steps its environment or calls its endpoint, and `share` sends the result to all processes, so
+that they take the same decisions. Process 0 prints and writes the files; Orbax writes checkpoints from all processes.
 """
 
 import os
@@ -20,35 +20,36 @@ from epo_jax.runtime.errors import InputError
 
 
 class HostsError(InputError):
-    """The processes cannot find each other."""
+    """The processes of a run cannot find each other, or one of them failed."""
 
 
 def start(hosts: str) -> None:
-    """Join the other processes of a run. Call it before anything else of JAX.
+    """Connect to the other processes of a run; call this before any other JAX function.
 
     Args:
-      hosts: '' for one process; 'auto' where the machine knows the processes (a TPU pod, SLURM's srun, Open MPI, GKE);
-        'HOST:PORT,PROCESSES,NUMBER' elsewhere: the address of process 0, the number of processes, and the number of
+      hosts: '' for a single process; 'auto' where JAX detects the processes (a TPU pod, SLURM's srun, Open MPI, GKE);
+        elsewhere 'HOST:PORT,PROCESSES,NUMBER': the address of process 0, the number of processes, and the number of
         this process.
 
     Raises:
-      HostsError: `hosts` has another form, or the machine knows of no other processes.
+      HostsError: `hosts` has another form, or JAX detects no other processes.
     """
     if not hosts:
         return
-    if jax.config.jax_platforms == 'cpu':  # this scheduler may reorder collectives, which then mix up
+    if jax.config.jax_platforms == 'cpu':  # this scheduler may reorder collectives, so that processes mismatch
         os.environ['XLA_FLAGS'] = ' '.join(
             [os.environ.get('XLA_FLAGS', ''), '--xla_cpu_enable_concurrency_optimized_scheduler=false'])
     if hosts == 'auto':
         try:
             jax.distributed.initialize()
         except ValueError as error:
-            raise HostsError(f'--hosts=auto finds no other processes ({error}); give --hosts=HOST:PORT,PROCESSES,NUMBER'
-                             ) from error
+            raise HostsError(f'--hosts=auto detects no other processes ({error}); pass '
+                             '--hosts=HOST:PORT,PROCESSES,NUMBER instead') from error
         return
     match = re.fullmatch(r'([^,]+:\d+),(\d+),(\d+)', hosts)
     if not match or not int(match[3]) < int(match[2]):
-        raise HostsError(f"--hosts must be 'auto' or HOST:PORT,PROCESSES,NUMBER with NUMBER from 0, not {hosts!r}")
+        raise HostsError(f"--hosts must be 'auto' or HOST:PORT,PROCESSES,NUMBER, with NUMBER from 0 to PROCESSES - 1, "
+                         f"not {hosts!r}")
     jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
 
 
@@ -58,9 +59,9 @@ def is_primary() -> bool:
 
 
 def local_slots(slots: int) -> np.ndarray:
-    """Return bool[slots], the slots whose work outside the devices this process does.
+    """Return bool[slots], true for the slots whose work outside the devices belongs to this process.
 
-    Each process has a block of neighbors, as the mesh splits rows.
+    Each process owns a contiguous block of slots, like the rows that the mesh gives it.
     """
     return np.arange(slots) * jax.process_count() // slots == jax.process_index()
 
@@ -73,9 +74,9 @@ def any_process(flag: bool) -> bool:
 
 
 def fetch(tree: Any) -> Any:
-    """Read the arrays of a tree that are spread over several processes into NumPy; all processes must call together.
+    """Return a tree with every array that is sharded over several processes as a NumPy array.
 
-    All other leaves, and so the whole tree of a single process, stay as they are.
+    All processes must call this together. Other leaves are returned unchanged, and so is the tree of a single process.
     """
     if jax.process_count() == 1:
         return tree
@@ -90,7 +91,7 @@ def fetch(tree: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _identity(x):  # named, so that it is traced once
+def _identity(x):  # a module-level function, so that jit traces it once
     return x
 
 
@@ -98,34 +99,37 @@ def share(rows: Iterable[int], call: Callable[[int], Any]) -> dict[int, Any]:
     """Call a function for the rows of this process, and return the results for the rows of all processes.
 
     Args:
-      rows: the rows of this process; no row belongs to two processes.
-      call: its result must be picklable, unless there is only one process.
+      rows: the rows of this process; no row may belong to two processes.
+      call: the function; its results must be picklable, unless there is only one process.
 
     Returns:
       {row: call(row)}, the same in all processes.
 
     Raises:
-      Exception: whatever a call of this process raised.
-      HostsError: a call of another process raised an error.
+      Exception: a call of this process raised it.
+      HostsError: a call of another process raised an error; the message names the process.
     """
     if jax.process_count() == 1:
         return {row: call(row) for row in rows}
     failure = None
     try:
         data = pickle.dumps(({row: call(row) for row in rows}, ''))
-    except Exception as error:  # raised below, after the other processes know; they would wait forever
+    except Exception as error:  # raised below, after the other processes are notified; else they would wait forever
         failure, data = error, pickle.dumps(({}, f'{type(error).__name__}: {error}'))
-    parts = [pickle.loads(part) for part in _gather(data)]
+    results = [pickle.loads(content) for content in _gather(data)]
     if failure is not None:
         raise failure
-    for number, (_, problem) in enumerate(parts):
+    for number, (_, problem) in enumerate(results):
         if problem:
             raise HostsError(f'process {number} failed: {problem}')
-    return {row: value for part, _ in parts for row, value in part.items()}
+    return {row: value for values, _ in results for row, value in values.items()}
 
 
 def _gather(data: bytes) -> list[bytes]:
-    """Return the bytes of every process, in order; sizes are rounded up to powers of 2, for few compiled programs."""
+    """Return the bytes of every process, by process number.
+
+    Buffers are padded to a power of 2, which keeps the number of compiled programs small.
+    """
     lengths = multihost_utils.process_allgather(np.int32(len(data)))
     padded = np.zeros(max(1024, 1 << (int(lengths.max()) - 1).bit_length()), np.uint8)
     padded[:len(data)] = np.frombuffer(data, np.uint8)

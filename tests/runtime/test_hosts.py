@@ -1,4 +1,4 @@
-"""Two processes on one machine against one process with two devices: the same run."""
+"""A run of two processes on one machine equals a run of one process with two devices."""
 
 import os
 import pathlib
@@ -29,12 +29,12 @@ ALFWORLD = (
 
 
 def number_of(readings):
-    """An outcome: some number that differs from strategy to strategy."""
+    """Return an arbitrary outcome for each episode that depends on its strategies."""
     return [sum(map(ord, ''.join(reading.strategies))) % 11 / 10 for reading in readings]
 
 
 def start(workdir, devices, *flags):
-    """A run of the command line in a process of its own with so many CPU devices."""
+    """Start a run in a new process with the given number of CPU devices."""
     environment = {
         **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO / 'tests' / 'runtime'),
         'XDG_CACHE_HOME': str(workdir.parent / 'cache'),
@@ -45,15 +45,15 @@ def start(workdir, devices, *flags):
 
 
 def finish(*processes):
-    """What the processes say, once all have ended well."""
+    """Wait for the processes, check that they succeeded, and return their outputs."""
     try:
-        said = [process.communicate(timeout=500)[0] for process in processes]
+        outputs = [process.communicate(timeout=500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, text in zip(processes, said):
+    for process, text in zip(processes, outputs):
         assert process.returncode == 0, text[-3000:]
-    return said
+    return outputs
 
 
 def read_metrics(folder):
@@ -71,7 +71,7 @@ def compare(tmp_path, *flags):
     """Run as one process with two devices and as two processes with one each, compare, and return their outputs."""
     finish(start(tmp_path / 'one', 2, *flags))
     port = free_port()
-    said = finish(*(
+    outputs = finish(*(
         start(tmp_path / 'two', 1, *flags, f'--hosts=127.0.0.1:{port},2,{number}') for number in range(2)))
     one, two = read_metrics(tmp_path / 'one'), read_metrics(tmp_path / 'two')
     assert [row['iteration'] for row in one] == [row['iteration'] for row in two] == [1, 2]
@@ -86,13 +86,13 @@ def compare(tmp_path, *flags):
     assert files('one') == files('two') and 'episodes/iteration_00002.jsonl' in files('two')
     for name in files('one'):
         if name.startswith('episodes'):
-            alike(*(read_jsonl(tmp_path / run / name) for run in ('one', 'two')))
+            assert_alike(*(read_jsonl(tmp_path / run / name) for run in ('one', 'two')))
     assert (tmp_path / 'two' / 'checkpoints' / '2').is_dir()
-    return said
+    return outputs
 
 
-def alike(a, b):
-    """Every text and every id is the same, and every number but for rounding."""
+def assert_alike(a, b):
+    """Check that every text and id is the same, and every float up to rounding."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
@@ -100,7 +100,7 @@ def alike(a, b):
     if isinstance(a, list):
         assert len(a) == len(b)
         for pair in zip(a, b):
-            alike(*pair)
+            assert_alike(*pair)
     elif isinstance(a, float):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
     else:
@@ -108,7 +108,7 @@ def alike(a, b):
 
 
 @pytest.mark.slow
-def test_two_hosts_run_as_one(tmp_path):
+def test_a_compiled_run_on_two_hosts_equals_one_on_one_host(tmp_path):
     first, second = compare(tmp_path, *SOTOPIA)
     assert 'iteration 2' in first and 'iteration 2' not in second
 
@@ -121,12 +121,12 @@ def test_each_of_two_hosts_plays_the_games_of_its_own_slots(tmp_path):
 
 
 @pytest.mark.parametrize('wrong', ('localhost', 'localhost:1', 'localhost:1,2,2', 'localhost:1,2,-1', 'x,2,1'))
-def test_what_is_no_address_is_refused(wrong):
+def test_a_malformed_address_is_refused(wrong):
     with pytest.raises(hosts.HostsError, match='HOST:PORT,PROCESSES,NUMBER'):
         hosts.start(wrong)
 
 
-def test_one_process_needs_nothing():
+def test_a_single_process_needs_no_communication():
     hosts.start('')
     assert hosts.is_primary() and hosts.local_slots(3).tolist() == [True] * 3
     assert hosts.any_process(True) is True and hosts.any_process(False) is False
