@@ -1,8 +1,8 @@
-"""Checkpoints, saved atomically and restored bit for bit into their shards; and preemption.
+"""Atomic checkpoints that restore bit for bit into shards, and requests to stop by SIGTERM.
 
-A checkpoint holds the leaves of the state by name, and a record of the type and checksum of every leaf and of further
-numbers of the run. Orbax writes the leaves sharded and in the background. It stores no checksums; without them, a
-damaged disk would give slightly wrong weights.
+A checkpoint holds the leaves of the state by name, and a JSON record with the type and checksum of every leaf and with
+further values of the run. Orbax writes the leaves sharded and in the background. It stores no checksums; without them,
+a damaged disk could silently change weights.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ PyTree = Any
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be saved or restored; the message names it and what is wrong."""
+    """A checkpoint cannot be saved or restored; the message names it and says what is wrong."""
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints of a run, in `checkpoints/<step>`. Leaving the context finishes what is being saved.
+    """The checkpoints of a run, in `checkpoints/<step>`; leaving the context waits for unfinished saves.
 
-    A checkpoint appears under its name only when it is complete. What a killed process left behind is ignored, and
-    removed when the directory is next opened. On several hosts, every process makes the same calls.
+    A checkpoint appears under its name only when it is complete. Incomplete saves of a killed process are ignored, and
+    removed when the directory is next opened. On several hosts, every process must make the same calls.
     """
 
     def __init__(self, workdir: Union[str, Path], keep: int = 2, every: int = 1):
-        """Open the checkpoints of a run; the last `keep` are kept, and one is due every `every` steps."""
+        """Open the checkpoints of a run; keep the last `keep`, and save those whose step is a multiple of `every`."""
         if keep < 1 or every < 1:
             raise ValueError(f'keep and every must be at least 1, not {keep} and {every}')
         self._directory = Path(workdir).absolute() / 'checkpoints'
@@ -40,20 +40,20 @@ class Checkpoints(contextlib.AbstractContextManager):
             preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
 
     def latest(self) -> Optional[int]:
-        """Return the step of the last complete checkpoint, or one being completed by this process; None without any."""
+        """Return the step of the last checkpoint that is complete or that this process is saving, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any], force: bool = False) -> bool:
-        """Save a state if it is due; the arrays may be donated afterwards, and are written in the background.
+        """Save a state in the background if it is due; its arrays may be donated as soon as this returns.
 
         Args:
-          step: saved if it is a multiple of `every`, and not yet saved.
-          state: a pytree of JAX arrays, typed random keys among them.
-          extra: what else the run needs to go on, as JSON.
-          force: save even if `step` is not a multiple of `every`.
+          step: the number of the checkpoint, which is due if it is a multiple of `every` and not yet saved.
+          state: a pytree of JAX arrays, which may be typed random keys.
+          extra: further values that the run needs to resume, as JSON.
+          force: whether to save even if `step` is not a multiple of `every`.
 
         Returns:
-          Whether a save was begun.
+          Whether a save was started.
 
         Raises:
           CheckpointError: `step` is before the latest one, or saving it, or the previous one, failed.
@@ -81,20 +81,21 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Restore a checkpoint.
 
         Args:
-          step: which one.
-          abstract_state: what to restore into, a pytree of jax.ShapeDtypeStruct with shardings; every process
-            reads its own shards only. `abstract` makes one from a state.
+          step: the number of the checkpoint.
+          abstract_state: a pytree of jax.ShapeDtypeStruct with shardings, as `abstract` makes it from a state; every
+            process reads only its own shards.
 
         Returns:
-          The state, bit for bit as it was saved, and the extra dict.
+          The state, bit for bit as it was saved, and the dict `extra`.
 
         Raises:
-          CheckpointError: there is no such checkpoint; its leaves, shapes or dtypes are not those of
-            `abstract_state` (naming each); or it is damaged.
+          CheckpointError: there is no such checkpoint, it is damaged, or its leaves, shapes or dtypes differ from those
+            of `abstract_state`; the message names each leaf that differs.
         """
         self.wait()
-        if step not in self._manager.all_steps():
-            raise CheckpointError(f'{self._directory} has no checkpoint {step}, only {self._manager.all_steps()}')
+        steps = list(self._manager.all_steps())
+        if step not in steps:
+            raise CheckpointError(f'{self._directory} has no checkpoint {step}; it has {steps}')
         damaged = 'is damaged; remove it to continue from an earlier checkpoint'
         expected = _leaves(abstract_state)
         record = self._guard(step, damaged, lambda: _open_record(self._manager.restore(
@@ -118,7 +119,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record['extra']
 
     def wait(self) -> None:
-        """Wait until everything saved so far is on disk.
+        """Wait until all saves are on disk.
 
         Raises:
           CheckpointError: the last save failed.
@@ -126,7 +127,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._guard(self.latest(), 'cannot be saved', self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Finish saving and release the directory.
+        """Wait for unfinished saves and release the directory.
 
         Raises:
           CheckpointError: the last save failed.
@@ -137,7 +138,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.close()
 
     def _guard(self, step: Optional[int], problem: str, call: Callable[[], Any]) -> Any:
-        """Call, and turn whatever Orbax raises, which has no common type, into a CheckpointError."""
+        """Call a function of Orbax and raise its errors, which have no common type, as CheckpointError."""
         try:
             return call()
         except Exception as error:
@@ -146,27 +147,30 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def abstract(state: PyTree) -> PyTree:
-    """Return the jax.ShapeDtypeStruct, with its sharding, of every array of a state."""
+    """Return a state with every array replaced by its jax.ShapeDtypeStruct, sharding included."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 class Preemption(contextlib.AbstractContextManager):
     """Turns SIGTERM into a request to stop: `with Preemption() as preemption: ...`, in the main thread.
 
-    The loop reads `requested` between steps, saves, and leaves. The former handler is restored on exit. Each process
-    sees its own signal only, so several hosts have to agree on it (see `hosts.any_process`).
+    The training loop checks `requested` between steps, saves a checkpoint, and stops. The previous signal handler is
+    restored on exit. A process sees only its own signal, so several hosts combine them with `hosts.any_process`.
+
+    Attributes:
+      requested: whether SIGTERM has arrived.
     """
 
     def __init__(self):
         self.requested = False
 
     def __enter__(self) -> 'Preemption':
-        self._former = signal.signal(signal.SIGTERM, self._request)
+        self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        # None means that the former handler was not Python's and cannot be restored.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._former is None else self._former)
+        # None means that the previous handler was not installed from Python and cannot be restored.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
 
     def _request(self, signum: int, frame: Any) -> None:
         self.requested = True
@@ -186,7 +190,7 @@ def _is_key(dtype: Any) -> bool:
 
 
 def _describe(leaf: Any) -> str:
-    """'float32[3,4]': what has to be equal for a leaf to be restored into another."""
+    """Return a type such as 'float32[3,4]', in which saved and restored leaf must be equal."""
     return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
@@ -195,7 +199,7 @@ def _key_data(leaf: Any) -> Any:
 
 
 def _key_data_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Return the shape of `_key_data`; its additional axis is not split by any sharding of keys."""
+    """Return the ShapeDtypeStruct of `_key_data`; the sharding of the keys does not split its additional axis."""
     if not _is_key(leaf.dtype):
         return leaf
     data = jax.eval_shape(jax.random.key_data, leaf)
@@ -203,13 +207,13 @@ def _key_data_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _as_key(data: jax.Array, dtype: Any) -> jax.Array:
-    """Undo `_key_data` for a leaf that had this dtype."""
+    """Return a leaf of the given dtype from the output of `_key_data`."""
     return jax.random.wrap_key_data(data, dtype=dtype) if _is_key(dtype) else data
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-    """Return the sum of an array's bits as unsigned words, u32: the same however the array is sharded."""
+    """Return the sum of an array's bits as unsigned words, uint32; it does not depend on the sharding."""
     if x.dtype == bool:
         return x.sum(dtype=jnp.uint32)
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
@@ -218,7 +222,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _checksums(bits: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return the checksum of every leaf, by one program."""
+    """Return the checksum of every leaf; one program computes them all."""
     return {name: _checksum(leaf) for name, leaf in bits.items()}
 
 
@@ -238,5 +242,5 @@ def _misfits(saved: dict[str, str], expected: dict[str, jax.ShapeDtypeStruct]) -
         elif saved[name] != _describe(leaf):
             lines.append(f'{name}: saved as {saved[name]}, but the state has {_describe(leaf)}')
         elif leaf.sharding is None:
-            lines.append(f'{name}: no sharding is given to restore it into')
+            lines.append(f'{name}: abstract_state gives no sharding for it')
     return lines

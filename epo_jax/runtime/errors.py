@@ -1,5 +1,5 @@
-"""The error that a user sees without a traceback."""
+"""The error that commands print without a traceback."""
 
 
 class InputError(ValueError):
-    """An input (a file, a key, a flag) cannot be used; the message says which, and why."""
+    """An input (a file, key or flag) cannot be used; the message names it and says why."""

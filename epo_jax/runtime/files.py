@@ -8,14 +8,14 @@ import uuid
 
 
 def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None:
-    """Write a file so that readers find either the old content or the new.
+    """Write a file so that readers see either the old content or the new content.
 
     Args:
       path: the file; its directory must exist.
       content: text (written as UTF-8) or bytes.
 
     Raises:
-      OSError: nothing was replaced, and no temporary file is left.
+      OSError: the file cannot be written; the old file stays, and no temporary file is left.
     """
     path = Path(path)
     data = content.encode('utf-8') if isinstance(content, str) else content
@@ -28,7 +28,7 @@ def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The new name is an entry of the directory, which must be on disk too to survive a power failure.
+    # The directory entry must be on disk too, so that the file survives a power failure.
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -37,33 +37,33 @@ def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None
 
 
 def write_jsonl(path: Union[str, Path], rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically.
+    """Write rows atomically, as one JSON object per line.
 
     Raises:
-      ValueError: a row holds NaN or an infinity, which JSON does not have.
-      TypeError: a row holds something else that is not JSON.
+      ValueError: a row contains NaN or an infinity, which JSON cannot represent.
+      TypeError: a row contains another value that is not JSON.
     """
     write_atomically(path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows))
 
 
 def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line.
+    """Read a file with one JSON object per line.
 
     Raises:
-      ValueError: naming the file and the number of the first line that is not a JSON object.
+      ValueError: a line is not a JSON object; the message names the file and the number of the first such line.
     """
-    # Split at line feeds only: str.splitlines also splits at characters that JSON strings may hold as they are.
+    # Split at line feeds only: str.splitlines also splits at characters that JSON strings may contain unescaped.
     lines = Path(path).read_text(encoding='utf-8').split('\n')
     return [_parse_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop an incomplete last line and the rows that `keep` refuses, atomically; the other lines stay as they are.
+    """Remove an incomplete last line and the rows for which `keep` is false, atomically.
 
-    Nothing happens if the file does not exist.
+    The other lines stay as they are. Nothing happens if the file does not exist.
 
     Raises:
-      ValueError: naming the file and the number of the first complete line that is not a JSON object.
+      ValueError: a complete line is not a JSON object; the message names the file and the first such line.
     """
     path = Path(path)
     if not path.exists():
@@ -79,7 +79,7 @@ def _parse_line(line: Union[str, bytes], path: Union[str, Path], number: int) ->
     """Return the JSON object on line `number` of `path`.
 
     Raises:
-      ValueError: naming the file and the line, when it is not a JSON object.
+      ValueError: it is not a JSON object; the message names the file and the line.
     """
     try:
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Calls of foreign code, whose errors and stalls must not stop the run."""
+"""Calls to foreign code, such as environments and endpoints, whose errors and stalls must not stop the run."""
 
 import dataclasses
 import threading
@@ -18,9 +18,9 @@ def call_all(calls: Sequence[Callable[[], Any]], timeout: Optional[float] = None
 
     Args:
       calls: functions without arguments.
-      timeout: seconds for all of them together; each is called in a thread of its own. A late thread is abandoned, and
-        its result is ignored; as a daemon it does not keep the process alive. None sets no limit and calls the
-        functions one after the other in this thread.
+      timeout: seconds for all calls together, each in its own daemon thread, which does not keep the process alive. A
+        late thread is abandoned and its result ignored. None sets no limit and runs the calls one after the other in
+        this thread.
     """
     if timeout is None:
         return [_guarded(call) for call in calls]
@@ -47,5 +47,5 @@ def call_all(calls: Sequence[Callable[[], Any]], timeout: Optional[float] = None
 def _guarded(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except (Exception, SystemExit) as error:  # whatever foreign code raises concerns this call only
+    except (Exception, SystemExit) as error:  # an error of foreign code fails this call only
         return Failure(' '.join(f'{type(error).__name__}: {error}'.split()))

@@ -1,3 +1,5 @@
+"""Checkpoints restore bit for bit, survive kills, and detect damage; SIGTERM requests a stop."""
+
 import os
 import shutil
 import signal
@@ -96,13 +98,13 @@ def test_every_keep_and_force(tmp_path):
         assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['6', '7']
         with pytest.raises(CheckpointError, match='step 6 cannot be saved.*already at step 7'):
             checkpoints.save(6, state, {})
-        with pytest.raises(CheckpointError, match='no checkpoint 4'):
+        with pytest.raises(CheckpointError, match=r'no checkpoint 4; it has \[6, 7\]'):
             checkpoints.restore(4, checkpoint.abstract(state))
     with pytest.raises(ValueError):
         Checkpoints(tmp_path, keep=0)
 
 
-def test_what_cannot_be_saved_is_refused_at_once(tmp_path):
+def test_an_invalid_state_is_refused_at_once(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(TypeError):
             checkpoints.save(1, {'x': jnp.ones(3)}, {'f': print})
@@ -119,7 +121,7 @@ def test_an_interrupted_save_is_ignored(tmp_path, missing):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, {})
     directory = tmp_path / 'checkpoints'
-    left = directory / '2.orbax-checkpoint-tmp'  # under this name until the very end of a save
+    left = directory / '2.orbax-checkpoint-tmp'  # the name until a save is complete
     shutil.copytree(directory / '1', left)
     if missing == 'record':
         shutil.rmtree(left / missing)
@@ -161,11 +163,11 @@ def test_sigkill_in_the_middle_of_a_save(tmp_path):
 
 
 def damage_everything(workdir):
-    """Flips, halves and removes each file: restoring must fail, naming the checkpoint, or give the right state."""
+    """Damage, truncate and remove each file: restoring must fail and name the checkpoint, or give the right state."""
     state = make_state()
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(3, state, {'rating': 1000.0})
-    noticed = set()
+    detected = set()
     for path in sorted(workdir.joinpath('checkpoints', '3').rglob('*')):
         content = path.read_bytes() if path.is_file() else b''
         if not content:
@@ -184,21 +186,21 @@ def damage_everything(workdir):
                 assert extra == {'rating': 1000.0}
             except CheckpointError as error:
                 assert f'{workdir}/checkpoints/3 is damaged' in str(error) and '\n' not in str(error)
-                noticed.add((path.relative_to(workdir).parts[2], 'flip' if damage is flipped else 'other'))
+                detected.add((path.relative_to(workdir).parts[2], 'flip' if damage is flipped else 'other'))
             path.write_bytes(content)
-    assert noticed == {('state', 'flip'), ('state', 'other'), ('record', 'flip'), ('record', 'other')}
+    assert detected == {('state', 'flip'), ('state', 'other'), ('record', 'flip'), ('record', 'other')}
 
 
-def test_every_damage_is_noticed(tmp_path):
-    # In a process of its own, because Orbax's abandoned reads go on complaining until the process ends.
+def test_all_damage_is_detected(tmp_path):
+    # A separate process, because Orbax's abandoned reads report errors until the process ends.
     done = run('''
         import pathlib, sys
         sys.path.insert(0, sys.argv[2])
         import test_checkpoint
         test_checkpoint.damage_everything(pathlib.Path(sys.argv[1]))
-        print('all noticed')
+        print('all detected')
         ''', tmp_path, os.path.dirname(__file__))
-    assert done.returncode == 0 and 'all noticed' in done.stdout, done.stderr
+    assert done.returncode == 0 and 'all detected' in done.stdout, done.stderr
 
 
 def test_a_state_that_does_not_fit_is_named_leaf_by_leaf(tmp_path):
@@ -217,11 +219,11 @@ def test_a_state_that_does_not_fit_is_named_leaf_by_leaf(tmp_path):
                      'key: saved as key<fry>[], but the state has key<rbg>[]'):
             assert line in str(error.value)
         checkpoints.save(2, {'x': jnp.ones(3)}, {})
-        with pytest.raises(CheckpointError, match='x: no sharding is given'):
+        with pytest.raises(CheckpointError, match='x: abstract_state gives no sharding'):
             checkpoints.restore(2, {'x': jax.ShapeDtypeStruct((3,), jnp.float32)})
 
 
-def test_restoring_straight_into_shards(tmp_path):
+def test_restoring_into_shards(tmp_path):
     state = {'w': jnp.arange(64 * 16, dtype=jnp.float32).reshape(64, 16), 'step': jnp.int32(3),
              'keys': jax.random.split(jax.random.key(1), 8)}
     with Checkpoints(tmp_path) as checkpoints:
@@ -256,14 +258,14 @@ def test_restoring_straight_into_shards(tmp_path):
             assert extra == {'from': 8}
         ''', tmp_path, devices=8)
     assert done.returncode == 0, done.stderr
-    with Checkpoints(tmp_path) as checkpoints:  # and what eight devices saved, one restores
+    with Checkpoints(tmp_path) as checkpoints:  # one device restores what eight devices saved
         restored, _ = checkpoints.restore(2, checkpoint.abstract(state))
     assert_same(state, restored)
 
 
-def test_sigterm_is_noticed_and_the_former_handler_comes_back():
+def test_sigterm_requests_a_stop_and_the_previous_handler_is_restored():
     seen = []
-    former = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
     try:
         with checkpoint.Preemption() as preemption:
             assert preemption.requested is False
@@ -276,4 +278,4 @@ def test_sigterm_is_noticed_and_the_former_handler_comes_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert len(seen) == 2
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""Foreign code may raise and stall: nothing of it reaches the run."""
+"""Errors and stalls of foreign code do not stop the run."""
 
 import pathlib
 import subprocess
@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_calls(timeout):
     assert call_all([lambda i=i: i * i for i in range(20)], timeout) == [i * i for i in range(20)]
 
 
-def test_the_order_does_not_depend_on_who_is_ready_first():
+def test_the_order_does_not_depend_on_which_call_finishes_first():
     gates = [threading.Event() for _ in range(4)]
 
     def call(i):
@@ -47,7 +47,7 @@ def test_without_a_limit_calls_run_one_after_the_other_in_this_thread():
     (ValueError('bad move'), 'ValueError: bad move'), (KeyError('x'), "KeyError: 'x'"),
     (AssertionError(), 'AssertionError'), (SystemExit(1), 'SystemExit: 1'),
     (RuntimeError('first\n  second'), 'RuntimeError: first second')])
-def test_what_is_raised_becomes_a_reason_in_one_line_and_the_others_go_on(timeout, error, reason):
+def test_an_error_becomes_a_reason_in_one_line_and_the_other_calls_run(timeout, error, reason):
     got = call_all([lambda: 1, raising(error), lambda: 3], timeout)
     assert (got[0], got[2]) == (1, 3)
     assert isinstance(got[1], Failure) and got[1].reason.rstrip(': ') == reason
@@ -58,7 +58,7 @@ def test_the_user_can_interrupt():
         call_all([raising(KeyboardInterrupt())])
 
 
-def test_all_calls_together_get_the_time_and_those_that_stall_fail_alone():
+def test_the_timeout_is_for_all_calls_and_only_stalled_ones_fail():
     never = threading.Event()
     start = time.monotonic()
     got = call_all([never.wait, lambda: 1, never.wait, never.wait, lambda: 2, *[never.wait] * 4], 0.3)
@@ -69,7 +69,7 @@ def test_all_calls_together_get_the_time_and_those_that_stall_fail_alone():
     assert 0.3 <= took < 2.0  # not 0.3 for each
 
 
-def test_a_call_that_is_done_costs_no_waiting():
+def test_finished_calls_do_not_wait_for_the_timeout():
     start = time.monotonic()
     assert call_all([lambda: 1] * 3, 30) == [1] * 3
     assert time.monotonic() - start < 10
