@@ -1,4 +1,4 @@
-"""Metrics of a run, as JSON lines and TensorBoard events."""
+"""Metrics of a run as JSON lines and TensorBoard events."""
 
 import contextlib
 import json
@@ -20,19 +20,18 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """Appends to `metrics.jsonl`, one JSON object a line, and to TensorBoard events under `tensorboard/`.
 
     Numbers that are not finite are written as the strings 'nan', 'inf' and '-inf', which `float` reads. A line is on
-    disk when `write` returns. Write the metrics of an iteration before its checkpoint; then a run that was killed and
-    resumed leaves the same file as an uninterrupted one. Only process 0 writes.
+    disk when `write` returns. If the metrics of an iteration are written before its checkpoint, a killed and resumed
+    run leaves the same file as an uninterrupted one. Only process 0 writes.
     """
 
     def __init__(self, workdir: Union[str, Path], resume_step: Optional[int] = None):
-        """Open the files.
+        """Open the files, and drop lines after `resume_step` and an incomplete last line.
 
-        Lines of iterations after `resume_step` and an incomplete last line are dropped; TensorBoard hides its later
-        points.
+        TensorBoard hides the dropped points.
 
         Args:
-          workdir: of the run.
-          resume_step: the iteration of the checkpoint from which the run continues; None without a checkpoint.
+          workdir: the directory of the run, which must exist.
+          resume_step: the iteration of the checkpoint from which the run resumes, or None without a checkpoint.
 
         Raises:
           ValueError, KeyError: a complete line of metrics.jsonl is not a JSON object, or has no iteration.
@@ -40,7 +39,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        # Imported here because it imports torch, if that is installed, which takes seconds.
+        # tensorboardX imports torch, if that is installed, which takes seconds.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
@@ -50,7 +49,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._file = open(path, 'a', encoding='utf-8')
         directory = Path(workdir) / 'tensorboard'
         directory.mkdir(exist_ok=True)
-        # The suffix distinguishes files that were started in the same second.
+        # The suffix distinguishes files that are opened in the same second.
         self._events = EventsWriter(str(directory / 'events'), filename_suffix=f'.{time.time_ns()}')
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides later points of older files
         purge_step = 0 if resume_step is None else resume_step + 1
@@ -58,7 +57,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._events.flush()
 
     def write(self, iteration: int, scalars: Mapping[str, Scalar]) -> None:
-        """Append one line of Python, NumPy or JAX scalars by name; several lines may belong to one iteration.
+        """Append one line with Python, NumPy or JAX scalars by name; an iteration may have several lines.
 
         Raises:
           ValueError: a value is not a scalar number, a key is 'iteration', or the writer is closed.
@@ -88,7 +87,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def _number(name: str, value: Any) -> Union[bool, int, float]:
-    """Return a scalar as a Python number of exactly the same value."""
+    """Return a scalar as a Python number of the same value."""
     if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, (bool, int, float)):

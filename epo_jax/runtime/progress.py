@@ -1,4 +1,4 @@
-"""What a run prints: progress, lines and tables."""
+"""The printed output of a run: progress, lines and tables."""
 
 import contextlib
 import dataclasses
@@ -27,35 +27,34 @@ class Progress:
             with progress.phase('rollout', total=6, unit='turns') as phase:
                 phase.advance(1, tokens=123)
 
-    On a terminal it draws live bars; elsewhere (a pipe, a log) it prints plain lines without control characters, at
-    most one every `interval` seconds. Control characters in text, which a model may have written, are replaced. Only
-    process 0 prints.
+    On a terminal it draws live bars; elsewhere (a pipe or log) it prints plain lines, at most one every `interval`
+    seconds. It replaces control characters in text, which a model may have written. Only process 0 prints.
     """
 
     def __init__(self, total_iterations: int, stream: Optional[TextIO] = None, interval: float = 5.0,
                  clock: Callable[[], float] = time.monotonic):
-        """Print to `stream` (None for stdout); `clock` returns seconds."""
+        """Print to `stream`, by default stdout; `clock` returns the time in seconds."""
         stream = sys.stdout if stream is None else stream
         self._interval, self._clock, self._last_line = interval, clock, -math.inf
         self._total_iterations, self._prefix = total_iterations, ''
         self._live = stream.isatty() and os.environ.get('TERM') != 'dumb'
-        # Elsewhere the console has no colors, and is so wide that nothing wraps.
+        # Off a terminal, the console has no colors and is so wide that lines do not wrap.
         options = {} if self._live else {'force_terminal': False, 'color_system': None, 'width': 10_000}
         self._console = Console(file=stream, quiet=jax.process_index() != 0, **options)
         self._bars = Bars(SpinnerColumn(), TextColumn('{task.description}', markup=False), BarColumn(30),
                           TimeElapsedColumn(), console=self._console, transient=True, disable=not self._live)
 
     def start_iteration(self, iteration: int) -> None:
-        """Set the iteration, counted from 1, of the following phases."""
+        """Set the iteration, counted from 1, to which the following phases belong."""
         self.stage(f'iteration {iteration}/{self._total_iterations}')
 
     def stage(self, name: str) -> None:
-        """Set the part of the run that the following phases belong to."""
+        """Set the part of the run to which the following phases belong."""
         self._prefix = f'[{name}] '
 
     @contextlib.contextmanager
     def phase(self, name: str, total: Optional[int] = None, unit: str = 'steps') -> Iterator['Phase']:
-        """Report on work of `total` units (None if not known) through the `Phase` that this yields."""
+        """Yield a `Phase` through which work of `total` units (None if unknown) reports its progress."""
         bar = self._bars.add_task(printable(self._prefix + name), total=total)
 
         def show(phase: Phase) -> None:
@@ -72,7 +71,7 @@ class Progress:
             self._bars.remove_task(bar)
 
     def line(self, text: str) -> None:
-        """Print text on its own lines, above the bars."""
+        """Print text above the bars."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -115,7 +114,7 @@ class Phase:
     tokens: int = 0
 
     def advance(self, steps: int = 1, tokens: int = 0) -> None:
-        """Count finished units, and the tokens that were sampled or trained on."""
+        """Add finished units, and the tokens that they sampled or trained on."""
         self.done += steps
         self.tokens += tokens
         self.show(self)
@@ -136,7 +135,7 @@ class Phase:
 
 
 def printable(text: str) -> str:
-    """Expand tabs, and replace every control character but the line feed by U+FFFD."""
+    """Return text with tabs expanded and every control character except the line feed replaced by U+FFFD."""
     return ''.join(c if c == '\n' or unicodedata.category(c) != 'Cc' else '\ufffd' for c in text.expandtabs(4))
 
 

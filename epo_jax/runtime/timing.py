@@ -1,4 +1,4 @@
-"""Compilations and seconds, and the cache of compiled programs."""
+"""Counts of compilations, a stopwatch, and the persistent compilation cache."""
 
 import collections
 import contextlib
@@ -16,9 +16,9 @@ class CompileCounter:
     """Counts XLA compilations inside `with CompileCounter() as compilations: ...`.
 
     Attributes:
-      count: number of programs that XLA compiled.
-      cache_hits: number of programs that were read from the persistent compilation cache.
-      seconds: time that both took.
+      count: programs that XLA compiled.
+      cache_hits: programs that were read from the persistent compilation cache.
+      seconds: total time of compilations and cache reads.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class CompileCounter:
         if event == '/jax/compilation_cache/cache_hits':
             with self._lock:
                 self.cache_hits += 1
-                self.count -= 1  # JAX also reports reading the cache as a compilation, in the next event
+                self.count -= 1  # JAX also reports a cache read as a compilation, in the next event
 
     def _on_duration(self, event: str, seconds: float, **_: Any) -> None:
         if event == '/jax/core/compile/backend_compile_duration':
@@ -50,28 +50,28 @@ class CompileCounter:
 
 
 def enable_compilation_cache(path: Union[str, Path]) -> None:
-    """Keep every compiled program in a directory for later processes.
+    """Cache every compiled program in a directory, for this process and later ones.
 
-    If the user has set JAX_COMPILATION_CACHE_DIR, the user's settings stay as they are.
+    This does nothing if the environment variable JAX_COMPILATION_CACHE_DIR is set.
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
     jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-    # JAX decides at its first compilation whether to use a cache; this makes it decide again.
+    # JAX decides at its first compilation whether to use a cache; this makes it reconsider.
     compilation_cache.reset_cache()
 
 
 class Stopwatch:
-    """Measures seconds by name: `with watch('rollout'): ...`, then `watch.metrics()`."""
+    """Measures time by name: `with watch('rollout'): ...`, then `watch.metrics()`."""
 
     def __init__(self):
         self._seconds = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to `name`."""
+        """Add the time spent in the context to `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -79,7 +79,7 @@ class Stopwatch:
             self._seconds[name] += time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
-        """Return {'time/rollout': seconds, ...} since the last call, and reset."""
+        """Return the seconds since the last call, such as {'time/rollout': 1.5}, and reset."""
         metrics = {f'time/{name}': seconds for name, seconds in self._seconds.items()}
         self._seconds.clear()
         return metrics

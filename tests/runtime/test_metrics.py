@@ -1,4 +1,4 @@
-"""Metrics are exact, survive a kill, and continue after a checkpoint."""
+"""Metrics are exact, survive a kill, and resume after a checkpoint."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def fill(workdir, first, last, resume_step=None):
 
 
 def events(workdir):
-    """Every event, file after file, read by the format's definition: length, its crc, data, its crc."""
+    """Yield the events of all files, parsed by the format's definition: length, CRC of length, data, CRC of data."""
     for path in sorted((workdir / 'tensorboard').iterdir()):
         data = path.read_bytes()
         while data:
@@ -51,7 +51,7 @@ def test_metrics_are_exact_sorted_and_valid_json(tmp_path):
 
 
 @pytest.mark.parametrize('scalars', [{'x': np.zeros(1)}, {'x': 'high'}, {'x': None}, {'iteration': 1}])
-def test_metrics_refuse_what_is_no_scalar(tmp_path, scalars):
+def test_metrics_refuse_values_that_are_not_scalars(tmp_path, scalars):
     with MetricsWriter(tmp_path) as metrics:
         with pytest.raises(ValueError, match="'(x|iteration)'"):
             metrics.write(1, scalars)
@@ -68,15 +68,15 @@ def test_closed_metrics_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize('torn', ['', '{"iteration": 6, "lo', '{"iteration": 2}'])
 def test_resumed_metrics_equal_uninterrupted_ones(tmp_path, torn):
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    for workdir in (whole, killed):
+    complete, killed = tmp_path / 'complete', tmp_path / 'killed'
+    for workdir in (complete, killed):
         workdir.mkdir()
-    fill(whole, 0, 7)
+    fill(complete, 0, 7)
     fill(killed, 0, 5)
     with open(killed / 'metrics.jsonl', 'a') as file:
         file.write(torn)
     fill(killed, 4, 7, resume_step=3)
-    assert (killed / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
+    assert (killed / 'metrics.jsonl').read_bytes() == (complete / 'metrics.jsonl').read_bytes()
 
 
 def test_metrics_survive_sigkill(tmp_path):
@@ -88,7 +88,7 @@ def test_metrics_survive_sigkill(tmp_path):
     assert [value.simple_value for event in events(tmp_path) for value in event.summary.value] == [1.5]
 
 
-def test_a_run_without_checkpoint_starts_metrics_again(tmp_path):
+def test_a_run_without_a_checkpoint_restarts_its_metrics(tmp_path):
     fill(tmp_path, 0, 2)
     fill(tmp_path, 0, 0)
     assert [row['iteration'] for row in files.read_jsonl(tmp_path / 'metrics.jsonl')] == [0]

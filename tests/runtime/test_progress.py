@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that tests advance."""
 
     def __init__(self):
         self.now = 100.0
@@ -60,7 +60,7 @@ def test_plain_progress_has_no_control_characters():
     assert '\nsecond ' in text and ' long' * 100 in text and '[31mred' in text
 
 
-def test_plain_progress_ignores_forced_colours(monkeypatch):
+def test_plain_progress_ignores_forced_colors(monkeypatch):
     monkeypatch.setenv('FORCE_COLOR', '1')
     stream = io.StringIO()
     with Progress(1, stream) as progress:
@@ -93,10 +93,10 @@ def test_terminal_progress_draws_bars_and_keeps_lines(monkeypatch):
             phase.advance()
     text = stream.getvalue()
     assert '\x1b[' in text and '[iteration 1/1] rollout' in text and 'in [between]\ufffd' in text
-    assert text.rstrip().endswith(('\x1b[?25h', '\x1b[2K'))  # the cursor is back, the bar is gone
+    assert text.rstrip().endswith(('\x1b[?25h', '\x1b[2K'))  # the cursor is visible again, and the bar is gone
 
 
-def test_progress_gives_the_terminal_back_after_an_error(monkeypatch):
+def test_progress_restores_the_terminal_after_an_error(monkeypatch):
     monkeypatch.setenv('TERM', 'xterm')
     stream = Terminal()
     with pytest.raises(RuntimeError):

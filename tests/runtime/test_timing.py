@@ -1,5 +1,4 @@
-"""Compilations are counted, and the compilation cache is used; seconds by name."""
-
+"""Counts of compilations, the compilation cache, and the stopwatch."""
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +61,8 @@ def test_stopwatch_adds_up_and_resets():
     assert watch.metrics() == {}
 
 
-def test_the_compilation_cache_of_the_user_stays(tmp_path, monkeypatch):
+def test_a_cache_directory_in_the_environment_is_respected(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
-    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'own'))
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'users'))
     timing.enable_compilation_cache(tmp_path / 'other')
     assert jax.config.jax_compilation_cache_dir == before
