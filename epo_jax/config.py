@@ -1,4 +1,4 @@
-"""Configurations: every key known, every type checked, saved with the run, compared when it resumes."""
+"""Configurations: check keys and types, save them with a run, and compare them when the run resumes."""
 
 import difflib
 import json
@@ -13,22 +13,22 @@ from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_atomically
 
 CONFIG_FILE = 'config.json'
-_UNSET = object()  # the value of a required placeholder without a value
+_UNSET = object()  # what `_get` returns for a required placeholder that is not filled in
 
 
 class ConfigError(InputError):
-    """A configuration that cannot be run; the message names every key at fault and what to do."""
+    """A configuration that cannot be run; the message names every invalid key and says what to do."""
 
 
 class Key(NamedTuple):
-    """A key of a configuration: its default, and what it means in one line."""
+    """A key of a configuration: its default and a one-line description."""
 
     default: Any
     meaning: str
 
 
 def defaults_of(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested defaults of nested keys, which are Keys, groups, or plain defaults."""
+    """Return the nested defaults of a tree whose values are Keys, groups of keys, or plain defaults."""
     return {name: key.default if isinstance(key, Key) else defaults_of(key) if isinstance(key, Mapping) else key
             for name, key in keys.items()}
 
@@ -41,8 +41,8 @@ def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
     allows its type.
 
     Raises:
-      ConfigError: one message with every unknown key (and the nearest known one), every missing key, and
-        every value of the wrong kind.
+      ConfigError: there are unknown keys, missing keys or values of the wrong kind; the message lists them all, with
+        the nearest known key of each unknown key.
     """
     problems = list(_problems(config, defaults, '', dict(_names(defaults, ''))))
     if problems:
@@ -50,16 +50,16 @@ def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def to_json(config: Union[ConfigDict, Mapping[str, Any]]) -> str:
-    """Return the configuration as JSON text: sorted and indented, the same text for equal configurations.
+    """Return the configuration as sorted and indented JSON; equal configurations give equal text.
 
     Raises:
-      ConfigError: naming a key whose value JSON cannot hold, such as a function, NaN or an infinity.
+      ConfigError: JSON cannot represent a value, such as a function, NaN or an infinity; the message names its key.
     """
     return json.dumps(_plain(config, ''), indent=2, sort_keys=True, ensure_ascii=False) + '\n'
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """Return the plain nested dict that `to_json` wrote (tuples come back as lists).
+    """Return the nested dict in the output of `to_json`, with lists instead of tuples.
 
     Raises:
       ConfigError: the text is not a JSON object.
@@ -67,26 +67,26 @@ def from_json(text: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f'not JSON: {error}') from error
+        raise ConfigError(f'the text is not JSON: {error}') from error
     if not isinstance(tree, dict):
         raise ConfigError(f'expected a JSON object, found {type(tree).__name__}')
     return tree
 
 
 def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tuple[str, ...] = ()) -> bool:
-    """Claims a directory for a run of this configuration, or finds it to be the same run's.
+    """Save the configuration in the directory of a new run, or compare it with that of an existing run.
 
     Args:
-      workdir: created, with its parents, if it does not exist.
-      config: the configuration, already validated.
-      may_differ: dotted keys, or whole groups of them, that a resumed run may change (how long, how often to
-        log). When they changed, config.json is rewritten with the new values.
+      workdir: the directory of the run; it is created, with its parents, if it does not exist.
+      config: the validated configuration.
+      may_differ: dotted keys, or groups of keys, that a resumed run may change, such as its length. If any of them
+        differ, config.json is rewritten with the new values.
 
     Returns:
-      False if the run is new; True if config.json was there, so that the run resumes.
+      False if the run is new; True if config.json exists, so that the run resumes.
 
     Raises:
-      ConfigError: config.json is damaged, or other keys differ; it is left as it is.
+      ConfigError: config.json is damaged, or other keys differ; the file stays as it is.
     """
     path = Path(workdir) / CONFIG_FILE
     text = to_json(config)
@@ -97,21 +97,21 @@ def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tupl
     try:
         saved = from_json(path.read_text(encoding='utf-8'))
     except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{path} is damaged ({error}), so what ran here is unknown: restore that file, '
-                          'or start in a new --workdir') from error
+        raise ConfigError(f'{path} is damaged ({error}), so the configuration of this run is unknown; restore the '
+                          'file, or start in a new --workdir') from error
     changed = _differences(saved, from_json(text))
     refused = [line for name, line in changed.items()
                if not any(name == free or name.startswith(free + '.') for free in may_differ)]
     if refused:
-        raise ConfigError(f'{workdir} holds a run with another configuration:\n  ' + '\n  '.join(refused)
-                          + '\ngive the saved values to resume it, or another --workdir to start a new run')
+        raise ConfigError(f'{workdir} contains a run with another configuration:\n  ' + '\n  '.join(refused)
+                          + '\npass the saved values to resume it, or another --workdir to start a new run')
     if changed:
         write_atomically(path, text)
     return True
 
 
 def _names(tree: ConfigDict, prefix: str) -> Iterator[tuple[str, bool]]:
-    """Return every dotted name in a tree, and whether it is a group of keys."""
+    """Yield every dotted name in a tree, and whether it is a group of keys."""
     for key in tree:
         is_group = isinstance(_get(tree, key), ConfigDict)
         yield prefix + key, is_group
@@ -150,7 +150,7 @@ def _get(tree: ConfigDict, key: str) -> Any:
 
 
 def _kind(tree: ConfigDict, key: str) -> type:
-    """Return the type of a key, which a placeholder has before it has a value."""
+    """Return the type of the value of a key; a placeholder has a type even without a value."""
     field = dict(tree.items(preserve_field_references=True))[key]
     return field.get_type() if isinstance(field, FieldReference) else type(field)
 
@@ -168,19 +168,19 @@ def _fits(value: Any, kind: type, default: Any) -> bool:
 
 
 def _nearest(name: str, is_group: bool, known: dict[str, bool]) -> str:
-    """'; the nearest known key is …', among groups for a group and among single keys for a single key."""
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        # The last parts count on their own, so that a key put in the wrong group is found in the right one.
+    """Return '; the nearest known key is ...', which is a group for a group and a single key for a single key."""
+    def similarity(candidate: str) -> float:
+        full = difflib.SequenceMatcher(None, name, candidate).ratio()
+        # The last part of the name also counts alone, so that a key in the wrong group finds the right group.
         last = difflib.SequenceMatcher(None, name.rpartition('.')[2], candidate.rpartition('.')[2]).ratio()
-        return whole + last
+        return full + last
 
     candidates = [other for other, group in known.items() if group == is_group] or list(known)
-    return f'; the nearest known key is {max(candidates, key=likeness)}' if candidates else ''
+    return f'; the nearest known key is {max(candidates, key=similarity)}' if candidates else ''
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Return a tree of dicts and lists of what JSON can hold; `name` is its dotted key."""
+    """Return a value, whose dotted key is `name`, as dicts, lists and scalars of JSON."""
     if isinstance(value, (ConfigDict, Mapping)):
         return {key: _plain(_get(value, key), f'{name}.{key}' if name else key) for key in value}
     if isinstance(value, (tuple, list)):
@@ -195,23 +195,24 @@ def _plain(value: Any, name: str) -> Any:
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
-        # An empty group has no keys to speak for it, so it stays as a value.
+        # An empty group has no keys, so it is kept as a value.
         flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value
                     else {prefix + key: value})
     return flat
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key -> the line that says how it differs."""
-    a, b = _flatten(_plain(a, '')), _flatten(_plain(b, ''))
+def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
+    """Return, by dotted key, a line for each key that differs between the saved and the given configuration."""
+    saved, given = _flatten(_plain(saved, '')), _flatten(_plain(given, ''))
 
     def differ(name: str) -> bool:
-        if name not in a or name not in b:
+        if name not in saved or name not in given:
             return True
-        return a[name] != b[name] or isinstance(a[name], bool) != isinstance(b[name], bool)
+        a, b = saved[name], given[name]
+        return a != b or isinstance(a, bool) != isinstance(b, bool)
 
     def show(flat: dict[str, Any], name: str) -> str:
         return repr(flat[name]) if name in flat else 'absent'
 
-    return {name: f'{name}: {show(a, name)} (saved) != {show(b, name)} (given)'
-            for name in sorted(a.keys() | b.keys()) if differ(name)}
+    return {name: f'{name}: {show(saved, name)} (saved) != {show(given, name)} (given)'
+            for name in sorted(saved.keys() | given.keys()) if differ(name)}

@@ -1,3 +1,5 @@
+"""Configurations: keys and types are checked, saved with a run, and compared when it resumes."""
+
 import json
 
 from ml_collections import ConfigDict, config_dict
@@ -20,14 +22,14 @@ def defaults() -> ConfigDict:
     })
 
 
-def put(tree: dict, key: str, value) -> None:
+def set_key(tree: dict, key: str, value) -> None:
     *groups, last = key.split('.')
     for group in groups:
         tree = tree[group]
     tree[last] = value
 
 
-def message(config, base=None) -> str:
+def error_message(config, base=None) -> str:
     with pytest.raises(ConfigError) as error:
         config_lib.validate_keys(config, base or defaults())
     return str(error.value)
@@ -43,7 +45,7 @@ def test_defaults_are_valid():
 ])
 def test_values_of_the_right_kind_pass(key, value):
     tree = defaults().to_dict()
-    put(tree, key, value)
+    set_key(tree, key, value)
     config_lib.validate_keys(ConfigDict(tree), defaults())
 
 
@@ -59,21 +61,21 @@ def test_values_of_the_right_kind_pass(key, value):
 ])
 def test_values_of_the_wrong_kind_are_named(key, value, words):
     tree = defaults().to_dict()  # a ConfigDict would turn False into 0.0 on assignment
-    put(tree, key, value)
-    assert message(ConfigDict(tree)).endswith(f'{key}: {words}')
+    set_key(tree, key, value)
+    assert error_message(ConfigDict(tree)).endswith(f'{key}: {words}')
 
 
 def test_typed_placeholder_checks_its_type():
     config = defaults()
     with config.ignore_type():
         config.revision = 3
-    assert 'revision: expected str or None, got int 3' in message(config)
+    assert 'revision: expected str or None, got int 3' in error_message(config)
 
 
 def test_required_placeholder_must_be_given():
     base = defaults()
     base.path = config_dict.required_placeholder(str)
-    assert 'path: a value must be given' in message(base, base)
+    assert 'path: a value must be given' in error_message(base, base)
     config = defaults()
     config.path = 'here'
     config_lib.validate_keys(config, base)
@@ -81,20 +83,20 @@ def test_required_placeholder_must_be_given():
 
 @pytest.mark.parametrize('key, nearest', [
     ('learner.learning_rat', 'learner.learning_rate'),
-    ('rollout.learning_rate', 'learner.learning_rate'),  # the right key in the wrong group
+    ('rollout.learning_rate', 'learner.learning_rate'),  # the right key, but in the wrong group
     ('temprature', 'rollout.temperature'),
     ('learner.warmup.step', 'learner.warmup.steps'),
 ])
 def test_unknown_key_names_the_nearest(key, nearest):
     tree = defaults().to_dict()
-    put(tree, key, 1)
-    assert message(ConfigDict(tree)).endswith(f'{key}: unknown key; the nearest known key is {nearest}')
+    set_key(tree, key, 1)
+    assert error_message(ConfigDict(tree)).endswith(f'{key}: unknown key; the nearest known key is {nearest}')
 
 
 def test_unknown_group_names_the_nearest_group():
     config = defaults()
     config.lerner = ConfigDict({'steps': 1})
-    assert 'lerner: unknown key; the nearest known key is learner' in message(config).splitlines()[-1]
+    assert 'lerner: unknown key; the nearest known key is learner' in error_message(config).splitlines()[-1]
 
 
 def test_all_problems_come_in_one_message():
@@ -104,7 +106,7 @@ def test_all_problems_come_in_one_message():
     del config.rollout.max_tokens
     with config.ignore_type():
         config.seed = 'zero'
-    lines = message(config).splitlines()[1:]
+    lines = error_message(config).splitlines()[1:]
     assert [line.split(':')[0].strip() for line in lines] == ['learner.lr', 'rollout.max_tokens', 'sed', 'seed']
     assert 'missing' in lines[1]
 
@@ -173,7 +175,7 @@ def test_open_workdir_refuses_another_configuration(tmp_path):
     config.seed = 1
     config.learner.steps = 20
     config.learner.learning_rate = 1e-5
-    with pytest.raises(ConfigError) as error:  # 'learner.step' is no prefix of 'learner.steps' in whole parts
+    with pytest.raises(ConfigError) as error:  # 'learner.step' does not include 'learner.steps'
         config_lib.open_workdir(tmp_path, config, ('seed', 'learner.step'))
     assert 'learner.learning_rate: 1e-06 (saved) != 1e-05 (given)' in str(error.value)
     assert 'learner.steps: 10 (saved) != 20 (given)' in str(error.value)
