@@ -1,4 +1,4 @@
-"""Costs of programs: against numbers counted by hand, on traces and on a text like the compiler's."""
+"""Costs of jaxprs and of a text in the format of the TPU compiler equal numbers counted by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +59,12 @@ def text(known=True):
     return TEXT.replace('  %LENGTH\n', f'  {length}\n').replace('%LENGTH', '%bound')
 
 
-def test_loops_multiply_what_is_in_them():
+def test_loops_multiply_the_cost_of_their_bodies():
     read = cost.read(text())
     assert read.cycles == {'gate/dot': 3 * 4 * 50, 'add': 7} and read.open_loops == 0
-    found = {(one.kind, one.devices, one.bytes, one.times, one.hidden) for one in read.collectives}
-    assert found == {('all-gather', 4, 32 * 16 * 4, 12, True), ('all-reduce', 2, 200, 12, False),
-                     ('all-gather', 8, 64 * 16 * 4, 1, True)}
+    collectives = {(c.kind, c.devices, c.bytes, c.times, c.hidden) for c in read.collectives}
+    assert collectives == {('all-gather', 4, 32 * 16 * 4, 12, True), ('all-reduce', 2, 200, 12, False),
+                           ('all-gather', 8, 64 * 16 * 4, 1, True)}
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_reported():
@@ -75,11 +75,11 @@ def test_a_loop_of_unknown_length_counts_once_and_is_reported():
 @pytest.mark.parametrize(('kind', 'moved'), (
     ('all-gather', 75), ('all-reduce', 150), ('reduce-scatter', 300), ('all-to-all', 75),
     ('collective-permute', 100)))
-def test_what_leaves_a_device(kind, moved):
+def test_bytes_that_leave_a_device(kind, moved):
     assert cost.Collective(kind, 4, 100, 3, False).moved == 3 * moved
 
 
-def test_a_text_without_a_program_is_an_error():
+def test_a_text_without_an_entry_computation_is_an_error():
     with pytest.raises(ValueError, match='no entry'):
         cost.read('HloModule nothing\n')
 
@@ -104,5 +104,5 @@ def test_recomputation_is_counted():
         layer = jax.checkpoint(layer) if checkpoint else layer
         return jax.grad(lambda w, x: layer(x, w).sum())
     one = 2 * 3 * 5 * 5
-    assert count(loss(False), (5, 5), (3, 5)) == 5 * one  # two forward, two to the weights, one to the middle
+    assert count(loss(False), (5, 5), (3, 5)) == 5 * one  # two forward, two for the weights, one for the activation between
     assert count(loss(True), (5, 5), (3, 5)) > 5 * one
