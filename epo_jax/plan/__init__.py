@@ -1,1 +1,1 @@
-"""Plans a run on hardware that is not there: python -m epo_jax.plan."""
+"""Estimates of the memory and time of a run on TPU slices, without the hardware: python -m epo_jax.plan."""

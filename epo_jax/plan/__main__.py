@@ -1,13 +1,13 @@
-"""Plan a run on a TPU slice without the hardware: compile its programs for the slice and estimate memory and time.
+"""Estimate the memory and time of a run on a TPU slice, without the hardware.
 
     python -m epo_jax.plan --config=configs/sotopia.py:llama3_8b --topology=v5p:2x2x2
     python -m epo_jax.plan --config=... --topology=v5e:4x4 --search --json=plan.json
 
-The TPU compiler comes with `pip install libtpu`. No TPU is needed, and no weights are loaded: programs are compiled for
-the shapes and shardings of the configuration. Times are XLA's estimates (see cost.py), with every message at its
-longest.
+This compiles the programs of the run for the slice. The TPU compiler comes with `pip install libtpu`. It needs no TPU
+and no weights, only the shapes and shardings of the configuration. Times are XLA's estimates (see cost.py) if every
+message has its largest length.
 
-`--search` compares meshes, each with the largest micro-batch that fits, and plans with the best.
+`--search` compares meshes, each with the largest micro-batch that fits, and plans with the best one.
 """
 
 import importlib.util
@@ -25,18 +25,18 @@ from epo_jax.plan.search import search
 from epo_jax.runtime.files import write_atomically
 from epo_jax.runtime.parallel import MeshError
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'Kind and shape of the slice, such as v5p:2x2x2.')
-_SEARCH = flags.DEFINE_bool('search', False, 'Compare meshes and micro-batches, and plan with the best.')
-_JSON = flags.DEFINE_string('json', None, 'Where to write the plan.')
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with :PRESET appended.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'Kind of chip and shape of the slice, such as v5p:2x2x2.')
+_SEARCH = flags.DEFINE_bool('search', False, 'Compare meshes and micro-batches, and plan with the best ones.')
+_JSON = flags.DEFINE_string('json', None, 'File to write the plan to, as JSON.')
 
 
 def main(argv):
-    """Print the plan of the configuration on the command line."""
+    """Print a plan for the configuration of the command line."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     if importlib.util.find_spec('libtpu') is None:
-        sys.exit('error: planning needs the TPU compiler; run pip install libtpu')
+        sys.exit('error: epo_jax.plan needs the TPU compiler; run pip install libtpu')
     use_compiler_only()
     try:
         config = _CONFIG.value

@@ -1,4 +1,4 @@
-"""Memory and time of a run's programs on a mesh, as the TPU compiler estimates them."""
+"""Estimates by the TPU compiler of the memory and time that the programs of a run need on a mesh."""
 
 import collections
 import concurrent.futures
@@ -21,17 +21,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program on one device, except where said.
+    """The estimated cost of a program on one device; only `flops` is of all devices together.
 
     Attributes:
-      memory_gib: all that lies in memory while it runs, what waits for other programs included.
-      flops: of matrix products, recomputation included, of all chips together.
-      bytes: read and written in memory, as XLA counts them: a loop's body once.
-      compute_seconds: XLA's estimate of all fusions; link_seconds: of collectives that nothing hides, and all
-        others where they take longer than the fusions.
-      collectives: by kind, how many there are and the bytes that leave the device.
-      top: operations and their estimates in seconds, largest first.
-      open_loops: loops of unknown length, counted once.
+      memory_gib: memory in use while it runs, arrays that other programs need included, in GiB.
+      flops: floating point operations of matrix products on all devices, recomputation included.
+      bytes: bytes read and written in memory, as XLA counts them: the body of a loop once.
+      compute_seconds: XLA's estimate for all fusions.
+      link_seconds: time of collectives that do not overlap with other work, and the time by which the others exceed the
+        fusions.
+      collectives: number of executions and bytes that leave the device, by kind.
+      top: operations with their estimated seconds, the largest first.
     """
 
     memory_gib: float
@@ -41,40 +41,39 @@ class Program:
     link_seconds: float
     collectives: Mapping[str, Mapping[str, float]]
     top: Sequence[tuple[str, float]]
-    open_loops: int
 
     @property
     def seconds(self) -> float:
-        """Estimated time of one run."""
+        """Return the estimated seconds of one execution."""
         return self.compute_seconds + self.link_seconds
 
 
 def resident(target: PlanTarget, name: str) -> int:
-    """Return the bytes on one device that stay allocated for later programs while a program runs."""
+    """Return the bytes on one device that other programs keep allocated while a program runs."""
     c, seats = target.config, load_domain(target.config.environment.name).seats
-    frozen = size(target.base())  # actor, judge and reference; with an adapter also the policy's
+    frozen = size(target.base())  # actor, judge and reference; with an adapter also the base of the policy
     if name == 'train_step':
         return 0 if c.lora.rank else frozen
     state = size(target.state())
     if name == 'judge_pass':
         return state
     sessions = seats * sum(size(target.session(c.rollout.batch, role.capacity)) for role in (c.strategist, c.actor))
-    sessions -= size(target.session(c.rollout.batch, c.strategist.capacity))  # the one that the program works on
+    sessions -= size(target.session(c.rollout.batch, c.strategist.capacity))  # an argument of the program
     return state + (0 if c.lora.rank else frozen) + sessions
 
 
 class DoesNotFit(PlanError):
-    """The compiler gave up a program for lack of memory."""
+    """The compiler rejected a program that needs too much memory."""
 
 
 def compile_program(target: PlanTarget, name: str) -> Program:
-    """Compile one of PROGRAMS and read its cost.
+    """Compile one of PROGRAMS and return its cost.
 
     Raises:
-      DoesNotFit: it needs so much more than a chip's memory that the compiler does not go through with it.
+      DoesNotFit: it exceeds the memory of a chip by so much that the compiler rejects it.
     """
     traced = PROGRAMS[name](target)
-    with tempfile.TemporaryDirectory() as folder:  # the text that the compiler writes; what JAX returns may lack some
+    with tempfile.TemporaryDirectory() as folder:  # the dump is complete; JAX may return less text
         try:
             compiled = traced.lower().compile(compiler_options={'xla_dump_to': folder, 'xla_dump_hlo_as_text': True})
         except jax.errors.JaxRuntimeError as error:
@@ -83,25 +82,24 @@ def compile_program(target: PlanTarget, name: str) -> Program:
             raise DoesNotFit(f'{name} does not fit a chip: {str(error).splitlines()[0]}') from None
         with open(max(glob.glob(f'{folder}/*after_codegen.txt'), key=os.path.getsize)) as text:
             read = cost.read(text.read())
-    used = compiled.memory_analysis()
-    memory = (used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-              + used.temp_size_in_bytes + used.generated_code_size_in_bytes)
+    usage = compiled.memory_analysis()
+    memory = (usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
+              + usage.temp_size_in_bytes + usage.generated_code_size_in_bytes)
     compute = sum(read.cycles.values()) / target.chip.clock
     kinds = collections.defaultdict(lambda: {'count': 0, 'bytes': 0.0})
-    for one in read.collectives:
-        kinds[one.kind]['count'] += one.times
-        kinds[one.kind]['bytes'] += one.moved
-    hidden, open_ = (sum(one.moved for one in read.collectives if one.hidden == h) / target.chip.link
-                     for h in (True, False))
+    for collective in read.collectives:
+        kinds[collective.kind]['count'] += collective.times
+        kinds[collective.kind]['bytes'] += collective.moved
+    hidden, exposed = (sum(c.moved for c in read.collectives if c.hidden == flag) / target.chip.link
+                       for flag in (True, False))
     return Program(
         (memory + resident(target, name)) / GIB, cost.flops(traced.jaxpr), compiled.cost_analysis()['bytes accessed'],
-        compute, open_ + max(0.0, hidden - compute), dict(kinds),
-        sorted(((what, n / target.chip.clock) for what, n in read.cycles.items()), key=lambda x: -x[1]),
-        read.open_loops)
+        compute, exposed + max(0.0, hidden - compute), dict(kinds),
+        sorted(((operation, n / target.chip.clock) for operation, n in read.cycles.items()), key=lambda x: -x[1]))
 
 
 def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Program]:
-    """Complete the programs whose loops depend on texts, with every message at its longest."""
+    """Replace the costs of programs whose loops depend on the lengths of texts, assuming the longest messages."""
     c, seats = target.config, load_domain(target.config.environment.name).seats
     chunk, token = programs['read_chunk'], programs['decode_step']
     chunks = lambda tokens: -(-tokens // c.rollout.chunk)
@@ -118,7 +116,7 @@ def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Progra
             link_seconds=total('link_seconds'), bytes=total('bytes'), collectives=dict(kinds))
 
     turns, observation = -(-c.environment.max_turns // seats), seats * c.actor.max_tokens
-    scale = seats * c.judge.capacity / c.strategist.capacity  # rows, and places attended to: an upper bound
+    scale = seats * c.judge.capacity / c.strategist.capacity  # rows times attended positions: an upper bound
     read = chunks(min(c.rollout.view_tokens, c.judge.capacity)) + turns * (chunks(observation) + 1) + 2
     return programs | {
         'rollout_turn': times(programs['rollout_turn'], [
@@ -129,18 +127,18 @@ def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Progra
 
 
 def rounds(config: ConfigDict) -> int:
-    """Batches of episodes in an iteration."""
+    """Return the number of batches of episodes in an iteration."""
     return -(-config.rollout.episodes // config.rollout.batch)
 
 
 def gradient_steps(config: ConfigDict) -> int:
-    """Gradient steps of an iteration."""
+    """Return the number of gradient steps in an iteration."""
     rows = config.rollout.episodes * sum(kind == 'policy' for kind in config.seats)
     return config.learner.epochs * -(-rows // config.learner.batch)
 
 
 def iteration(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, float]:
-    """Estimated seconds of the parts of an iteration."""
+    """Return the estimated seconds of rollout, judge and learning in an iteration."""
     c = target.config
     return {
         'rollout': rounds(c) * c.environment.max_turns * sum(
@@ -150,14 +148,14 @@ def iteration(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, 
 
 
 def plan(target: PlanTarget, names: Sequence[str] = tuple(PROGRAMS)) -> dict[str, Program]:
-    """Compile programs, two at a time."""
+    """Compile programs, two at a time, and return their costs by name."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         programs = dict(zip(names, pool.map(functools.partial(compile_program, target), names)))
     return spread(target, programs) if set(names) == set(PROGRAMS) else programs
 
 
 def share(target: PlanTarget, program: Program) -> float:
-    """Share of the chips' peak at which a program runs, its recomputation counted as work."""
+    """Return the fraction of the chips' peak FLOP/s that a program reaches, counting recomputation as work."""
     return program.flops / (target.mesh.size * target.chip.peak * program.seconds)
 
 
@@ -167,7 +165,7 @@ def fits(target: PlanTarget, programs: Mapping[str, Program]) -> bool:
 
 
 def to_json(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, Any]:
-    """Return the plan as JSON."""
+    """Return the plan as a JSON object."""
     return {
         'fits': fits(target, programs), 'chips': target.mesh.size, 'mesh': dict(target.mesh.shape),
         'micro_batch': target.config.learner.micro_batch, 'chip_memory_gib': target.chip.memory,
@@ -179,23 +177,23 @@ def to_json(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, An
 
 
 def report(target: PlanTarget, programs: Mapping[str, Program]) -> str:
-    """Return the plan as text for people."""
+    """Return the plan as readable text."""
     shape = 'x'.join(str(n) for n in target.mesh.shape.values())
     lines = [f'{target.shape.num_params / 1e9:.1f}B parameters on {target.mesh.size} chips, mesh {shape} (data, fsdp, '
              f'tensor), micro-batch {target.config.learner.micro_batch}; {target.chip.memory} GiB a chip', '']
     for name, p in programs.items():
         lines.append(f'{name}: {p.memory_gib:.1f} GiB, {p.flops:.2e} FLOP, {p.bytes:.2e} bytes, '
-                     f'{p.seconds:.4g} s ({p.compute_seconds:.4g} computing, {p.link_seconds:.4g} for links), '
+                     f'{p.seconds:.4g} s ({p.compute_seconds:.4g} compute, {p.link_seconds:.4g} links), '
                      f'{share(target, p):.1%} of peak')
         for kind, amount in sorted(p.collectives.items()):
-            lines.append(f'    {kind}: {amount["count"]:.0f} times, {amount["bytes"] / GIB:.3f} GiB out of each chip')
+            lines.append(f'    {kind}: {amount["count"]:.0f} times, {amount["bytes"] / GIB:.3f} GiB sent by each chip')
         if name in ('train_step', 'decode_step'):
-            lines.append('    most time: ' + ', '.join(f'{what} {seconds:.3g} s' for what, seconds in p.top[:8]))
+            lines.append('    slowest: ' + ', '.join(f'{name} {seconds:.3g} s' for name, seconds in p.top[:8]))
     if 'actor_turn' in programs:
         parts = iteration(target, programs)
         listed = ', '.join(f'{name} {seconds:.0f} s' for name, seconds in parts.items())
-        lines += ['', f'an iteration: {sum(parts.values()):.0f} s at the longest: {listed}; '
-                  f'{max(parts, key=parts.get)} dominates']
+        lines += ['', f'an iteration: at most {sum(parts.values()):.0f} s: {listed}; {max(parts, key=parts.get)} '
+                  'dominates']
     largest = max(programs, key=lambda name: programs[name].memory_gib)
     verdict = 'fits' if fits(target, programs) else 'DOES NOT FIT'
     return '\n'.join(lines + [f'{verdict}: {largest} needs {programs[largest].memory_gib:.1f} of '

@@ -1,7 +1,7 @@
-"""The programs of a run, traced on shapes and shardings alone.
+"""The programs of a run, traced from shapes and shardings alone.
 
-No array is made. A `PlanTarget` is a configuration on a mesh of devices that need not exist; a function of PROGRAMS
-traces one of the run's own functions on arrays of the shapes and shardings that the target would give it.
+This allocates no arrays. A `PlanTarget` is a configuration on a mesh of devices that need not be present. A function in
+PROGRAMS traces a function that the run calls, with the shapes and shardings that the run would pass.
 """
 
 import dataclasses
@@ -32,17 +32,19 @@ from epo_jax.runtime.parallel import check_rows, make_mesh, named_sharding, para
 from epo_jax.text.chat import ChatSegments, chat_segments
 from epo_jax.text.tokens import Tokens
 
-PROMPT_CUE = 16  # tokens that begin a reply, at most
+PROMPT_CUE = 16  # upper bound on the tokens that start a reply
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of TPU chip, with the figures of its documentation (cloud.google.com/tpu/docs).
+    """A kind of TPU chip, with figures from its documentation (cloud.google.com/tpu/docs).
 
     Attributes:
-      peak: bfloat16 FLOP/s; memory: GiB; clock: Hz, peak over the operations of its matrix units in a cycle.
-      link: bytes/s out of a chip into all its neighbours together.
-      options: of the topology description, so that a device is a chip.
+      peak: FLOP/s in bfloat16.
+      memory: GiB.
+      clock: Hz, the peak divided by the operations per cycle of the matrix units.
+      link: bytes/s that a chip sends to all its neighbors together.
+      options: options of the topology description with which one device is one chip.
     """
 
     peak: float
@@ -59,8 +61,9 @@ CHIPS = {
     'v6e': Chip(918e12, 32, 1.75e9, 224e9),
 }
 
+
 class PlanError(InputError):
-    """A run that cannot be planned; the message says why."""
+    """A run cannot be planned; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +71,10 @@ class PlanTarget:
     """A configuration on a mesh.
 
     Attributes:
-      config: of the run.
-      shape: of the strategist.
-      mesh: of the devices.
-      chip: of every device.
+      config: configuration of the run.
+      shape: sizes of the strategist's model.
+      mesh: mesh of the devices.
+      chip: kind of every device.
     """
 
     config: ConfigDict
@@ -81,40 +84,40 @@ class PlanTarget:
 
     @property
     def model(self) -> Transformer:
-        """Return the decoder in the stacked layout, which compiles in a fraction of the time of the unstacked one."""
+        """Return the decoder with stacked layers, which compiles in a fraction of the time."""
         return Transformer(self.shape, jnp.bfloat16, stacked=True, remat=self.config.model.remat, mesh=self.mesh)
 
     @property
     def chat(self) -> ChatSegments:
-        """Return the segments of some chat template; their few tokens do not matter here."""
+        """Return the segments of a small chat template; its few tokens hardly change the costs."""
         return chat_segments(testing.byte_tokenizer())
 
     def array(self, shape: Sequence[int], dtype, *axes: Optional[str]) -> jax.ShapeDtypeStruct:
-        """Return the shape and sharding of an array; the axes are named as in parallel.RULES."""
+        """Return the shape and sharding of an array with the logical axes of parallel.RULES."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(self.mesh, shape, *axes))
 
     def rows(self, tree: Any) -> Any:
-        """Return a tree of arrays whose first axis is rows."""
+        """Return a tree with shardings that split the first axis of every array as rows."""
         return jax.tree.map(lambda x: self.array(x.shape, x.dtype, 'rows'), tree)
 
     def tokens(self, batch: int, width: int) -> Tokens:
-        """Return a ragged batch."""
+        """Return a ragged batch of tokens, i32[batch, width]."""
         return self.rows(Tokens(jax.ShapeDtypeStruct((batch, width), jnp.int32),
                                 jax.ShapeDtypeStruct((batch,), jnp.int32)))
 
     def base(self) -> Any:
-        """Return the frozen parameters, bfloat16."""
+        """Return the frozen parameters in bfloat16."""
         shapes = jax.eval_shape(self.model.init_params, jax.random.key(0))
         return _placed(shapes, param_shardings(self.model, self.mesh), jnp.bfloat16)
 
     def trained(self, dtype) -> Any:
-        """Return what is trained: all parameters or an adapter."""
+        """Return the trained parameters: all parameters, or the adapter."""
         lora = adapter(self.config)
         init = self.model.init_params if lora is None else functools.partial(lora.init, self.model)
         return _placed(jax.eval_shape(init, jax.random.key(0)), param_shardings(self.model, self.mesh, lora), dtype)
 
     def policy(self) -> Any:
-        """Return the parameters that sample."""
+        """Return the parameters that the policy samples with, in bfloat16."""
         base = self.base()
         if adapter(self.config) is None:
             return base
@@ -122,7 +125,7 @@ class PlanTarget:
         return base | {'layers': {name: leaf | pairs.get(name, {}) for name, leaf in base['layers'].items()}}
 
     def learner(self) -> Learner:
-        """Return the learner of the experiment; only the length of its schedule differs."""
+        """Return the learner of the run, except for the length of its schedule."""
         return from_config(self.config.learner, self.model, 1000, adapter(self.config))
 
     def state(self) -> TrainState:
@@ -140,13 +143,13 @@ class PlanTarget:
         return TrainState(step, params, optimizer)
 
     def session(self, batch: int, capacity: int) -> sampling.Session:
-        """Return sessions of `batch` conversations."""
+        """Return the sessions of `batch` conversations."""
         shapes = jax.eval_shape(lambda: sampling.open_session(self.model, batch, capacity))
         cache = tuple(self.array(x.shape, x.dtype, None, 'rows', 'kv_heads') for x in shapes.cache)
         return self.rows(shapes.replace(cache=None)).replace(cache=cache)
 
     def keys(self, batch: int) -> jax.ShapeDtypeStruct:
-        """Return random keys, one a row."""
+        """Return random keys, one for each row."""
         return self.rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)))
 
 
@@ -154,10 +157,10 @@ def _placed(shapes, shardings, dtype):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings)
 
 
-# The programs, each traced.
+# The programs. Each function traces one of them.
 
 def train_step(target: PlanTarget):
-    """Trace one gradient step on `learner.batch` conversations of the strategist's capacity."""
+    """Trace a gradient step on `learner.batch` conversations of the strategist's capacity."""
     c, count = target.config, target.config.learner.batch
     turns = -(-c.environment.max_turns // load_domain(c.environment.name).seats)
     row = lambda width, dtype: target.array((count, width), dtype, 'rows')
@@ -169,7 +172,7 @@ def train_step(target: PlanTarget):
 
 
 def decode_step(target: PlanTarget):
-    """Trace the sampling of one token in every row of a rollout."""
+    """Trace a decode step: every row of a rollout samples one token."""
     batch = target.config.rollout.batch
     role = target.config.strategist
 
@@ -182,7 +185,7 @@ def decode_step(target: PlanTarget):
 
 
 def read_chunk(target: PlanTarget):
-    """Trace the prefill of `rollout.chunk` tokens in every row of a rollout."""
+    """Trace a prefill: every row of a rollout reads `rollout.chunk` tokens."""
     c = target.config.rollout
     extend = jax.jit(sampling.extend, static_argnums=(0, 4), donate_argnums=2)
     session = target.session(c.batch, target.config.strategist.capacity)
@@ -190,7 +193,7 @@ def read_chunk(target: PlanTarget):
 
 
 def rollout_turn(target: PlanTarget):
-    """Trace a turn of the strategist in every row: it reads an observation and writes a strategy."""
+    """Trace a turn of the strategist, which reads an observation and writes a strategy in every row."""
     c, role = target.config.rollout, target.config.strategist
     agent = LocalAgent(target.model, target.chat, _sampling(target, role), role.capacity, chunk=c.chunk)
     return agent.respond.trace(
@@ -199,7 +202,7 @@ def rollout_turn(target: PlanTarget):
 
 
 def judge_pass(target: PlanTarget):
-    """Trace the judge on a batch of episodes: every seat, after every turn, with a rating at the end."""
+    """Trace the judge on a batch of episodes: it assesses every seat after every turn, and rates it at the end."""
     c, seats = target.config, load_domain(target.config.environment.name).seats
     count, stages = seats * c.rollout.batch, -(-c.environment.max_turns // seats) + 1
     judge = Judge(target.model, target.base(), testing.byte_tokenizer(), target.chat, c.judge.capacity, count,
@@ -220,7 +223,7 @@ def _sampling(target: PlanTarget, role: ConfigDict) -> sampling.SamplingConfig:
 
 
 def use_compiler_only() -> None:
-    """Use the TPU compiler without looking for a TPU, so that several plans can run at once."""
+    """Set up the TPU compiler without a TPU, so that several plans can run at the same time."""
     jax.config.update('jax_platforms', 'cpu')
     os.environ.update({
         'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '3',
@@ -228,21 +231,21 @@ def use_compiler_only() -> None:
 
 
 def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
-    """Return a configuration on the mesh of a topology, '<kind>:<shape>'.
+    """Return a configuration on the mesh of a topology '<kind>:<shape>', such as v5p:2x2x2.
 
     Raises:
-      PlanError: the chip, the topology or the model is not known.
+      PlanError: the chip, the topology or the model is unknown.
       MeshError: the mesh does not fit the devices, or rows or parameters do not fit the mesh.
     """
     kind = topology.partition(':')[0]
     if kind not in CHIPS:
-        raise PlanError(f'chip {kind!r} is not known; choose one of {", ".join(CHIPS)}, as in v5p:2x2x2')
+        raise PlanError(f'unknown chip {kind!r}; choose one of {", ".join(CHIPS)}, as in --topology=v5p:2x2x2')
     chip = CHIPS[kind]
     try:
         devices = topologies.get_topology_desc(
             platform='tpu', topology_name=topology, **dict(chip.options)).devices
     except jax.errors.JaxRuntimeError as error:
-        raise PlanError(f'topology {topology!r}: {str(error).splitlines()[0]}') from error
+        raise PlanError(f'unknown topology {topology!r} ({str(error).splitlines()[0]})') from error
     mesh = make_mesh(config.mesh, devices)
     target = PlanTarget(config, shape_of(config.model.path), mesh, chip)
     param_shardings(target.model, mesh, adapter(config))
@@ -251,10 +254,10 @@ def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
 
 
 def shape_of(path: str) -> ModelConfig:
-    """Return the shape of a model by its name, or by the config.json of its folder.
+    """Return the sizes of a model from the config.json in its folder, or else by its name.
 
     Raises:
-      PlanError: neither is known.
+      PlanError: there is no config.json and the name is unknown.
     """
     file = os.path.join(path, 'config.json')
     if os.path.exists(file):
@@ -263,11 +266,11 @@ def shape_of(path: str) -> ModelConfig:
     for name, shape in (SHAPES | {'dummy': testing.dummy_config()}).items():
         if name in path:
             return shape
-    raise PlanError(f'the shape of model {path!r} is not known: give a folder with its config.json, or one of '
-                    f'{", ".join(SHAPES)}')
+    raise PlanError(f'the sizes of model {path!r} are unknown; set model.path to a folder with its config.json, or '
+                    f'to one of {", ".join(SHAPES)}')
 
 
 def size(tree: Any) -> int:
-    """Return the bytes that arrays take in the memory of one device."""
+    """Return the bytes of the memory of one device that arrays use; arrays in host memory use none."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
                if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and x.sharding.memory_kind != 'pinned_host')

@@ -1,4 +1,4 @@
-"""Plans of pods that are not there; the programs are compiled by the TPU compiler, where it is installed."""
+"""Plans of runs on TPU slices without the hardware, where the TPU compiler is installed."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, 
 
 
 def run(*flags, path=None):
-    """The command line."""
+    """Run the command line."""
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     if path:
         environment['PYTHONPATH'] = str(path)
@@ -35,18 +35,18 @@ def test_a_small_plan(tmp_path):
     done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', '--config.mesh=1,4,1',
                '--config.learner.micro_batch=4', f'--json={file}')
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(file.read_text())
-    assert found['fits'] and found['chips'] == 4 and found['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1}
-    assert set(found['programs']) == {*programs.PROGRAMS, 'actor_turn'}
-    for name, program in found['programs'].items():
+    result = json.loads(file.read_text())
+    assert result['fits'] and result['chips'] == 4 and result['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1}
+    assert set(result['programs']) == {*programs.PROGRAMS, 'actor_turn'}
+    for name, program in result['programs'].items():
         assert 0 < program['memory_gib'] < 1 and program['flops'] > 0 and program['estimated_seconds'] > 0, name
         assert 0 < program['share_of_peak'] < 1 and program['collectives'], name
-    step, config = found['programs']['train_step'], dummy_config()
+    step, config = result['programs']['train_step'], dummy_config()
     tokens, layers = 8 * 1536, config.num_params - config.vocab_size * config.width
-    # Forward, recomputed and twice backward, and the scores on top.
+    # Forward, recomputation and two products backward give 8 FLOP per parameter and token; attention adds to them.
     assert 8 * tokens * (layers - 5 * config.width) < step['flops'] < 40 * 8 * tokens * config.num_params
-    for said in ('train_step', 'GiB', 'of peak', 'an iteration', 'dominates', 'fits'):
-        assert said in done.stdout
+    for word in ('train_step', 'GiB', 'of peak', 'an iteration', 'dominates', 'fits'):
+        assert word in done.stdout
 
 
 SCRIPT = """
@@ -61,7 +61,7 @@ config.mesh = (1, -1, 1)
 
 
 def script(text):
-    """What a program prints in a process that plans, line by line."""
+    """Run SCRIPT and `text` in a new process, and return the lines that it prints."""
     done = subprocess.run([sys.executable, '-c', SCRIPT + text], cwd=REPO, capture_output=True, text=True,
                           env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -70,23 +70,24 @@ def script(text):
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_search_goes_through_all_meshes_and_plans_with_the_best(tmp_path):
+def test_a_search_compares_all_meshes_and_plans_with_the_best(tmp_path):
     file = tmp_path / 'plan.json'
     done = run('--config=configs/sotopia.py:tiny', '--topology=v5e:2x2', '--search', f'--json={file}')
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line for line in done.stdout.splitlines() if line.startswith('mesh ')]
-    # Neither the vocabulary of bytes nor anything else of it splits in two; a batch is eight conversations.
+    # The model of the preset does not split along `tensor`; a batch has eight conversations.
     assert [row.partition(':')[0] for row in rows] == [
         f'mesh {mesh}, micro-batch 8' for mesh in ((1, 4, 1), (4, 1, 1))]
     assert all('fits, ' in row and 'train step' in row and 'decode step' in row for row in rows)
-    found = json.loads(file.read_text())
-    assert found['fits'] and found['micro_batch'] == 8 and set(found['programs']) == {*programs.PROGRAMS, 'actor_turn'}
-    assert tuple(found['mesh'].values()) in ((1, 4, 1), (4, 1, 1))
+    result = json.loads(file.read_text())
+    assert result['fits'] and result['micro_batch'] == 8
+    assert set(result['programs']) == {*programs.PROGRAMS, 'actor_turn'}
+    assert tuple(result['mesh'].values()) in ((1, 4, 1), (4, 1, 1))
 
 
 @needs_compiler
 @pytest.mark.slow
-def test_what_the_compiler_gives_up_does_not_fit():
+def test_a_program_that_the_compiler_rejects_does_not_fit():
     row, verdict = script("""
 config.model.path = 'dummy'
 config.rollout.batch = 4
@@ -103,23 +104,23 @@ except programs.PlanError as error:
 
 
 @needs_compiler
-def test_candidates_divide_and_have_room():
-    found = [eval(line) for line in script("""
+def test_candidates_divide_parameters_and_rows_and_fit():
+    targets = [eval(line) for line in script("""
 config.model.path = 'Meta-Llama-3-8B'
 config.rollout.batch = config.learner.batch = 16
-for settings in search.candidates(config, 'v5p:2x2x2', 8):
-    print([(one.config.mesh, one.config.learner.micro_batch) for one in settings])
+for targets in search.candidates(config, 'v5p:2x2x2', 8):
+    print([(target.config.mesh, target.config.learner.micro_batch) for target in targets])
 """)]
-    meshes = [settings[0][0] for settings in found]
-    assert meshes == [(1, 8, 1), (1, 4, 2), (4, 1, 2), (1, 2, 4), (2, 1, 4), (1, 1, 8)]  # eight copies have no room
-    for mesh, settings in zip(meshes, found):
+    meshes = [of_mesh[0][0] for of_mesh in targets]
+    assert meshes == [(1, 8, 1), (1, 4, 2), (4, 1, 2), (1, 2, 4), (2, 1, 4), (1, 1, 8)]  # (8, 1, 1) does not fit
+    for mesh, of_mesh in zip(meshes, targets):
         rows = mesh[0] * mesh[1]
-        assert settings == [(mesh, n) for n in (16, 8, 4, 2, 1) if n >= rows]
+        assert of_mesh == [(mesh, n) for n in (16, 8, 4, 2, 1) if n >= rows]
 
 
 @needs_compiler
 def test_rows_that_do_not_split_and_offloaded_moments():
-    said, here, there = script("""
+    message, on_device, offloaded = script("""
 config.model.path = 'Meta-Llama-3-8B'
 try:
     programs.plan_target(config, 'v5p:2x2x2')
@@ -129,11 +130,11 @@ config.learner.micro_batch = 8
 for config.learner.offload in (False, True):
     print(programs.size(programs.plan_target(config, 'v5p:2x2x2').state()))
 """)
-    assert said.startswith('learner.micro_batch=1 rows do not split over the 8 devices')
-    assert int(here) == pytest.approx(3 * int(there), rel=1e-3)  # parameters and two moments
+    assert message.startswith('learner.micro_batch=1 rows do not split over the 8 devices')
+    assert int(on_device) == pytest.approx(3 * int(offloaded), rel=1e-3)  # parameters and two moments
 
 
-def test_without_the_compiler_it_says_what_to_do(tmp_path):
+def test_without_the_compiler_the_error_says_what_to_install(tmp_path):
     (tmp_path / 'sitecustomize.py').write_text(
         'import importlib.util\nfind = importlib.util.find_spec\n'
         "importlib.util.find_spec = lambda name, *rest: None if name == 'libtpu' else find(name, *rest)\n")
@@ -144,9 +145,9 @@ def test_without_the_compiler_it_says_what_to_do(tmp_path):
 def test_shapes_come_from_names_and_folders(tmp_path):
     assert programs.shape_of('meta-llama/Meta-Llama-3-8B-Instruct').num_params == 8_030_261_248
     assert programs.shape_of('meta-llama/Meta-Llama-3-70B-Instruct').num_params == 70_553_706_496
-    little = ModelConfig(64, 32, 2, 4, 2, 8, 64)
-    (tmp_path / 'config.json').write_text(json.dumps(hf_config(little)))
-    assert programs.shape_of(str(tmp_path)) == little
+    small = ModelConfig(64, 32, 2, 4, 2, 8, 64)
+    (tmp_path / 'config.json').write_text(json.dumps(hf_config(small)))
+    assert programs.shape_of(str(tmp_path)) == small
     with pytest.raises(programs.PlanError, match='config.json'):
         programs.shape_of('somebody/unknown')
 
@@ -158,7 +159,7 @@ def test_unknown_chips_are_refused():
 
 @needs_compiler
 @pytest.mark.parametrize(('topology', 'chips'), (('v4:2x2x2', 8), ('v5e:4x4', 16), ('v5p:2x2x2', 8), ('v6e:4x4', 16)))
-def test_topologies_of_all_kinds(topology, chips):
+def test_topologies_of_every_kind_of_chip(topology, chips):
     size, state = map(int, script(f"""
 config.model.path = 'Meta-Llama-3-8B'
 config.rollout.batch = config.learner.micro_batch = 16
