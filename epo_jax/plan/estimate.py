@@ -192,8 +192,8 @@ def report(target: PlanTarget, programs: Mapping[str, Program]) -> str:
     if 'actor_turn' in programs:
         parts = iteration(target, programs)
         listed = ', '.join(f'{name} {seconds:.0f} s' for name, seconds in parts.items())
-        lines += ['', f'an iteration: at most {sum(parts.values()):.0f} s: {listed}; {max(parts, key=parts.get)} '
-                  'dominates']
+        lines += ['', f'an iteration with the longest messages: {sum(parts.values()):.0f} s ({listed}); '
+                  f'{max(parts, key=parts.get)} dominates']
     largest = max(programs, key=lambda name: programs[name].memory_gib)
     verdict = 'fits' if fits(target, programs) else 'DOES NOT FIT'
     return '\n'.join(lines + [f'{verdict}: {largest} needs {programs[largest].memory_gib:.1f} of '
