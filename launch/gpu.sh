@@ -3,10 +3,10 @@
 #
 #   bash launch/gpu.sh WORKDIR --config=configs/sotopia.py:llama3_8b --config.model.path=/models/llama3 [FLAGS...]
 #
-# --config.mesh=1,-1,1, as in the preset, splits parameters over all GPUs. Set CUDA_VISIBLE_DEVICES to use some of them.
+# The mesh of the preset, --config.mesh=1,-1,1, splits parameters over all GPUs. Set CUDA_VISIBLE_DEVICES to use only some.
 #
-# Preemption: on SIGTERM, the run saves a checkpoint after the iteration in flight and ends; a run that is killed loses
-# that iteration. The same command continues after the last checkpoint.
+# Preemption: on SIGTERM, the run saves a checkpoint after the iteration in flight and stops; a run that is killed loses
+# that iteration. The same command resumes after the last checkpoint.
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -15,6 +15,6 @@ shift
 [[ "$workdir" == /* ]] || workdir="$PWD/$workdir"
 
 python="$(bash "$repo/launch/setup.sh" cuda)"
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}" # sessions and training take turns
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}" # JAX preallocates 75% by default
 cd "$repo"
 exec "$python" -m epo_jax.main --workdir="$workdir" "$@"
