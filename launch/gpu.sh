@@ -3,7 +3,8 @@
 #
 #   bash launch/gpu.sh WORKDIR --config=configs/sotopia.py:llama3_8b --config.model.path=/models/llama3 [FLAGS...]
 #
-# The mesh of the preset, --config.mesh=1,-1,1, splits parameters over all GPUs. Set CUDA_VISIBLE_DEVICES to use only some.
+# The mesh of the preset, --config.mesh=1,-1,1, splits parameters over all GPUs. Set CUDA_VISIBLE_DEVICES to use only
+# some.
 #
 # Preemption: on SIGTERM, the run saves a checkpoint after the iteration in flight and stops; a run that is killed loses
 # that iteration. The same command resumes after the last checkpoint.

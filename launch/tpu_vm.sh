@@ -6,13 +6,13 @@
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh run /mnt/runs/one --config=configs/sotopia.py:llama3_8b FLAGS...
 #   NAME=epo ZONE=us-east5-a bash launch/tpu_vm.sh delete
 #
-# TYPE counts TensorCores for v4 and v5p (v5p-16 has 8 chips, in the topology 2x2x2), and chips for v5e and v6e. VERSION is
-# the software version of the TPU VM. The workdir and the models must be on a file system that all workers share, such as
-# a mounted bucket or Filestore.
+# TYPE counts TensorCores for v4 and v5p (v5p-16 has 8 chips, in the topology 2x2x2), and chips for v5e and v6e. VERSION
+# is the software version of the TPU VM. The workdir and the models must be on a file system that all workers share,
+# such as a mounted bucket or Filestore.
 #
 # Preemption: with SPOT=1, the slice may be preempted. On SIGTERM, the run saves a checkpoint after the iteration in
-# flight and stops; a run that is killed loses that iteration. In both cases, create, install and run again with the same
-# workdir: the run resumes after its last checkpoint, on a slice of any shape.
+# flight and stops; a run that is killed loses that iteration. In both cases, create, install and run again with the
+# same workdir: the run resumes after its last checkpoint, on a slice of any shape.
 set -euo pipefail
 
 name="${NAME:?set NAME to the name of the TPU}"
