@@ -56,7 +56,7 @@ print(resident() - before)
 
 
 def steps_per_second(games, steps: int, seed: int) -> float:
-    """One measurement of chance play."""
+    """Measure random play."""
     version, rng = text.VERSIONS['0.4'], random.Random(seed)
     start = time.process_time()
     for game in games:
@@ -70,7 +70,7 @@ def steps_per_second(games, steps: int, seed: int) -> float:
 
 
 def games_per_second(games: index.Index) -> float:
-    """One measurement of loading, over at most 2,000 games."""
+    """Measure loading, over at most 2,000 games."""
     count = min(len(games), 2000)
     start = time.process_time()
     for number in range(count):

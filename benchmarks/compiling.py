@@ -27,7 +27,7 @@ BEFORE_XLA = {
 
 
 def shortened(model: str):
-    """The quickstart's configuration, as short as it can be with every program in it."""
+    """Return the configuration of the quickstart, shortened as far as all programs are still compiled."""
     config = runpy.run_path(str(ROOT / 'configs' / 'sotopia.py'))['get_config']('quickstart')
     config.model.path = model
     config.iterations = 2
@@ -45,7 +45,7 @@ def shortened(model: str):
 
 
 def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
-    """Runs it in this process with a persistent compilation cache.
+    """Run it in this process with a persistent compilation cache.
 
     Returns:
       seconds of compiling (reading the cache included), number of programs compiled, of programs found in the cache,
@@ -74,7 +74,7 @@ def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
 
 
 def quickstart(model: str) -> Contender:
-    """Two fresh processes, the second with the cache that the first has filled."""
+    """Measure two new processes, the second with the cache that the first one filled."""
 
     def fresh(cache: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
         command = [sys.executable, '-m', 'benchmarks.compiling', str(cache), str(workdir), model]

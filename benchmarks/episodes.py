@@ -18,7 +18,7 @@ OPENING = (
 
 
 def opening(tokenizer, seat: int, tokens: int) -> str:
-    """A text of `tokens` tokens that differs between the seats."""
+    """Return a text of `tokens` tokens that differs between the seats."""
     from epo_jax.text.tokenizer import decode, encode
 
     ids = encode(tokenizer, f'Seat {seat}. ' + OPENING * math.ceil(tokens / 60))
@@ -117,7 +117,7 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
 
 
 def load_tokenizer(model: str):
-    """The tokenizer of a model; of bytes for one without."""
+    """Return the tokenizer of a model, or a byte tokenizer."""
     from benchmarks import models
     from epo_jax import testing
     from epo_jax.language import find_model
@@ -127,7 +127,7 @@ def load_tokenizer(model: str):
 
 
 def histories(spoken: Sequence[str], openings: Sequence[str], seat: int) -> list[str]:
-    """The messages of a conversation as one seat has it: user, assistant, user, ...; ends with the user's."""
+    """Return the messages of a conversation in the view of one seat: user, assistant, ..., user."""
     messages = [openings[seat]]
     for t, text in enumerate(spoken):
         if t % 2 == seat:

@@ -40,12 +40,12 @@ def head_matrix(config) -> int:
 
 
 def attention_flops(config, keys: float) -> float:
-    """Operations of one query's scores and weighted sum over so many keys, in all layers."""
+    """Return the operations of one query's scores and weighted sum over its keys, in all layers."""
     return 4 * config.num_layers * config.num_heads * config.head_dim * keys
 
 
 def cache_bytes(config, itemsize: int) -> int:
-    """Bytes of keys and values that one token leaves in the cache of all layers."""
+    """Return bytes of keys and values that one token leaves in the cache of all layers."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
 
 
@@ -72,7 +72,7 @@ def prefill(config, batch: int, begin: int, new: int, itemsize: int) -> Work:
 
 
 def train(config, batch: int, length: int, itemsize: int) -> Work:
-    """One gradient step with a loss on every token: forward, and backward at twice its cost; nothing done twice.
+    """Return the work of a gradient step with a loss on every token: a forward pass and a backward pass of twice its cost.
 
     Attention is causal: half of the square. Bytes: parameters, gradients and both moments are read once, in float32.
     """
@@ -82,7 +82,7 @@ def train(config, batch: int, length: int, itemsize: int) -> Work:
 
 
 def dialogue(config, batch: int, turns: int, opening: int, new: int, itemsize: int) -> Work:
-    """Two seats talk: each reads its opening once, then every message of the other; each message is sampled once.
+    """Return the work of a dialogue: each seat reads its opening and the other's messages, and samples its own.
 
     The tokens that a chat template puts between messages are not counted.
     """
@@ -104,12 +104,12 @@ def seconds(work: Work, rates: Rates) -> float:
 
 
 def flops(work: Work) -> float:
-    """All operations of the work."""
+    """Return the number of operations."""
     return sum(step.flops for step in work)
 
 
 def rates_of(medians: Sequence[Mapping[str, float]]) -> Rates:
-    """The best of what several libraries reach."""
+    """Return the best rate of several libraries."""
     return Rates(*(max(m[name] for m in medians) for name in Rates._fields))
 
 
@@ -124,7 +124,7 @@ def _timed(work: Callable[[], None], amount: float, budget: float) -> float:
 
 
 def devices() -> list[str]:
-    """Names of the devices that JAX computes on by default."""
+    """Return the name of JAX's default devices."""
     import jax
 
     return [f'{device.platform}: {device.device_kind}' for device in jax.devices()]
@@ -144,7 +144,7 @@ def xla_rates(dtype: str, size: int, megabytes: int, budget: float) -> Contender
 
 
 def torch_rates(dtype: str, size: int, megabytes: int, budget: float) -> Contender:
-    """The same on PyTorch's CPU backend."""
+    """Measure the same on PyTorch's CPU backend."""
     try:
         import torch
     except ImportError as error:

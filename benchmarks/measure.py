@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping, Optional
 
 TICK = 1 / os.sysconf('SC_CLK_TCK')  # seconds, the resolution of /proc/stat
 QUIET = 0.05  # share of the cores that may be busy before a sample is begun
-SHORTEST = 0.5  # seconds; runs are repeated until a sample has so many: clock ticks cannot judge a shorter one
+SHORTEST = 0.5  # seconds; shorter runs are repeated, since contention is measured in clock ticks
 
 
 class Unavailable(Exception):
@@ -100,7 +100,7 @@ class Measured:
 
 
 def busy_seconds(stat: str) -> float:
-    """Seconds that all processors have been busy since the start, from the text of /proc/stat; steal included."""
+    """Return the seconds that all processors have been busy since boot, steal included, from /proc/stat."""
     user, nice, system, _, _, irq, softirq, steal = map(int, stat.split('\n', 1)[0].split()[1:9])
     return (user + nice + system + irq + softirq + steal) * TICK
 
@@ -112,7 +112,7 @@ def own_seconds() -> float:
 
 
 def _reading() -> tuple[float, float, float]:
-    """(clock, busy seconds of the machine, own processor seconds)."""
+    """Return (clock, busy seconds of the machine, own processor seconds)."""
     with open('/proc/stat', encoding='ascii') as file:
         stat = file.read()
     return time.perf_counter(), busy_seconds(stat), own_seconds()
@@ -130,7 +130,7 @@ def cores() -> int:
 
 
 def sample(contender: Contender, allowed: float) -> Sample:
-    """One sample, timed and checked for contention: the mean of several runs where one is short.
+    """Take one sample and check for contention; a sample of short work is the mean of several runs.
 
     What `prepare` does in between is not in the time, but contention is looked for then too.
     """
@@ -145,7 +145,7 @@ def sample(contender: Contender, allowed: float) -> Sample:
 
 
 def wait_until_quiet(patience: float) -> bool:
-    """Waits until the machine idles; False where it does not within `patience` seconds."""
+    """Wait until the machine is idle; return False if it is not within `patience` seconds."""
     end = time.perf_counter() + patience
     while True:
         before = _reading()
@@ -176,7 +176,7 @@ def resolve(name: str) -> Callable[..., Any]:
 
 
 def _serve(pipe, name: str, options: Mapping[str, Any], once: bool, allowed: float) -> None:
-    """The child: makes the contender, then takes a sample for every message that comes, until None comes."""
+    """Run the child process: create the contender, then take a sample for every message until None."""
     try:
         made = resolve(name)(**options)
         if once:
@@ -211,7 +211,7 @@ class Child:
     """A contender in a process of its own; a context manager."""
 
     def __init__(self, factory: str, options: Mapping[str, Any], allowed: float = 1.0, once: bool = False):
-        """Starts the process and waits until its contender is warm.
+        """Start the process and wait until its contender is warm.
 
         Args:
           factory: 'package.module:function', called with `options` in the child; returns a Contender.
@@ -246,7 +246,7 @@ class Child:
         return got
 
     def sample(self) -> Sample:
-        """One sample. Raises BenchmarkError."""
+        """Take one sample; raise BenchmarkError if it fails."""
         self._pipe.send('go')
         return self._receive()
 
@@ -270,13 +270,13 @@ class Child:
 
 
 def call(function: str, **options: Any) -> Any:
-    """The result of 'package.module:function' called in a process of its own, which then ends."""
+    """Call 'package.module:function' in a process of its own, and return the result."""
     with Child(function, options, once=True) as child:
         return child.first
 
 
 def _take(child: Any, policy: Policy, retries: int) -> tuple[Optional[Sample], int]:
-    """(a sample that counts or None, samples refused before it); at most `retries` are refused."""
+    """Return (a valid sample or None, the number of refused samples before it); at most `retries` are refused."""
     refused = 0
     while True:
         if not policy.accept:

@@ -20,7 +20,7 @@ from epo_jax.rl.learner import Batch, Learner
 from epo_jax.text.tokens import Tokens
 
 TURNS = 8  # messages of a training row
-ROUND = 128  # a session's capacity is a multiple of so many tokens
+ROUND = 128  # session capacities are multiples of this
 
 # Models with random weights, for speed alone; the first two are shaped like Llama 3.2 1B and Llama 3.1 8B.
 SHAPES = {
@@ -37,12 +37,12 @@ SHAPES = {
 
 
 def prompt_ids(config: ModelConfig, batch: int, length: int) -> np.ndarray:
-    """i32[batch, length], the same for every contender."""
+    """Return i32[batch, length], the same for every contender."""
     return np.random.default_rng(0).integers(3, config.vocab_size, (batch, length)).astype(np.int32)
 
 
 def load(model: str, dtype: str, stacked: bool) -> tuple[ModelConfig, Any]:
-    """(configuration, parameters) of a key of SHAPES, at random, or of a path as in `config.model.path`."""
+    """Return (configuration, parameters) of a key of SHAPES (random parameters) or of a path as in `model.path`."""
     if model not in SHAPES:
         return weights.load(find_model(model), jnp.dtype(dtype), stacked)
     config = SHAPES[model]
@@ -56,7 +56,7 @@ def load(model: str, dtype: str, stacked: bool) -> tuple[ModelConfig, Any]:
 
 
 def export(model: str, folder: str) -> dict[str, Any]:
-    """Writes a model for the peers, in float32, and tells what they need to know.
+    """Write a model for the peers, in float32, and return its paths.
 
     Returns:
       {'config': ModelConfig, 'shape': the same as Hugging Face has it, 'folder': for transformers (None for a random
@@ -77,7 +77,7 @@ def export(model: str, folder: str) -> dict[str, Any]:
 
 
 def dequantise(source: str, target: str) -> None:
-    """Copies a GGUF file with every tensor as float32."""
+    """Copy a GGUF file with every tensor as float32."""
     reader = gguf.GGUFReader(source)
     fields = {name: field for name, field in reader.fields.items() if not name.startswith('GGUF.')}
     writer = gguf.GGUFWriter(target, fields.pop('general.architecture').contents())
@@ -127,7 +127,7 @@ def prefill(model: str, dtype: str, batch: int, prompt: int, chunk: int) -> Cont
 
 
 def _read(decoder: Transformer, params, ids: np.ndarray, tokens: int, chunk: int):
-    """A function that reads ids[B, K] into a fresh session with room for `tokens` and returns it, finished."""
+    """Return a function that prefills ids[B, K] into a new session of capacity `tokens`."""
     batch, length = ids.shape
     capacity = math.ceil((tokens + 1) / ROUND) * ROUND
     prompt = Tokens(jnp.asarray(ids), jnp.full((batch,), length, jnp.int32))
@@ -174,7 +174,7 @@ def train(model: str, dtype: str, batch: int, length: int, micro_batch: int, rem
 
 
 def compiled_memory(compiled) -> Optional[int]:
-    """Bytes that a compiled program needs while it runs, by XLA's own analysis."""
+    """Return the bytes that a compiled program needs while it runs, by XLA's analysis."""
     analysis = compiled.memory_analysis()
     return (analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
             + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)

@@ -18,7 +18,7 @@ def prompt_ids(vocab_size: int, batch: int, length: int) -> np.ndarray:
 
 
 def load(folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str):
-    """(torch, model) from a Hugging Face folder; None: with random weights of the shape of a `config.json`."""
+    """Return (torch, model) of a Hugging Face folder, or with random weights."""
     try:
         import torch
     except ImportError as error:
@@ -52,7 +52,7 @@ def transformers_decode(folder: Optional[str], shape: Mapping[str, Any], dtype: 
         cache = model.model(ids[:, :-1], use_cache=True).past_key_values
 
     def prepare():
-        cache.crop(prompt - 1 - cache.get_seq_length())  # negative: so many are removed
+        cache.crop(prompt - 1 - cache.get_seq_length())  # a negative number removes tokens
 
     def run():
         out = model.generate(
@@ -67,7 +67,7 @@ def transformers_decode(folder: Optional[str], shape: Mapping[str, Any], dtype: 
 
 def transformers_prefill(folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, batch: int,
                          prompt: int) -> Contender:
-    """The layers on `prompt` tokens in every row, with the cache as a result; no logits."""
+    """Return a function that prefills `prompt` tokens in every row, without logits."""
     torch, model = load(folder, shape, dtype, device)
     ids = torch.tensor(prompt_ids(shape['vocab_size'], batch, prompt), device=device)
 
@@ -118,7 +118,7 @@ class LlamaCpp:
     """
 
     def __init__(self, gguf: str, batch: int, capacity: int):
-        """Loads a GGUF file; keys and values are held in float32. Raises Unavailable: llama.cpp is not installed."""
+        """Load a GGUF file, with the cache in float32; raise Unavailable if llama.cpp is not installed."""
         try:
             import llama_cpp
         except (ImportError, OSError) as error:
@@ -180,7 +180,7 @@ def llama_cpp_decode(gguf: str, batch: int, prompt: int, new: int) -> Contender:
 
 
 def llama_cpp_prefill(gguf: str, batch: int, prompt: int) -> Contender:
-    """Reads `prompt` tokens in every row; no logits."""
+    """Prefill `prompt` tokens in every row, without logits."""
     model = LlamaCpp(gguf, batch, _capacity(prompt))
     ids = prompt_ids(model.vocab_size, batch, prompt)
     return Contender(lambda: model.feed(ids, 0, logits=False), lambda: model.rewind(0), rehearse=True)

@@ -195,12 +195,12 @@ def groups(settings: Settings, model: str, peer: Mapping[str, Any], dtype: str, 
 
 
 def names(groups: list[Group]) -> list[str]:
-    """Names of all rows."""
+    """Return the names of all rows."""
     return [row.name for group in groups for row in group.rows]
 
 
 def only(groups: list[Group], wanted: list[str]) -> list[Group]:
-    """The groups with a row that is wanted; all where none is named. Raises ValueError: there is no such row."""
+    """Return the groups with a requested row, or all groups; raise ValueError if there is no such row."""
     if unknown := sorted(set(wanted) - set(names(groups))):
         raise ValueError(f'no row {", ".join(map(repr, unknown))}; there are {", ".join(names(groups))}')
     return [g for g in groups if not wanted or {row.name for row in g.rows} & set(wanted)]

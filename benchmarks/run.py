@@ -48,7 +48,7 @@ RATES = 'rates of '  # the names of contenders that measure the machine begin so
 
 
 def machine(devices: Sequence[str]) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return a description of the machine."""
     cpu = platform.processor()
     with contextlib.suppress(OSError, StopIteration), open('/proc/cpuinfo', encoding='utf-8') as file:
         cpu = next(line.split(':', 1)[1].strip() for line in file if line.startswith('model name'))
@@ -58,7 +58,7 @@ def machine(devices: Sequence[str]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part, where they are installed."""
+    """Return the versions of Python and of the measured packages, if installed."""
     found = {'python': platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that is checked out, with '-dirty' where files differ from it; 'unknown' outside a repository."""
+    """Return the commit, with '-dirty' if files differ from it; 'unknown' outside a repository."""
     def git(*command: str) -> str:
         return subprocess.run(['git', *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -78,7 +78,7 @@ def commit() -> str:
 
 
 def write(out: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """The JSON file and the markdown table beside it."""
+    """Write the JSON file and the Markdown table beside it."""
     from epo_jax.runtime.files import write_atomically
     write_atomically(out, json.dumps(result, indent=2, allow_nan=False) + '\n')
     write_atomically(out.with_suffix('.md'), table.markdown(result))
@@ -86,7 +86,7 @@ def write(out: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 def run_group(group: plan.Group, rate_children: Mapping[str, measure.Child],
               policy: measure.Policy) -> list[dict[str, Any]]:
-    """Starts the contenders of a group, measures them in turn with the machine's rates, and ends them."""
+    """Start the contenders of a group, measure them and the machine in turn, and stop them."""
     missing = {}
     with contextlib.ExitStack() as stack:
         children = {}
@@ -113,7 +113,7 @@ def run_group(group: plan.Group, rate_children: Mapping[str, measure.Child],
 
 
 def settings_from_flags() -> plan.Settings:
-    """The sizes that the command line asks for."""
+    """Return the sizes of the command line."""
     settings = plan.GPU if _GPU.value else plan.Settings()
     if _QUICK.value:
         # The matrix that saturates a device does not become smaller with the work.

@@ -11,26 +11,26 @@ LARGER_IS_BETTER = {'tokens/s': True, 'episodes/min': True, 's': False, 'MB': Fa
 
 
 def in_unit(unit: str, number: float, amount: float) -> float:
-    """Seconds of a run of `amount` units of work, or bytes, as they stand in the table."""
+    """Return a cell of the table: the seconds of a run of `amount` units of work, or bytes."""
     return {'tokens/s': lambda: amount / number, 'episodes/min': lambda: 60 * amount / number,
             's': lambda: number, 'MB': lambda: number / 1e6}[unit]()
 
 
 def value(row: Row, amount: float, sample: Sample) -> Optional[float]:
-    """What a sample says in a row; None: nothing."""
+    """Return the value of a sample in a row, or None."""
     number = sample.seconds if row.field == 'seconds' else sample.values.get(row.field)
     return None if number is None else in_unit(row.unit, number, amount)
 
 
 def ratio(unit: str, ours: Optional[float], other: Optional[float]) -> Optional[float]:
-    """How many times better ours is than the other, whichever direction is better; None where one is missing."""
+    """Return how many times better ours is than the other, or None if one is missing."""
     if not ours or not other:
         return None
     return ours / other if LARGER_IS_BETTER[unit] else other / ours
 
 
 def best(unit: str, values: Mapping[str, Optional[float]]) -> Optional[str]:
-    """Name of the best value; None where there is none."""
+    """Return the name of the best value, or None."""
     known = {name: x for name, x in values.items() if x is not None}
     choose = max if LARGER_IS_BETTER[unit] else min
     return choose(known, key=known.get) if known else None
@@ -38,7 +38,7 @@ def best(unit: str, values: Mapping[str, Optional[float]]) -> Optional[str]:
 
 def rows_of(group: Group, measured: Mapping[str, Measured], rates: Optional[Rates], policy: Policy,
             missing: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The finished rows of a group.
+    """Return the finished rows of a group.
 
     Args:
       measured: samples by the name of the contender, and of those that measured the machine.
@@ -80,7 +80,7 @@ def rows_of(group: Group, measured: Mapping[str, Measured], rates: Optional[Rate
 
 
 def _account(row: Row, amount: float, m: Measured) -> dict[str, Any]:
-    """How the value of one contender came about."""
+    """Return how the value of a contender was measured."""
     values = [x for x in (value(row, amount, s) for s in m.samples) if x is not None]
     return {'count': len(m.samples), 'refused': m.refused, 'contended': m.contended, 'values': values,
             'foreign_share': [round(s.foreign, 4) for s in m.samples]}
@@ -88,7 +88,7 @@ def _account(row: Row, amount: float, m: Measured) -> dict[str, Any]:
 
 def _details(group: Group, row: Row, present: Mapping[str, Measured], least: Optional[float],
              rates: Optional[Rates]) -> dict[str, Any]:
-    """Seconds of a run, milliseconds a step, share of the matrix product rate, and what our runs reported."""
+    """Return seconds of a run, milliseconds a step, share of the matrix product rate, and what our runs reported."""
     details = {}
     if row.field == 'seconds':
         # Of a contender that does a part of the work only, the seconds that all of it would take.
@@ -111,7 +111,7 @@ def _details(group: Group, row: Row, present: Mapping[str, Measured], least: Opt
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table, with the machine, the versions and what is remarkable of each row below it."""
+    """Return the table, followed by the machine, the versions and remarks on every row."""
     show = lambda x: '–' if x is None else f'{x:,.0f}' if x >= 1000 else f'{x:.3g}'
     times = lambda x: '–' if x is None else f'{x:.2f}'
     lines = [
@@ -142,7 +142,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a row, for the terminal."""
+    """Return one line a row, for the terminal."""
     number = lambda x: '-' if x is None else f'{x:.4g}'
     return '\n'.join(
         f'{r["name"]}: {number(r["ours"])} {r["unit"]}  best peer {number(r["peers"].get(r["best_peer"]))} '

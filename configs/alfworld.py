@@ -16,7 +16,7 @@ def get_config(preset='quickstart'):
     config = default_config('alfworld')
     presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b}
     if preset not in presets:
-        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(presets)}')
+        raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     presets[preset](config)
     return config
 

@@ -80,7 +80,8 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'chunk': Key(64, 'number of tokens of a conversation that are prefilled at once'),
             'compiled': Key(False, 'whether an iteration is one compiled program; needs all agents, the judge and the '
                                    'environment on the device'),
-            'record_every': Key(1, 'write the episodes of every so many iterations, and of the last one')},
+            'record_every': Key(1, 'number of iterations between those whose episodes are written; the last one is '
+                                   'always written')},
         'reward': {
             'outcome': Key('judge' if domain.judged else 'environment',
                            "judge (the environment's own reward where there is one, else the judge's rating), "

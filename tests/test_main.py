@@ -25,7 +25,7 @@ def run(module, *flags, cwd=ROOT):
     (['--workdir=w'], 'the flag --config is missing'),
     (['--config=chess', '--workdir=w'], "no configuration 'chess'.*alfworld, bargain, offline, sotopia, webshop"),
     (['--config=no/file.py', '--workdir=w'], "no configuration 'no/file.py'"),
-    (['--config', 'sotopia:huge', '--workdir=w'], "unknown preset 'huge'; there are quickstart, tiny"),
+    (['--config', 'sotopia:huge', '--workdir=w'], "unknown preset 'huge'; choose one of quickstart, tiny"),
     (['--config=sotopia:tiny', '--workdir=w', '--config.learner.learning_rat=1'],
      "no key 'learning_rat'; the nearest known key is 'learning_rate'"),
     (['--config=sotopia:tiny', '--workdir=w', '--config.seed=abc'], 'config.seed=abc'),

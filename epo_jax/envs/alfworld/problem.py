@@ -230,7 +230,7 @@ def _solvable(game: Game, goal: tuple[str, str, str]):
         movable |= game.initial.contents[r]  # what is there already need not be moved
     there = (game.goal.objects & movable).bit_count()
     _require(there >= needed, f'{game.id}: unsolvable, {needed} of {wanted} that fit the task are needed, '
-                              f'{there} can be had')
+                              f'{there} can be reached')
     _require(game.goal.targets, f'{game.id}: unsolvable, there is no {target}')
 
 
