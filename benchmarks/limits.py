@@ -72,9 +72,10 @@ def prefill(config, batch: int, begin: int, new: int, itemsize: int) -> Work:
 
 
 def train(config, batch: int, length: int, itemsize: int) -> Work:
-    """Return the work of a gradient step with a loss on every token: a forward pass and a backward pass of twice its cost.
+    """Return the work of a gradient step with a loss on every token.
 
-    Attention is causal: half of the square. Bytes: parameters, gradients and both moments are read once, in float32.
+    The backward pass costs twice the forward pass. Attention is causal: half of the square. Bytes: parameters,
+    gradients and both moments are read once, in float32.
     """
     matrices = 2 * (layer_matrices(config) + head_matrix(config)) * length
     flops = 3 * batch * (matrices + attention_flops(config, length * (length + 1) / 2))

@@ -254,7 +254,7 @@ def check_step(result: Any, seats: int, source: str) -> None:
     if not isinstance(rewards, (tuple, list)) or len(rewards) not in (0, seats) or not all(map(number, rewards)):
         raise StepError(f'{source}: rewards must be one finite number or None for each of {seats} seats, or (); not '
                         f'{rewards!r:.80}')
-    if isinstance(step.events, str) or not all(isinstance(event, str) for event in step.events):
+    if not isinstance(step.events, (tuple, list)) or not all(isinstance(event, str) for event in step.events):
         raise StepError(f'{source}: events must be a sequence of names, not {step.events!r:.80}')
 
 
