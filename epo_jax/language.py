@@ -15,7 +15,7 @@ from epo_jax import testing
 from epo_jax.envs.base import Domain
 from epo_jax.models import weights
 from epo_jax.models.config import ModelConfig
-from epo_jax.models.gguf import GGUFFile, config_of
+from epo_jax.models.gguf import GGUFFile, read_gguf_config
 from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
@@ -133,7 +133,7 @@ def _shape(path: str) -> ModelConfig:
     """Return the shape of a GGUF file or a Hugging Face folder; raise WeightsError if it is not known."""
     try:
         if path.endswith('.gguf'):
-            return config_of(GGUFFile(path))
+            return read_gguf_config(GGUFFile(path))
         return ModelConfig.from_hf(json.loads((pathlib.Path(path) / 'config.json').read_text(encoding='utf-8')))
     except KeyError as error:
         raise weights.WeightsError(f'{path}: config.json has no {error}') from error

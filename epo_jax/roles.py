@@ -78,8 +78,8 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
 
 def _agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closing: str = '') -> LocalAgent:
     tokenizer = language.tokenizer
-    stop = language.chat.stop + (text.ids_with(tokenizer, '\n') if role.one_line else ())
-    closes = text.ids_with(tokenizer, closing) if closing else ()
+    stop = language.chat.stop + (text.ids_containing(tokenizer, '\n') if role.one_line else ())
+    closes = text.ids_containing(tokenizer, closing) if closing else ()
     sampling = SamplingConfig(
         role.max_tokens, tuple(dict.fromkeys((language.chat.end, *sorted(set(stop))))),
         tuple(sorted(set(closes) - set(stop))), role.temperature, role.top_k, role.top_p, role.min_tokens,

@@ -1,4 +1,4 @@
-"""A fake OpenAI-compatible server, as bad as real ones, with answers that depend on the request alone."""
+"""A fake OpenAI-compatible server with the failures of real ones; its answers depend only on the request."""
 
 import collections
 import contextlib
@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 
-TROUBLES = ('429', '500', 'hang', 'trickle', 'cut off', 'not json', 'no choices')
+FAILURES = ('429', '500', 'hang', 'trickle', 'cut off', 'not json', 'no choices')
 BAD_ANSWERS = ('refusal', 'no text', 'prose', 'out of range', 'half')
 
 
@@ -18,31 +18,31 @@ class FakeEndpoint(http.server.ThreadingHTTPServer):
 
     Attributes:
       answer: (prompt, seed) -> text of the answer, or None for a refusal.
-      troubles: prompt -> what goes wrong, one after the other, before the answer is given.
+      failures: prompt -> the failures, in order, that come before the answer.
       requests: (prompt, seed) of every request that got an answer; headers, times, statuses: of every request.
-      most: largest number of requests at the same time.
+      peak: largest number of concurrent requests.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, answer, troubles=lambda prompt: (), delay=0.0, usage=(100, 20)):
+    def __init__(self, answer, failures=lambda prompt: (), delay=0.0, usage=(100, 20)):
         super().__init__(('127.0.0.1', 0), _Handler)
-        self.answer, self.troubles, self.delay, self.usage = answer, troubles, delay, usage
+        self.answer, self.failures, self.delay, self.usage = answer, failures, delay, usage
         self.requests, self.headers, self.times, self.bodies = [], [], [], []
-        self.seen, self.lock, self.now, self.most = collections.Counter(), threading.Lock(), 0, 0
+        self.seen, self.lock, self.now, self.peak = collections.Counter(), threading.Lock(), 0, 0
 
     @property
     def url(self):
         return f'http://127.0.0.1:{self.server_address[1]}/v1'
 
     def handle_error(self, request, client_address):
-        """A client that was killed is nothing to report."""
+        """Ignore errors: a test may kill the client."""
 
 
 @contextlib.contextmanager
-def serve(answer, troubles=lambda prompt: (), delay=0.0, usage=(100, 20)):
-    server = FakeEndpoint(answer, troubles, delay, usage)
+def serve(answer, failures=lambda prompt: (), delay=0.0, usage=(100, 20)):
+    server = FakeEndpoint(answer, failures, delay, usage)
     thread = threading.Thread(target=lambda: server.serve_forever(0.01), daemon=True)
     thread.start()
     try:
@@ -64,20 +64,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         prompt, seed = body['messages'][-1]['content'], body['seed']
         with server.lock:
             server.now += 1
-            server.most = max(server.most, server.now)
+            server.peak = max(server.peak, server.now)
             server.headers.append(dict(self.headers))
             server.bodies.append(body)
             server.times.append(time.monotonic())
             turn = server.seen[prompt, seed]
             server.seen[prompt, seed] += 1
         time.sleep(server.delay)
-        with server.lock:  # before the answer, after which a client may ask again at once
+        with server.lock:  # before the answer, since the client may send its next request at once
             server.now -= 1
-        troubles = server.troubles(prompt) if seed == 0 else ()
+        failures = server.failures(prompt) if seed == 0 else ()
         if self.path != '/v1/chat/completions':
             self.send(404, b'{"error": {"message": "no such path"}}')
-        elif turn < len(troubles):
-            self.fail(troubles[turn])
+        elif turn < len(failures):
+            self.fail(failures[turn])
         else:
             text = server.answer(prompt, seed)
             message = {'role': 'assistant', 'content': text} | ({'refusal': 'I will not'} if text is None else {})
@@ -88,15 +88,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 'choices': [{'index': 0, 'message': message, 'finish_reason': 'stop'}],
                 'usage': {'prompt_tokens': prompt_tokens, 'completion_tokens': completion_tokens}}).encode())
 
-    def fail(self, trouble):
+    def fail(self, failure):
         whole = json.dumps({'choices': [{'message': {'content': '{"indexes": [1]}'}}]}).encode()
-        if trouble == '429':
+        if failure == '429':
             self.send(429, b'{"error": {"message": "slow down"}}', {'Retry-After': '0.02'})
-        elif trouble == '500':
+        elif failure == '500':
             self.send(500, b'<html>oops</html>')
-        elif trouble == 'hang':
+        elif failure == 'hang':
             time.sleep(1.0)
-        elif trouble == 'trickle':  # every byte comes in time, the whole does not
+        elif failure == 'trickle':  # each byte arrives in time, but the whole body takes too long
             self.send_response(200)
             self.send_header('Content-Length', str(len(whole)))
             self.end_headers()
@@ -105,19 +105,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(bytes([byte]))
                     self.wfile.flush()
                     time.sleep(0.05)
-        elif trouble == 'cut off':
+        elif failure == 'cut off':
             self.send_response(200)
             self.send_header('Content-Length', str(len(whole) + 10))
             self.end_headers()
             self.wfile.write(whole)
             self.close_connection = True
-        elif trouble == 'not json':
+        elif failure == 'not json':
             self.send(200, whole[:-4])
-        elif trouble == 'no choices':
+        elif failure == 'no choices':
             self.send(200, b'{"choices": []}')
         else:  # a status
-            self.send(int(trouble), b'{"error": {"message": "bad request: too long"}}')
-        if trouble in ('hang', 'trickle'):
+            self.send(int(failure), b'{"error": {"message": "bad request: too long"}}')
+        if failure in ('hang', 'trickle'):
             self.close_connection = True
 
     def send(self, status, data, headers=()):
@@ -131,10 +131,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def pick(text, options):
-    """One of the options, always the same for a text."""
+    """Choose one of the options as a function of the text."""
     return options[zlib.crc32(text.encode()) % len(options)]
 
 
 def strategies_in(prompt):
-    """The numbers in brackets that the strategies have in a question."""
+    """Return the bracketed numbers of the strategies in a judge prompt."""
     return [int(number) for number in re.findall(r'^\[(\d+)\] (?:strategy|thought):', prompt, re.MULTILINE)]

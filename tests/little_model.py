@@ -1,4 +1,4 @@
-"""A little model with opinions, and the functions of `epo_jax.models.sampling` and `epo_jax.models.scoring` compiled once for all tests."""
+"""A small model with random weights, and the functions of `sampling` and `scoring`, compiled once for all tests."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ def make_model(window=None, layers=2):
 
 @functools.cache
 def make_params(layers=2):
-    """Random numbers everywhere, large enough that the most probable tokens differ from place to place."""
+    """Return random parameters, large enough that the most probable token differs between positions."""
     shapes = jax.eval_shape(make_model(layers=layers).init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), jnp.float32), shapes)
@@ -44,24 +44,24 @@ def make_keys(seed, batch=B):
 
 
 def text(rng, *lengths):
-    """Random ids that end no message, one row of each length."""
+    """Return random ids without stop tokens, one row for each length."""
     return pack([rng.integers(2, V, n).tolist() for n in lengths], K)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_logits(model, params, ids):
-    """f32[B, L, V] by one pass over whole conversations, without a cache."""
+    """Return logits, f32[B, L, V], from one pass over whole conversations, without a cache."""
     hidden, _ = model.apply({'params': params}, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
     return model.apply({'params': params}, hidden, method='logits')
 
 
-def begun(model, params, seed=0, lengths=(5, 1, 9)):
-    """A session of three conversations of different lengths."""
+def started_session(model, params, seed=0, lengths=(5, 1, 9)):
+    """Return a session of three conversations of different lengths."""
     return extend(model, params, sampling.open_session(model, B, L), text(np.random.default_rng(seed), *lengths), 4)
 
 
 def row(session, b):
-    """All that a session says of one conversation; the cache as far as it counts."""
+    """Return everything that a session holds of one conversation, and the valid part of its cache."""
     n = int(session.length[b])
     said = [np.asarray(x)[b] for x in (session.ids, session.turn, session.logprob)]
     cache = [(np.asarray(k)[b, :, :, :n - 1], np.asarray(v)[b, :, :n - 1]) for k, v in session.cache]

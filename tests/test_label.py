@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from fake_endpoint import BAD_ANSWERS, TROUBLES, pick, serve, strategies_in
+from fake_endpoint import BAD_ANSWERS, FAILURES, pick, serve, strategies_in
 import pytest
 
 from epo_jax import label
@@ -58,8 +58,8 @@ def unreliable(prompt, seed):
             'out of range': '{"indexes": [1, 77]}', 'half': '{"reasoning": "and so'}[kind]
 
 
-def troubles(prompt):
-    return [pick(f'trouble {i} {prompt}', TROUBLES) for i in range(pick('count' + prompt, (0, 1, 1, 2)))]
+def failures(prompt):
+    return [pick(f'failure {i} {prompt}', FAILURES) for i in range(pick('count' + prompt, (0, 1, 1, 2)))]
 
 
 def arguments(data, out, url, *more):
@@ -90,13 +90,13 @@ def test_endpoint_failures_do_not_lose_duplicate_or_mislabel_rows(tmp_path, caps
     rows = [conversation(n, 1 + n % 7) for n in range(60)]
     data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'labeled.json'
     before = data.read_bytes()
-    with serve(unreliable, troubles) as server:
+    with serve(unreliable, failures) as server:
         label.main(arguments(data, out, server.url, '--concurrency=16', '--retries=6'))
     missing = check(out, rows)
     assert 0 < missing < 40 and data.read_bytes() == before
     assert len(server.requests) == len(set(server.requests))  # no answer was paid for twice
-    kinds = {trouble for prompt, _ in server.requests for trouble in troubles(prompt)}
-    assert kinds == set(TROUBLES)
+    kinds = {failure for prompt, _ in server.requests for failure in failures(prompt)}
+    assert kinds == set(FAILURES)
     assert f'labeled {60 - missing} of 60 conversations' in capsys.readouterr().out
     with serve(lambda prompt, seed: 1 / 0) as other:  # all answers are saved, so there are no requests
         label.main(arguments(data, tmp_path / 'labeled.json', other.url))

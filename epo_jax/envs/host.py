@@ -214,7 +214,7 @@ class HostEnvironment:
         player = (self.seats[seat].strategist, self.seats[seat].actor)[role]
         ids = text.encode(player.tokenizer, part) if player and part else []
         if len(ids) > self.width:
-            raise TooLongError(f'a text of {len(ids)} tokens does not fit into {self.width}')
+            raise TooLongError(f'a text of {len(ids)} tokens does not fit into {self.width} tokens')
         return ids
 
     def _no_observations(self, batch: int) -> list[Observation]:

@@ -75,7 +75,7 @@ class GGUFFile:
         return x
 
 
-def config_of(file: GGUFFile) -> ModelConfig:
+def read_gguf_config(file: GGUFFile) -> ModelConfig:
     """Return the shape of the decoder according to the metadata and the tensor names of a file.
 
     Raises:

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from epo_jax.models.config import ModelConfig, UnsupportedModelError
-from epo_jax.models.gguf import GGUFError, GGUFFile, config_of
+from epo_jax.models.gguf import GGUFError, GGUFFile, read_gguf_config
 from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.errors import InputError
 
@@ -158,7 +158,7 @@ def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
             config, files = _read_config(path / 'config.json'), SafetensorsFiles(path)
         elif path.suffix == '.gguf' and path.exists():
             files = GGUFFile(path)
-            config = config_of(files)
+            config = read_gguf_config(files)
         else:
             raise WeightsError('this path is neither a folder with safetensors nor a .gguf file')
         leaves = _leaves(config)

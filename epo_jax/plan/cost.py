@@ -36,7 +36,7 @@ class Collective:
     hidden: bool
 
     @property
-    def moved(self) -> float:
+    def bytes_sent(self) -> float:
         """Return the bytes that leave a device in all executions, by the ring algorithm."""
         n = self.devices
         share = {'all-gather': (n - 1) / n, 'reduce-scatter': n - 1, 'all-reduce': 2 * (n - 1) / n,
@@ -45,7 +45,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class ProgramCost:
     """The cost of a compiled program on one device, as its text states it.
 
     Attributes:
@@ -86,7 +86,7 @@ class _Instruction:
     rest: str
 
 
-def read(text: str) -> Compiled:
+def program_cost(text: str) -> ProgramCost:
     """Return the cost of a program from the text of its optimized HLO module for TPU.
 
     Raises:
@@ -121,7 +121,7 @@ def read(text: str) -> Compiled:
                     visit(branch, times, hidden, fused)
 
     visit(entry, 1, False, False)
-    return Compiled(cycles, tuple(collectives), open_loops)
+    return ProgramCost(cycles, tuple(collectives), open_loops)
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:

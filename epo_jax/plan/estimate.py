@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from epo_jax.envs.base import load_domain
 from epo_jax.plan import cost
-from epo_jax.plan.programs import PROGRAMS, PlanError, PlanTarget, size
+from epo_jax.plan.programs import PROGRAMS, PlanError, PlanTarget, device_bytes
 
 GIB = 2**30
 
@@ -51,14 +51,15 @@ class Program:
 def resident(target: PlanTarget, name: str) -> int:
     """Return the bytes on one device that other programs keep allocated while a program runs."""
     c, seats = target.config, load_domain(target.config.environment.name).seats
-    frozen = size(target.base())  # actor, judge and reference; with an adapter also the base of the policy
+    frozen = device_bytes(target.base())  # actor, judge and reference; with an adapter also the base of the policy
     if name == 'train_step':
         return 0 if c.lora.rank else frozen
-    state = size(target.state())
+    state = device_bytes(target.state())
     if name == 'judge_pass':
         return state
-    sessions = seats * sum(size(target.session(c.rollout.batch, role.capacity)) for role in (c.strategist, c.actor))
-    sessions -= size(target.session(c.rollout.batch, c.strategist.capacity))  # an argument of the program
+    sessions = seats * sum(device_bytes(target.session(c.rollout.batch, role.capacity))
+                           for role in (c.strategist, c.actor))
+    sessions -= device_bytes(target.session(c.rollout.batch, c.strategist.capacity))  # an argument of the program
     return state + (0 if c.lora.rank else frozen) + sessions
 
 
@@ -81,21 +82,21 @@ def compile_program(target: PlanTarget, name: str) -> Program:
                 raise
             raise DoesNotFit(f'{name} does not fit a chip: {str(error).splitlines()[0]}') from None
         with open(max(glob.glob(f'{folder}/*after_codegen.txt'), key=os.path.getsize)) as text:
-            read = cost.read(text.read())
+            costs = cost.program_cost(text.read())
     usage = compiled.memory_analysis()
     memory = (usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
               + usage.temp_size_in_bytes + usage.generated_code_size_in_bytes)
-    compute = sum(read.cycles.values()) / target.chip.clock
+    compute = sum(costs.cycles.values()) / target.chip.clock
     kinds = collections.defaultdict(lambda: {'count': 0, 'bytes': 0.0})
-    for collective in read.collectives:
+    for collective in costs.collectives:
         kinds[collective.kind]['count'] += collective.times
-        kinds[collective.kind]['bytes'] += collective.moved
-    hidden, exposed = (sum(c.moved for c in read.collectives if c.hidden == flag) / target.chip.link
+        kinds[collective.kind]['bytes'] += collective.bytes_sent
+    hidden, exposed = (sum(c.bytes_sent for c in costs.collectives if c.hidden == flag) / target.chip.link
                        for flag in (True, False))
     return Program(
         (memory + resident(target, name)) / GIB, cost.flops(traced.jaxpr), compiled.cost_analysis()['bytes accessed'],
         compute, exposed + max(0.0, hidden - compute), dict(kinds),
-        sorted(((operation, n / target.chip.clock) for operation, n in read.cycles.items()), key=lambda x: -x[1]))
+        sorted(((operation, n / target.chip.clock) for operation, n in costs.cycles.items()), key=lambda x: -x[1]))
 
 
 def spread(target: PlanTarget, programs: dict[str, Program]) -> dict[str, Program]:
@@ -154,7 +155,7 @@ def plan(target: PlanTarget, names: Sequence[str] = tuple(PROGRAMS)) -> dict[str
     return spread(target, programs) if set(names) == set(PROGRAMS) else programs
 
 
-def share(target: PlanTarget, program: Program) -> float:
+def peak_fraction(target: PlanTarget, program: Program) -> float:
     """Return the fraction of the chips' peak FLOP/s that a program reaches, counting recomputation as work."""
     return program.flops / (target.mesh.size * target.chip.peak * program.seconds)
 
@@ -171,7 +172,7 @@ def to_json(target: PlanTarget, programs: Mapping[str, Program]) -> dict[str, An
         'micro_batch': target.config.learner.micro_batch, 'chip_memory_gib': target.chip.memory,
         'programs': {name: {
             'memory_gib': program.memory_gib, 'flops': program.flops, 'bytes': program.bytes,
-            'estimated_seconds': program.seconds, 'share_of_peak': share(target, program),
+            'estimated_seconds': program.seconds, 'share_of_peak': peak_fraction(target, program),
             'collectives': program.collectives} for name, program in programs.items()},
         **({'iteration_seconds': iteration(target, programs)} if 'actor_turn' in programs else {})}
 
@@ -184,7 +185,7 @@ def report(target: PlanTarget, programs: Mapping[str, Program]) -> str:
     for name, p in programs.items():
         lines.append(f'{name}: {p.memory_gib:.1f} GiB, {p.flops:.2e} FLOP, {p.bytes:.2e} bytes, '
                      f'{p.seconds:.4g} s ({p.compute_seconds:.4g} compute, {p.link_seconds:.4g} links), '
-                     f'{share(target, p):.1%} of peak')
+                     f'{peak_fraction(target, p):.1%} of peak')
         for kind, amount in sorted(p.collectives.items()):
             lines.append(f'    {kind}: {amount["count"]:.0f} times, {amount["bytes"] / GIB:.3f} GiB sent by each chip')
         if name in ('train_step', 'decode_step'):

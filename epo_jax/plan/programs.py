@@ -247,13 +247,13 @@ def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
     except jax.errors.JaxRuntimeError as error:
         raise PlanError(f'unknown topology {topology!r} ({str(error).splitlines()[0]})') from error
     mesh = make_mesh(config.mesh, devices)
-    target = PlanTarget(config, shape_of(config.model.path), mesh, chip)
+    target = PlanTarget(config, model_config(config.model.path), mesh, chip)
     param_shardings(target.model, mesh, adapter(config))
     check_rows(mesh, {'learner.micro_batch': config.learner.micro_batch, 'rollout.batch': config.rollout.batch})
     return target
 
 
-def shape_of(path: str) -> ModelConfig:
+def model_config(path: str) -> ModelConfig:
     """Return the sizes of a model from the config.json in its folder, or else by its name.
 
     Raises:
@@ -270,7 +270,7 @@ def shape_of(path: str) -> ModelConfig:
                     f'to one of {", ".join(SHAPES)}')
 
 
-def size(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
     """Return the bytes of the memory of one device that arrays use; arrays in host memory use none."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
                if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and x.sharding.memory_kind != 'pinned_host')

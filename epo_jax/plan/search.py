@@ -6,7 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from epo_jax.plan.estimate import GIB, DoesNotFit, fits, gradient_steps, plan, rounds
-from epo_jax.plan.programs import PlanError, PlanTarget, plan_target, size
+from epo_jax.plan.programs import PlanError, PlanTarget, device_bytes, plan_target
 from epo_jax.runtime.parallel import MeshError
 
 
@@ -39,7 +39,7 @@ def candidates(config: ConfigDict, topology: str, chips: int) -> list[list[PlanT
             target = plan_target(changed(mesh, shards), topology)
         except MeshError:
             continue
-        fixed = size((target.state(), target.base(), target.trained('float32')))
+        fixed = device_bytes((target.state(), target.base(), target.trained('float32')))
         row = target.shape.num_layers * config.strategist.capacity * target.shape.width * 2  # bytes in bfloat16
         rows = (2**n for n in reversed(range(config.learner.batch.bit_length())))
         targets.append([dataclasses.replace(target, config=changed(mesh, shards * n)) for n in rows

@@ -131,7 +131,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return text
 
 
-def ids_with(tokenizer: PreTrainedTokenizerFast, substring: str) -> tuple[int, ...]:
+def ids_containing(tokenizer: PreTrainedTokenizerFast, substring: str) -> tuple[int, ...]:
     """Return the ids whose text contains `substring`, in ascending order and without control tokens.
 
     A token that contains only some of the bytes of a character does not contain this character.

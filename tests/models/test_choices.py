@@ -16,7 +16,6 @@ from little_model import (
     B,
     L,
     V,
-    begun,
     extend,
     full_logits,
     generate,
@@ -24,6 +23,7 @@ from little_model import (
     make_model,
     make_params,
     score,
+    started_session,
 )
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_messages_are_choices_and_log_probabilities_are_those_of_the_free_model(
     sampled_choices = [set(), set()]
     for seed in range(4):
         session, message = generate(
-            model, params, begun(model, params, seed), make_keys(seed), jnp.ones(B, bool), config, packed(ROWS))
+            model, params, started_session(model, params, seed), make_keys(seed), jnp.ones(B, bool), config, packed(ROWS))
         expected = np.asarray(score(model, params, session.ids, 16))
         for b, choices in ((1, TREE), (2, OTHERS)):
             reply = tuple(message.rows()[b])
@@ -124,7 +124,7 @@ def test_a_choice_has_the_probability_of_its_path_in_the_tree(temperature):
 
 def test_temperature_zero_takes_the_most_probable_id_at_every_node():
     model, params = make_model(layers=1), make_params(1)
-    session = begun(model, params)
+    session = started_session(model, params)
     config = dataclasses.replace(CONFIG, temperature=0.0)
     _, message = generate(model, params, session, make_keys(0), jnp.ones(B, bool), config, packed(ROWS))
     for b in (1, 2):
@@ -138,7 +138,7 @@ def test_temperature_zero_takes_the_most_probable_id_at_every_node():
 def test_rows_without_choices_sample_freely():
     model, params = make_model(layers=1), make_params(1)
     for seed in range(4):
-        session, keys, live = begun(model, params, seed), make_keys(seed), jnp.ones(B, bool)
+        session, keys, live = started_session(model, params, seed), make_keys(seed), jnp.ones(B, bool)
         free, message = generate(model, params, session, keys, live, CONFIG)
         restricted, replies = generate(model, params, session, keys, live, CONFIG, packed(ROWS))
         assert replies.rows()[0] == message.rows()[0] and replies.rows()[1] in map(list, TREE)
@@ -150,7 +150,7 @@ def test_rows_without_choices_sample_freely():
 
 def test_rows_that_are_not_live_and_full_rows_sample_no_choice():
     model, params = make_model(layers=1), make_params(1)
-    session = begun(model, params)
+    session = started_session(model, params)
     session = session.replace(length=session.length.at[1].set(L))
     live = jnp.array([True, True, False])
     after, message = generate(model, params, session, make_keys(0), live, CONFIG, packed(ROWS))
@@ -160,7 +160,7 @@ def test_rows_that_are_not_live_and_full_rows_sample_no_choice():
 
 def test_a_choice_that_exceeds_the_capacity_overflows():
     model, params = make_model(layers=1), make_params(1)
-    session = begun(model, params)
+    session = started_session(model, params)
     session = session.replace(length=session.length.at[1].set(L - 1))
     after, message = generate(
         model, params, session, make_keys(0), jnp.ones(B, bool), CONFIG, packed([[], [(11, 12, 13)], []]))
@@ -169,7 +169,7 @@ def test_a_choice_that_exceeds_the_capacity_overflows():
 
 def test_order_and_duplicates_of_choices_do_not_matter():
     model, params = make_model(layers=1), make_params(1)
-    session, live = begun(model, params), jnp.ones(B, bool)
+    session, live = started_session(model, params), jnp.ones(B, bool)
     for seed in range(4):
         keys = make_keys(seed)
         replies = [generate(model, params, session, keys, live, CONFIG, packed([[], row, OTHERS]))[1].rows()

@@ -4,7 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from little_model import CONFIG, ENDLESS, STOP, B, V, begun, draw, generate, make_keys, make_model, make_params
+from little_model import (
+    CONFIG,
+    ENDLESS,
+    STOP,
+    B,
+    V,
+    draw,
+    generate,
+    make_keys,
+    make_model,
+    make_params,
+    started_session,
+)
 import numpy as np
 import pytest
 
@@ -123,7 +135,7 @@ def test_min_tokens_is_the_minimum_length_of_a_message():
     model, params = make_model(), make_params()
     config = dataclasses.replace(CONFIG, stop=tuple(range(1, V, 2)), closing=(0, 2, 4), min_tokens=6)
     for seed in range(12):
-        session, message = generate(model, params, begun(model, params), make_keys(seed), jnp.ones(B, bool), config)
+        session, message = generate(model, params, started_session(model, params), make_keys(seed), jnp.ones(B, bool), config)
         for ids in message.rows():
             assert len(ids) >= 6 and not set(ids[:-1]) & set(config.closing) and not set(ids) & set(config.stop)
 
@@ -148,7 +160,7 @@ def test_would_repeat_equals_a_search_of_the_row():
 
 def test_no_repeat_prevents_repeated_sequences():
     model, params = make_model(), make_params()
-    session, live = begun(model, params), jnp.ones(B, bool)
+    session, live = started_session(model, params), jnp.ones(B, bool)
 
     def repeated(no_repeat):
         """Return the number of repeated pairs of tokens in many messages of maximum length."""

@@ -15,7 +15,6 @@ from little_model import (
     L,
     V,
     assert_same_row,
-    begun,
     draw,
     extend,
     full_logits,
@@ -26,6 +25,7 @@ from little_model import (
     next_logits,
     peek,
     score,
+    started_session,
     text,
 )
 import numpy as np
@@ -107,7 +107,7 @@ def test_extend_does_not_depend_on_pieces_and_chunks():
 
 def test_peek_does_not_change_the_conversation():
     model, params, rng = make_model(), make_params(), np.random.default_rng(2)
-    session = begun(model, params)
+    session = started_session(model, params)
     question = text(rng, 12, 0, 5)
     after, logits = peek(model, params, session, question, 4)
     for b in range(B):
@@ -128,7 +128,7 @@ def test_peek_does_not_change_the_conversation():
 
 def test_peek_that_stays_equals_extend():
     model, params, rng = make_model(), make_params(), np.random.default_rng(4)
-    session, tokens = begun(model, params), text(rng, 7, 0, 12)
+    session, tokens = started_session(model, params), text(rng, 7, 0, 12)
     for stay in (False, True):
         after, logits = peek(model, params, session, tokens, 4, stay)
         expected = extend(model, params, session, tokens, 4) if stay else session
@@ -141,7 +141,7 @@ def test_peek_that_stays_equals_extend():
 
 def test_peek_returns_nan_if_the_tokens_do_not_fit():
     model, params = make_model(), make_params()
-    session = begun(model, params, lengths=(5, 1, 9))
+    session = started_session(model, params, lengths=(5, 1, 9))
     session = session.replace(length=jnp.array([5, L - 4, 9]))
     _, logits = peek(model, params, session, pack([[2] * 4, [2] * 4, []], K), 4)
     assert np.isnan(logits).all(axis=1).tolist() == [False, True, False]
@@ -150,7 +150,7 @@ def test_peek_returns_nan_if_the_tokens_do_not_fit():
 
 def test_peek_returns_nan_for_a_frozen_row():
     model, params = make_model(), make_params()
-    session = begun(model, params)
+    session = started_session(model, params)
     frozen = session.replace(overflow=jnp.array([False, True, False]))
     _, logits = peek(model, params, frozen, pack([[2]] * B, K), 4)
     assert np.isnan(logits).all(axis=1).tolist() == [False, True, False]
@@ -158,7 +158,7 @@ def test_peek_returns_nan_for_a_frozen_row():
 
 def test_extend_beyond_the_capacity_freezes_only_that_row():
     model, params, rng = make_model(), make_params(), np.random.default_rng(3)
-    session = begun(model, params, lengths=(12, 12, 9))
+    session = started_session(model, params, lengths=(12, 12, 9))
     for lengths in ((12, 12, 9), (12, 12, 12), (12, 12, 12)):
         session = extend(model, params, session, text(rng, *lengths), 4)
     assert session.length.tolist() == [48, 48, 42]
@@ -181,7 +181,7 @@ def test_extend_beyond_the_capacity_freezes_only_that_row():
 
 def test_generate_beyond_the_capacity_freezes_only_that_row():
     model, params = make_model(), make_params()
-    session, live = begun(model, params, lengths=(5, 1, 9)), jnp.ones(B, bool)
+    session, live = started_session(model, params, lengths=(5, 1, 9)), jnp.ones(B, bool)
     expected, _ = generate(model, params, session, make_keys(0), jnp.array([True, False, True]), ENDLESS)
     full = session.replace(length=jnp.array([5, L - 3, 9]))
     after, message = generate(model, params, full, make_keys(0), live, ENDLESS)
@@ -197,7 +197,7 @@ def test_generate_beyond_the_capacity_freezes_only_that_row():
 
 def full_session(model, params):
     """Return a session whose first row is full and ends with a stop id."""
-    session = begun(model, params)
+    session = started_session(model, params)
     return session.replace(ids=session.ids.at[0, -1].set(STOP), length=session.length.at[0].set(L))
 
 
@@ -221,29 +221,29 @@ def test_generate_freezes_a_full_row():
 def test_a_message_does_not_depend_on_other_rows():
     model, params, live = make_model(), make_params(), jnp.ones(B, bool)
     keys = make_keys(7)
-    session, message = generate(model, params, begun(model, params), keys, live, CONFIG)
-    other = begun(model, params, seed=5, lengths=(2, 8, 9))
+    session, message = generate(model, params, started_session(model, params), keys, live, CONFIG)
+    other = started_session(model, params, seed=5, lengths=(2, 8, 9))
     take = lambda a, b: jnp.concatenate([a[:1], b[1:]])
-    mixed = jax.tree.map(take, begun(model, params), other)
+    mixed = jax.tree.map(take, started_session(model, params), other)
     key_data = take(jax.random.key_data(keys), jax.random.key_data(make_keys(8)))
     _, mixed_message = generate(model, params, mixed, jax.random.wrap_key_data(key_data), live, CONFIG)
     assert mixed_message.rows()[0] == message.rows()[0] and mixed_message.rows()[1:] != message.rows()[1:]
-    reverse = jax.tree.map(lambda x: x[::-1], begun(model, params))
+    reverse = jax.tree.map(lambda x: x[::-1], started_session(model, params))
     _, reversed_message = generate(model, params, reverse, keys[::-1], live, CONFIG)
     assert reversed_message.rows() == message.rows()[::-1]
-    last_row = jax.tree.map(lambda x: x[2:], begun(model, params))
+    last_row = jax.tree.map(lambda x: x[2:], started_session(model, params))
     alone, message_alone = generate(model, params, last_row, keys[2:], live[2:], CONFIG)
     assert message_alone.rows() == message.rows()[2:]
     np.testing.assert_allclose(alone.logprob[0], session.logprob[2], atol=1e-4)
-    _, one_live = generate(model, params, begun(model, params), keys, jnp.array([False, False, True]), CONFIG)
+    _, one_live = generate(model, params, started_session(model, params), keys, jnp.array([False, False, True]), CONFIG)
     assert one_live.rows() == [[], [], message.rows()[2]]
-    _, other_keys = generate(model, params, begun(model, params), make_keys(9), live, CONFIG)
+    _, other_keys = generate(model, params, started_session(model, params), make_keys(9), live, CONFIG)
     assert other_keys.rows() != message.rows()
 
 
 def test_each_token_is_sampled_with_the_key_of_its_position():
     model, params, keys = make_model(), make_params(), make_keys(4)
-    session, _ = generate(model, params, begun(model, params), keys, jnp.ones(B, bool), ENDLESS)
+    session, _ = generate(model, params, started_session(model, params), keys, jnp.ones(B, bool), ENDLESS)
     logits, turns = full_logits(model, params, session.ids), np.asarray(session.turn)
     banned = jnp.zeros((B, V), bool).at[:, [STOP, CLOSING]].set(True)
     for p in range(1, int(session.length.max())):
@@ -265,7 +265,7 @@ def test_an_empty_conversation_generates_no_message():
 @pytest.mark.parametrize('window, layers', ((None, 2), (6, 1)))
 def test_a_cleared_row_equals_a_new_one_and_the_others_do_not_change(window, layers):
     model, params, rng = make_model(window, layers), make_params(layers), np.random.default_rng(6)
-    old = extend(model, params, begun(model, params, lengths=(12, 9, 3)), text(rng, 12, 12, 12), 4)
+    old = extend(model, params, started_session(model, params, lengths=(12, 9, 3)), text(rng, 12, 12, 12), 4)
     old, _ = generate(model, params, old, make_keys(0), jnp.ones(B, bool), CONFIG)
     old = old.replace(overflow=jnp.array([True, False, False]))
     rows = jnp.array([True, False, True])
@@ -311,7 +311,7 @@ def test_other_lengths_do_not_compile_again():
     rng, keys = np.random.default_rng(9), [make_keys(i) for i in range(2)]
     live, others = jnp.array([True, False, True]), jnp.array([False, True, False])
     with CompileCounter() as compiles:
-        session = begun(model, params, seed=4, lengths=(1, 12, 3))
+        session = started_session(model, params, seed=4, lengths=(1, 12, 3))
         session, _ = generate(model, params, session, keys[0], live, CONFIG)
         session = extend(model, params, session, text(rng, 0, 0, 11), 4)
         session, _ = peek(model, params, session, text(rng, 5, 7, 1), 4)

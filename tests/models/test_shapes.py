@@ -6,7 +6,7 @@ import typing
 import jax
 import jax.numpy as jnp
 from jaxtyping import jaxtyped
-from little_model import CONFIG, B, begun, generate, make_keys, make_model, make_params
+from little_model import CONFIG, B, generate, make_keys, make_model, make_params, started_session
 import pytest
 
 from epo_jax.models.attention import Keys, Values
@@ -26,7 +26,7 @@ def mismatches(struct):
 
 def test_sessions_and_messages_have_the_annotated_shapes():
     model, params = make_model(), make_params()
-    session = begun(model, params)
+    session = started_session(model, params)
     after, message = generate(model, params, session, make_keys(0), jnp.ones(B, bool), CONFIG)
     for value in (session, after):
         with jaxtyped('context'):  # an axis has the same size in all fields

@@ -60,7 +60,7 @@ def text(known=True):
 
 
 def test_loops_multiply_the_cost_of_their_bodies():
-    read = cost.read(text())
+    read = cost.program_cost(text())
     assert read.cycles == {'gate/dot': 3 * 4 * 50, 'add': 7} and read.open_loops == 0
     collectives = {(c.kind, c.devices, c.bytes, c.times, c.hidden) for c in read.collectives}
     assert collectives == {('all-gather', 4, 32 * 16 * 4, 12, True), ('all-reduce', 2, 200, 12, False),
@@ -68,7 +68,7 @@ def test_loops_multiply_the_cost_of_their_bodies():
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_reported():
-    read = cost.read(text(known=False))
+    read = cost.program_cost(text(known=False))
     assert read.cycles == {'gate/dot': 4 * 50, 'add': 7} and read.open_loops == 1
 
 
@@ -76,12 +76,12 @@ def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     ('all-gather', 75), ('all-reduce', 150), ('reduce-scatter', 300), ('all-to-all', 75),
     ('collective-permute', 100)))
 def test_bytes_that_leave_a_device(kind, moved):
-    assert cost.Collective(kind, 4, 100, 3, False).moved == 3 * moved
+    assert cost.Collective(kind, 4, 100, 3, False).bytes_sent == 3 * moved
 
 
 def test_a_text_without_an_entry_computation_is_an_error():
     with pytest.raises(ValueError, match='no entry'):
-        cost.read('HloModule nothing\n')
+        cost.program_cost('HloModule nothing\n')
 
 
 def count(function, *shapes):

@@ -128,7 +128,7 @@ except MeshError as error:
     print(error)
 config.learner.micro_batch = 8
 for config.learner.offload in (False, True):
-    print(programs.size(programs.plan_target(config, 'v5p:2x2x2').state()))
+    print(programs.device_bytes(programs.plan_target(config, 'v5p:2x2x2').state()))
 """)
     assert message.startswith('learner.micro_batch=1 rows do not split over the 8 devices')
     assert int(on_device) == pytest.approx(3 * int(offloaded), rel=1e-3)  # parameters and two moments
@@ -143,13 +143,13 @@ def test_without_the_compiler_the_error_says_what_to_install(tmp_path):
 
 
 def test_shapes_come_from_names_and_folders(tmp_path):
-    assert programs.shape_of('meta-llama/Meta-Llama-3-8B-Instruct').num_params == 8_030_261_248
-    assert programs.shape_of('meta-llama/Meta-Llama-3-70B-Instruct').num_params == 70_553_706_496
+    assert programs.model_config('meta-llama/Meta-Llama-3-8B-Instruct').num_params == 8_030_261_248
+    assert programs.model_config('meta-llama/Meta-Llama-3-70B-Instruct').num_params == 70_553_706_496
     small = ModelConfig(64, 32, 2, 4, 2, 8, 64)
     (tmp_path / 'config.json').write_text(json.dumps(hf_config(small)))
-    assert programs.shape_of(str(tmp_path)) == small
+    assert programs.model_config(str(tmp_path)) == small
     with pytest.raises(programs.PlanError, match='config.json'):
-        programs.shape_of('somebody/unknown')
+        programs.model_config('somebody/unknown')
 
 
 def test_unknown_chips_are_refused():
@@ -164,6 +164,6 @@ def test_topologies_of_every_kind_of_chip(topology, chips):
 config.model.path = 'Meta-Llama-3-8B'
 config.rollout.batch = config.learner.micro_batch = 16
 target = programs.plan_target(config, '{topology}')
-print(target.mesh.size, programs.size(target.state()))
+print(target.mesh.size, programs.device_bytes(target.state()))
 """)[0].split())
     assert size == chips and state * chips == pytest.approx(12 * SHAPES['Meta-Llama-3-8B'].num_params, rel=0.01)

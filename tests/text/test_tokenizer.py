@@ -1,4 +1,4 @@
-"""Tokenizers against a plain implementation of byte-pair merging; properties of encode, decode and ids_with."""
+"""Tokenizers against a plain implementation of byte-pair merging; properties of encode, decode and ids_containing."""
 
 import json
 
@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from epo_jax.text.tokenizer import TokenizerError, decode, encode, ids_with, load_tokenizer, special_ids
+from epo_jax.text.tokenizer import TokenizerError, decode, encode, ids_containing, load_tokenizer, special_ids
 
 TEXTS = [
     '', ' ', 'a', '\n', 'Hello, world!', "I'm sure they'll say it's what we'd've DON'T",
@@ -188,11 +188,11 @@ def test_decode_skips_only_control_tokens(smollm2_tokenizer):
 
 
 def test_ids_with(smollm2_tokenizer):
-    newline = ids_with(smollm2_tokenizer, '\n')
+    newline = ids_containing(smollm2_tokenizer, '\n')
     assert newline == tuple(sorted(i for t, i in smollm2_tokenizer.get_vocab().items() if 'Ċ' in t))
     assert encode(smollm2_tokenizer, '\n')[0] in newline and not set(newline) & special_ids(smollm2_tokenizer)
-    assert encode(smollm2_tokenizer, ' the')[0] in ids_with(smollm2_tokenizer, ' t')
-    assert ids_with(smollm2_tokenizer, 'im_end|>') == ()  # control tokens are excluded
+    assert encode(smollm2_tokenizer, ' the')[0] in ids_containing(smollm2_tokenizer, ' t')
+    assert ids_containing(smollm2_tokenizer, 'im_end|>') == ()  # control tokens are excluded
 
 
 def test_ids_with_sees_spaces_that_the_decoder_removes_at_the_start(tmp_path):
@@ -209,8 +209,8 @@ def test_ids_with_sees_spaces_that_the_decoder_removes_at_the_start(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert encode(tokenizer, 'hi\nhi') == [7, 2, 4, 5]
     assert decode(tokenizer, [7, 2, 4, 5]) == 'hi\nhi'
-    assert ids_with(tokenizer, ' ') == (3, 6, 7, 9)
-    assert ids_with(tokenizer, '\n') == (2,)
+    assert ids_containing(tokenizer, ' ') == (3, 6, 7, 9)
+    assert ids_containing(tokenizer, '\n') == (2,)
 
 
 # Loading
