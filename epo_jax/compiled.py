@@ -27,7 +27,7 @@ from epo_jax.rl.credit import Credit, CreditRules, assign
 from epo_jax.rl.learner import Batch, Learner, TrainState
 from epo_jax.rl.selfplay import Match
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trained_seats, trajectories
-from epo_jax.rollout import Episodes, Table, episode_keys, rollout_compiled
+from epo_jax.rollout import Episodes, Table, encode, episode_keys, rollout_compiled
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.hosts import fetch
 
@@ -111,7 +111,7 @@ def iteration_program(
 
     credit = assign(
         verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rows.group,
-        config.credit)
+        rows.episode, config.credit)
 
     data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid)
     train, metrics = jax.lax.scan(
@@ -147,7 +147,7 @@ def run_program(exp: Experiment, train: TrainState, matches: Sequence[tuple[Matc
     asked = program.rate or program.process != 'none'
     with exp.watch('program'), exp.progress.phase('iteration', unit='episodes') as phase:
         queues, on_device, order = jax.device_put((
-            tuple(table.env.encode(part) for table, part in zip(tables, parts, strict=True)), tuple(numbers),
+            tuple(encode(table, part) for table, part in zip(tables, parts, strict=True)), tuple(numbers),
             orders(count, config.learner.batch, config.learner.epochs, (seed, iteration))))
         keys = tuple(episode_keys(seed, iteration, number) for number in numbers)
         train, result = iteration_program(

@@ -139,7 +139,7 @@ def make_learner(config: ConfigDict, roles: Roles) -> Learner:
     """Build the learner, with the length of its learning rate schedule."""
     c = config.learner
     trained = sum(sum(kind == 'policy' for kind in match.kinds) * len(match.episodes)
-                  for match in selfplay.matches(config.seats, config.rollout.episodes))
+                  for match in selfplay.matches(config.seats, config.rollout.episodes, config.rollout.group))
     steps = config.iterations * c.epochs * math.ceil(trained / c.batch)
     return from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config))
 

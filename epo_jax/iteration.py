@@ -28,7 +28,7 @@ from epo_jax.rl.learner import Batch, Learner, TrainState
 from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
-from epo_jax.rollout import Episodes, Table, episode_keys, max_seat_turns, rollout_on_host
+from epo_jax.rollout import Episodes, Table, encode, episode_keys, max_seat_turns, rollout_on_host
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.timing import Stopwatch
 
@@ -133,7 +133,7 @@ class Experiment:
         return [
             (match, self.table(tuple(
                 self.seat(kind, policy, state.snapshots, iteration) for kind in match.kinds), config.rollout.group))
-            for match in selfplay.matches(config.seats, config.rollout.episodes)]
+            for match in selfplay.matches(config.seats, config.rollout.episodes, config.rollout.group)]
 
     def seat(self, kind: str, policy: Any, snapshots: Sequence[Any], iteration: int) -> Seat:
         """Return a seat with a strategist of a kind (see `selfplay.KINDS`); `policy` are the parameters in training."""
@@ -171,7 +171,7 @@ class Experiment:
         count = lambda tokens: 0 if tokens is None else int(np.sum(np.asarray(tokens.length)))
         with self.watch('rollout'), self.progress.phase('rollout', unit='turns') as phase:
             episodes, reasons = rollout_on_host(
-                table, table.env.encode(scenarios), keys, self.config.rollout.batch,
+                table, encode(table, scenarios), keys, self.config.rollout.batch,
                 on_turn=lambda turn: phase.advance(
                     int(np.sum(turn.live)), count(turn.strategy) + count(turn.message)))
         return MatchResult(table, match, scenarios, episodes, reasons)
@@ -200,7 +200,7 @@ class Experiment:
         """Return rewards and advantages of every turn (NumPy)."""
         return Credit(*map(np.asarray, assign(
             verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rows.group,
-            self.credit_rules)))
+            rows.episode, self.credit_rules)))
 
     def update(self, train: TrainState, rows: Trajectory, credit: Credit,
                iteration: int) -> tuple[TrainState, dict[str, float]]:

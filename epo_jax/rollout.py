@@ -8,7 +8,7 @@ Axis letters: B slots, E episodes, S seats, A actions of all seats together, T t
 K tokens.
 """
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 from flax import struct
 import jax
@@ -223,6 +223,18 @@ def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
     width = 4 * message.ids.shape[1]
     rows = [text.encode(reader.tokenizer, text.decode(speaker.tokenizer, row))[:width] for row in message.rows()]
     return pack(rows, width)
+
+
+def encode(table: Table, scenarios: Sequence[Any]) -> Any:
+    """Encode the scenarios of a rollout, one for each episode, as its queue.
+
+    Raises:
+      ValueError: neighbors that form a group do not share a scenario; an agent reads an opening once for its group.
+    """
+    group = table.group
+    if len(scenarios) % group or any(scenario is not scenarios[i - i % group] for i, scenario in enumerate(scenarios)):
+        raise ValueError(f'{len(scenarios)} scenarios are not groups of {group} episodes with the same scenario')
+    return table.env.encode(scenarios)
 
 
 def open_table(table: Table, batch: int, count: int, keys) -> tuple[TableState, Episodes]:

@@ -51,11 +51,11 @@ def test_the_credit_rule_of_the_documentation_is_a_median_of_the_others(monkeypa
     exec(source, vars(credit) | {'jnp': jnp, 'BASELINES': credit.BASELINES})
     random = np.random.default_rng(0)
     value, mask = random.normal(size=(7, 3)), random.random((7, 3)) < 0.7
-    group = np.array([0, 0, 0, 1, 1, 1, 2])
-    got = np.asarray(credit.baseline(value, mask, group, 'median'))
+    group, episode = np.array([0, 0, 0, 1, 1, 1, 2]), np.array([0, 0, 1, 2, 3, 4, 5])
+    got = np.asarray(credit.baseline(value, mask, group, episode, 'median'))
     for n in range(7):
         for t in range(3):
-            others = [value[m, t] for m in range(7) if m != n and group[m] == group[n] and mask[m, t]]
+            others = [value[m, t] for m in range(7) if episode[m] != episode[n] and group[m] == group[n] and mask[m, t]]
             assert got[n, t] == pytest.approx(np.median(others) if others else value[n, t], abs=1e-6)
 
 

@@ -54,7 +54,7 @@ class Credit(NamedTuple):
 @functools.partial(jax.jit, static_argnames='rules')
 def assign(process: Float[Array, 'N T'], process_valid: Bool[Array, 'N T'], outcome: Float[Array, ' N'],
            outcome_valid: Bool[Array, ' N'], turn_mask: Bool[Array, 'N T'], group: Int[Array, ' N'],
-           rules: CreditRules) -> Credit:
+           episode: Int[Array, ' N'], rules: CreditRules) -> Credit:
     """Turn rewards into advantages.
 
     Args:
@@ -64,11 +64,12 @@ def assign(process: Float[Array, 'N T'], process_valid: Bool[Array, 'N T'], outc
       outcome_valid: conversations with an outcome.
       turn_mask: turns that took place.
       group: conversations of the same scenario and seat have the same number.
+      episode: conversations of the same episode have the same number.
       rules: see there.
     """
     reward, valid = combine(
         process, process_valid, outcome, outcome_valid, turn_mask, rules.combine, rules.weight)
-    advantage = advantages(reward, valid, group, rules.gamma, rules.baseline, rules.normalise)
+    advantage = advantages(reward, valid, group, episode, rules.gamma, rules.baseline, rules.normalise)
     return Credit(reward, valid, advantage)
 
 
@@ -135,24 +136,28 @@ def returns(reward, mask, gamma: float):
 # What is subtracted from returns
 
 
-def no_baseline(value, mask, group):
+def no_baseline(value, mask, group, episode):
     """Return 0, as EPO does."""
     return jnp.zeros_like(value)
 
 
-def batch_baseline(value, mask, group):
-    """Return the mean over the turns of the same number of all other conversations."""
-    return _mean_of_others(value, mask, jnp.ones((len(value), len(value)), bool))
+def batch_baseline(value, mask, group, episode):
+    """Return the mean over the turns of the same number in all other episodes."""
+    return _mean_of_others(value, mask, jnp.ones((len(value), len(value)), bool), episode)
 
 
-def group_baseline(value, mask, group):
-    """Return the mean over the turns of the same number of the other conversations of the same scenario and seat."""
-    return _mean_of_others(value, mask, group[:, None] == group[None, :])
+def group_baseline(value, mask, group, episode):
+    """Return the mean over the turns of the same number in the other episodes of the same scenario and seat."""
+    return _mean_of_others(value, mask, group[:, None] == group[None, :], episode)
 
 
-def _mean_of_others(value, mask, same):
-    """Return the mean over the other conversations that are the `same`; a turn without any gets its own value."""
-    others = (same & ~jnp.eye(len(value), dtype=bool)).astype(value.dtype)
+def _mean_of_others(value, mask, same, episode):
+    """Return the mean over the `same` conversations of other episodes; a turn without any gets its own value.
+
+    The whole episode is left out: the return of the partner depends on this conversation's actions as well, and a
+    baseline that depends on the action biases the gradient.
+    """
+    others = (same & (episode[:, None] != episode[None, :])).astype(value.dtype)
     total = lambda x: jnp.matmul(others, x, precision='highest')  # matrix units would round to bfloat16
     count = total(mask.astype(value.dtype))
     mean = total(jnp.where(mask, value, 0)) / jnp.maximum(count, 1)
@@ -162,16 +167,16 @@ def _mean_of_others(value, mask, same):
 BASELINES = {'none': no_baseline, 'batch': batch_baseline, 'group': group_baseline}
 
 
-def baseline(value, mask, group, how: str):
+def baseline(value, mask, group, episode, how: str):
     """Return what is subtracted from the return of every turn, f[N, T].
 
     Args:
       value: f[N, T], returns.
       mask: bool[N, T], valid turns.
-      group: i32[N], see `assign`.
+      group, episode: i32[N], see `assign`.
       how: a key of BASELINES.
     """
-    return _pick(BASELINES, how, 'baseline')(value, mask, group)
+    return _pick(BASELINES, how, 'baseline')(value, mask, group, episode)
 
 
 # How advantages are scaled
@@ -206,19 +211,19 @@ def normalise(value, mask, how: str):
 
 
 @functools.partial(jax.jit, static_argnames=('gamma', 'base', 'norm'))
-def advantages(reward, valid, group, gamma: float, base: str, norm: str):
+def advantages(reward, valid, group, episode, gamma: float, base: str, norm: str):
     """Return the advantages of turns, f[N, T]: returns, minus the baseline, normalized.
 
     Args:
       reward: f[N, T], from `combine`.
       valid: bool[N, T], from `combine`.
-      group: i32[N], see `assign`.
+      group, episode: i32[N], see `assign`.
       gamma: discount.
       base: a key of BASELINES.
       norm: a key of NORMALIZERS.
     """
     value = returns(reward, valid, gamma)
-    return normalise(value - baseline(value, valid, group, base), valid, norm)
+    return normalise(value - baseline(value, valid, group, episode, base), valid, norm)
 
 
 def _pick(table, name: str, what: str):

@@ -40,22 +40,22 @@ class Match:
     episodes: tuple[int, ...]
 
 
-def matches(kinds: Sequence[str], episodes: int) -> list[Match]:
+def matches(kinds: Sequence[str], episodes: int, group: int) -> list[Match]:
     """Split the episodes of an iteration into matches.
 
-    If all seats are of one kind, there is one match. Otherwise the second half of the episodes is played with the
-    order of the seats reversed, so that no strategist always acts first.
+    Every match plays another rotation of the strategists around the seats, so that no strategist always acts first. The
+    matches get equal shares of the groups; the first ones get one group more where the number does not divide.
 
     Args:
       kinds: one of KINDS for each seat.
-      episodes: number of episodes.
+      episodes: number of episodes, a multiple of `group`.
+      group: number of neighboring episodes that share a scenario; a match plays whole groups.
     """
     kinds = tuple(kinds)
-    if len(set(kinds)) == 1:
-        return [Match(kinds, tuple(range(episodes)))]
-    half = (episodes + 1) // 2
-    return [match for match in (Match(kinds, tuple(range(half))), Match(kinds[::-1], tuple(range(half, episodes))))
-            if match.episodes]
+    rotations = list(dict.fromkeys(kinds[s:] + kinds[:s] for s in range(len(kinds))))
+    shares = np.array_split(np.arange(episodes).reshape(-1, group), len(rotations))
+    return [Match(rotation, tuple(share.ravel().tolist()))
+            for rotation, share in zip(rotations, shares, strict=True) if share.size]
 
 
 def draw_snapshot(seed: int, iteration: int, count: int) -> int:

@@ -91,18 +91,19 @@ def test_a_missing_reward_invalidates_only_its_conversation():
 
 
 def random_turns(seed, holes=False):
+    """Return returns, mask, group and episode of conversations; two conversations belong to each episode."""
     rng = np.random.default_rng(seed)
     mask = np.arange(T) < rng.integers(0, T + 1, N)[:, None]
     if holes:
         mask = rng.random((N, T)) > 0.4
-    return np.where(mask, rng.normal(size=(N, T)), np.nan), mask, rng.integers(0, 4, N)
+    return np.where(mask, rng.normal(size=(N, T)), np.nan), mask, rng.integers(0, 4, N), rng.permutation(N) // 2
 
 
 @pytest.mark.parametrize('gamma', (0.99, 0.5, 1.0, 0.0))
 def test_returns_are_discounted_sums(gamma):
     compiled = jax.jit(credit.returns, static_argnums=2)
     for seed in range(10):
-        reward, mask, _ = random_turns(seed)
+        reward, mask, *_ = random_turns(seed)
         value = exact(compiled, reward, mask, gamma)
         for n, count in enumerate(mask.sum(axis=1)):
             expected = literal_returns(reward[n, :count], gamma)
@@ -111,15 +112,15 @@ def test_returns_are_discounted_sums(gamma):
 
 
 @pytest.mark.parametrize('how', ('none', 'batch', 'group'))
-def test_the_baseline_is_the_mean_of_the_other_conversations(how):
+def test_the_baseline_is_the_mean_of_the_conversations_of_other_episodes(how):
     alone = 0
     for seed in range(10):
-        value, mask, group = random_turns(seed, holes=seed % 2)
-        base = exact(credit.baseline, np.nan_to_num(value), mask, group, how)
+        value, mask, group, episode = random_turns(seed, holes=seed % 2)
+        base = exact(credit.baseline, np.nan_to_num(value), mask, group, episode, how)
         for n in range(N):
             for t in range(T):
                 others = [value[m, t] for m in range(N)
-                          if m != n and mask[m, t] and (how == 'batch' or group[m] == group[n])]
+                          if episode[m] != episode[n] and mask[m, t] and (how == 'batch' or group[m] == group[n])]
                 if how == 'none':
                     assert base[n, t] == 0
                 elif mask[n, t]:
@@ -129,10 +130,32 @@ def test_the_baseline_is_the_mean_of_the_other_conversations(how):
     assert alone or how == 'none'
 
 
+@pytest.mark.parametrize('how', credit.BASELINES)
+@pytest.mark.parametrize('episodes', (2, 3, 6))
+def test_no_baseline_makes_a_policy_care_about_its_partner(how, episodes):
+    """The action of a seat decides only the outcome of its partner, so the gradient of its own return is 0.
+
+    The mean over all joint actions is exact: no baseline may depend on what the seat itself does.
+    """
+    rows = np.arange(2 * episodes)  # seat-major, as in rl/trajectory.py
+    episode, seat, partner = rows % episodes, rows // episodes, (rows + episodes) % (2 * episodes)
+    one, every = np.ones((len(rows), 1), bool), np.ones(len(rows), bool)
+    actions = (np.arange(2 ** len(rows))[:, None] >> rows) & 1
+    rules = credit.CreditRules('sum', 1.0, 0.99, how, 'none')
+
+    def advantage(outcome):
+        return credit.assign(np.zeros(one.shape), one, outcome, every, one, seat, episode, rules).advantage[:, 0]
+
+    with jax.enable_x64(True):
+        got = np.asarray(jax.jit(jax.vmap(advantage))((actions[:, partner] == 0).astype(np.float64)))
+    score = np.where(actions == 0, 0.5, -0.5)  # the gradient of log p(action) by the logit of action 0, at p = 1/2
+    np.testing.assert_allclose((score * got).mean(axis=0), 0, atol=1e-12)
+
+
 @pytest.mark.parametrize('how', ('none', 'trajectory', 'batch'))
 def test_normalise_divides_by_the_largest(how):
     for seed in range(10):
-        value, mask, _ = random_turns(seed, holes=seed % 2)
+        value, mask, *_ = random_turns(seed, holes=seed % 2)
         value[3] = np.where(mask[3], 0, np.nan)
         advantage = exact(credit.normalise, value, mask, how)
         largest = max(abs(value[n, t]) for n in range(N) for t in range(T) if mask[n, t])
@@ -153,15 +176,15 @@ def test_all_zeros_stay_zeros(how):
 def test_advantages_are_normalized_returns_minus_the_baseline(base, norm):
     gamma = 0.9
     for seed in range(3):
-        reward, mask, group = random_turns(seed)
-        advantage = exact(credit.advantages, reward, mask, group, gamma=gamma, base=base, norm=norm)
+        reward, mask, group, episode = random_turns(seed)
+        advantage = exact(credit.advantages, reward, mask, group, episode, gamma=gamma, base=base, norm=norm)
         value = [literal_returns(row[m], gamma) for row, m in zip(reward, mask)]
         difference = []
         for n, row in enumerate(value):
             difference.append([])
             for t, own in enumerate(row):
                 others = [v[t] for m, v in enumerate(value)
-                          if m != n and t < len(v) and (base == 'batch' or group[m] == group[n])]
+                          if episode[m] != episode[n] and t < len(v) and (base == 'batch' or group[m] == group[n])]
                 expected = 0 if base == 'none' else np.mean(others) if others else own
                 difference[-1].append(own - expected)
         largest = max(abs(x) for row in difference for x in row)
@@ -172,12 +195,12 @@ def test_advantages_are_normalized_returns_minus_the_baseline(base, norm):
 
 
 def test_invalid_conversations_do_not_change_means_and_maxima():
-    reward, mask, group = random_turns(0)
+    reward, mask, group, episode = random_turns(0)
     invalid = np.arange(N) % 3 == 0
     huge, valid = np.where(invalid[:, None], 1e6, reward), mask & ~invalid[:, None]
     options = dict(gamma=0.99, base='group', norm='batch')
-    advantage = exact(credit.advantages, huge, valid, group, **options)
-    expected = exact(credit.advantages, reward[~invalid], mask[~invalid], group[~invalid], **options)
+    advantage = exact(credit.advantages, huge, valid, group, episode, **options)
+    expected = exact(credit.advantages, reward[~invalid], mask[~invalid], group[~invalid], episode[~invalid], **options)
     np.testing.assert_allclose(advantage[~invalid], expected, rtol=1e-12)
     assert not advantage[invalid].any()
 
@@ -187,7 +210,7 @@ def official(selected, score, gamma=0.99):
     every = np.ones((1, len(selected)), bool)
     reward, valid = exact(credit.combine, np.array([selected], float), every, np.array([score]), every[:, 0], every,
                           how='official')
-    return exact(credit.advantages, reward, valid, np.zeros(1, int), gamma=gamma, base='none', norm='trajectory')[0]
+    return exact(credit.advantages, reward, valid, np.zeros(1, int), np.zeros(1, int), gamma=gamma, base='none', norm='trajectory')[0]
 
 
 def test_official_advantages_do_not_depend_on_the_outcome_if_no_turn_is_selected():
@@ -212,4 +235,4 @@ def test_unknown_options_are_refused():
         credit.combine(one, yes, one[0], yes[0], yes, how='median')
     for options in (dict(base='median', norm='none'), dict(base='none', norm='median')):
         with pytest.raises(ValueError, match='median'):
-            credit.advantages(one, yes, np.zeros(1, int), gamma=0.9, **options)
+            credit.advantages(one, yes, np.zeros(1, int), np.zeros(1, int), gamma=0.9, **options)

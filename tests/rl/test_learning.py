@@ -57,7 +57,7 @@ def test_thirty_iterations_raise_the_outcome_from_chance_to_ninety_percent_of_th
         valid = rows.turn_mask
         reward, valid = credit.combine(
             np.zeros(valid.shape), valid, share, np.ones(len(share), bool), rows.turn_mask, 'sum')
-        advantage = credit.advantages(reward, valid, rows.group, 0.99, 'batch', 'batch')
+        advantage = credit.advantages(reward, valid, rows.group, rows.episode, 0.99, 'batch', 'batch')
         batch, = batches(
             Batch(rows.ids, rows.turn, rows.logprob, np.asarray(advantage), np.asarray(valid)), 96, 1, (iteration,),
             bucket=96)

@@ -1,30 +1,37 @@
 """Matches with mirrored seats, and the pool of snapshots."""
 
-import itertools
-
+import numpy as np
 import pytest
 
 from epo_jax.rl.selfplay import KINDS, add_snapshot, draw_snapshot, matches
 
 
-@pytest.mark.parametrize('episodes', [1, 2, 3, 7, 16])
-@pytest.mark.parametrize('kinds', list(itertools.product(KINDS, KINDS)))
-def test_every_episode_is_played_once_and_half_of_them_with_reversed_seats(kinds, episodes):
-    played = matches(kinds, episodes)
-    assert sorted(n for match in played for n in match.episodes) == list(range(episodes))
-    assert all(match.episodes for match in played)
-    if kinds[0] == kinds[1]:
-        assert [match.kinds for match in played] == [kinds]
-    else:
-        assert [match.kinds for match in played] == [kinds, kinds[::-1]][:episodes]
-        sizes = [len(match.episodes) for match in played]
-        assert max(sizes) - min([*sizes, 0][:2]) <= 1
+def all_rotations(kinds):
+    """Return the different rotations of some strategists around the seats."""
+    return {tuple(kinds[(s + shift) % len(kinds)] for s in range(len(kinds))) for shift in range(len(kinds))}
 
 
-def test_an_odd_episode_is_played_in_the_original_order():
-    first, second = matches(['policy', 'pool'], 5)
-    assert (first.kinds, first.episodes) == (('policy', 'pool'), (0, 1, 2))
-    assert (second.kinds, second.episodes) == (('pool', 'policy'), (3, 4))
+@pytest.mark.parametrize('seats', [1, 2, 3, 4])
+def test_matches_share_whole_groups_among_all_rotations_of_the_seats(seats):
+    rng = np.random.default_rng(seats)
+    for kinds in rng.choice(KINDS, (40, seats)).tolist():
+        group, groups = rng.integers(1, 5), rng.integers(1, 9)
+        played = matches(kinds, group * groups, group)
+        assert [n for match in played for n in match.episodes] == list(range(group * groups))
+        assert played[0].kinds == tuple(kinds)
+        rotations = all_rotations(kinds)
+        assert len({match.kinds for match in played}) == len(played) == min(groups, len(rotations))
+        assert {match.kinds for match in played} <= rotations
+        for match in played:
+            assert sorted(n % group for n in match.episodes) == sorted(list(range(group)) * (len(match.episodes) // group))
+        sizes = [len(match.episodes) // group for match in played]
+        assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+
+
+def test_the_first_match_gets_the_odd_group():
+    first, second = matches(['policy', 'pool'], 6, 2)
+    assert (first.kinds, first.episodes) == (('policy', 'pool'), (0, 1, 2, 3))
+    assert (second.kinds, second.episodes) == (('pool', 'policy'), (4, 5))
 
 
 def test_the_pool_keeps_the_last_snapshots_in_order():

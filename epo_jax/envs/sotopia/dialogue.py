@@ -110,8 +110,12 @@ class Sotopia(TextEnvironment):
 
 
 def rule_reward(rule: Optional[dict[str, Any]], actions: Sequence[tuple[int, Action]]) -> Optional[float]:
-    """Return the reward in [0, 1] of a finished dialogue by a goal rule; None, which asks the judge, without a rule."""
-    return None if rule is None else goals.score(rule, actions) / 10
+    """Return the reward in [0, 1] of a finished dialogue by a goal rule.
+
+    None asks the judge: there is no rule, or the dialogue leaves open whether there is a deal.
+    """
+    score = None if rule is None else goals.score(rule, actions)
+    return None if score is None else score / 10
 
 
 def action_events(action: Action) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import pytest
 
 from epo_jax.envs.sotopia.actions import Action
-from epo_jax.envs.sotopia.goals import RuleError, agreed_price, check_rule, score
+from epo_jax.envs.sotopia.goals import NO_DEAL, UNCLEAR, Agreement, RuleError, check_rule, read_agreement, score
 
 SELLER = {'kind': 'price', 'reserve': 110, 'target': 170}
 BUYER = {'kind': 'price', 'reserve': 165, 'target': 120}
@@ -14,58 +14,91 @@ def talk(*lines):
     return [(i % 2, Action('speak', text)) for i, text in enumerate(lines)]
 
 
+def bargain(words):
+    """Return the same reply to an offer of $160 in two dialogues."""
+    return (talk('I want $180.', 'I can pay $140.', 'Then $160.', words),
+            talk('I can pay 140 dollars.', 'Make it 160 dollars.', words))
+
+
 @pytest.mark.parametrize('words', [
     'Deal.', 'deal!', 'OK, deal.', "It's a deal.", 'Its a deal', 'Agreed.', 'I agree.', 'I accept.',
     'I accept your offer, thank you.', 'Accepted.', 'Sold!', "I'll take it.", 'Ill take it then', 'We have a deal.',
     'That works for me.', "You've got a deal.", "Then you've got yourself a deal!", "Let's shake on it.",
     'It’s a deal.', 'I’ll take it.', 'Deal, $160 it is.', 'Agreed: 160 dollars.', 'Deal! When can I pick it up?',
-    'I accept. Would you help me carry it?'])
+    'I accept. Would you help me carry it?', "Let's shake hands on it.", '$160 it is.', '160 it is!',
+    'Yes, $160 works for me.', 'Okay, $160, fine.', "Sounds good, it's a deal.", "No problem, I'll pay $160.",
+    'Great, you have a deal at $160!', 'Deal! See you tomorrow.', "You're on.", 'Alright, I can do $160.',
+    "I'd be happy to accept $160.", "Perfect, I'll take it for $160."])
 def test_accepting_in_words_agrees_to_the_last_price_of_the_other_side(words):
-    assert agreed_price(talk('I want $180.', 'I can pay $140.', 'Then $160.', words)) == 160
-    assert agreed_price(talk('I can pay 140 dollars.', 'Make it 160 dollars.', words)) == 160
+    for dialogue in bargain(words):
+        assert read_agreement(dialogue) == Agreement(160, True)
 
 
 @pytest.mark.parametrize('words', [
     'No deal.', 'That is not a deal.', "I don't think we have a deal.", "That isn't a deal I can make.",
-    'I don’t think that works for me.', "We won't shake on it.", "I can't say it's a deal.",
-    'Deal?', 'Would that be a deal?', "I'll take it if you fix the brake.", 'Deal, unless it rains.', 'Hm.',
-    'That is a great deal for a bicycle like this.', 'I agree that the brake squeals.',
-    '$160 is too much for me.', '160 dollars is way too high.', "I won't pay $160.", 'I cannot go to $160.',
-    '$160?', 'Why $160?'])
-def test_refusals_questions_and_conditions_are_no_agreement(words):
-    assert agreed_price(talk('I want $180.', 'I can pay $140.', 'Then $160.', words)) is None
+    'I don’t think that works for me.', "We won't shake on it.", "I can't say it's a deal.", 'Deal?',
+    'Would that be a deal?', 'Hm.', '$160 is too much for me.', '160 dollars is way too high.', "I won't pay $160.",
+    'I cannot go to $160.', '$160?', 'Why $160?', "That's a deal-breaker for me.", '$160 is out of my range.',
+    'You have a deal at $155.', "Are you sure you want $160? That's steep."])
+def test_refusals_questions_and_other_prices_are_no_agreement(words):
+    for dialogue in bargain(words):
+        assert read_agreement(dialogue) == NO_DEAL
 
 
-@pytest.mark.parametrize('lines, price', [
-    ((), None),
-    (('Hello.', 'Hello. Deal!'), None),                                     # no price was named
-    (('I can pay $150.', 'Hm.', 'Deal!'), None),                            # nobody accepts their own offer
-    (('I want $180.', 'I pay $150.', 'I want $170.'), None),
-    (('I want $180.', 'How about $150?', '$165.', '$165 is fine.'), 165),   # the last prices are the same
+@pytest.mark.parametrize('words', [
+    "I'll take it if you fix the brake.", 'Deal, unless it rains.', 'That is a great deal for a bicycle like this.',
+    'I agree that the brake squeals.', 'I agree with you, the brake squeals.', 'Agreed, but the brake squeals.',
+    'You have a deal at 155.', '$160.', "Thanks, I'll think about it.", 'OK.', 'I could almost shake on $160.',
+    "I'll take it under consideration.", "I can't pay more than $160.", 'You said $160, right.',
+    'That price would be a deal for someone else.', 'Cash works for me.'])
+def test_conditions_repetitions_and_friendly_words_are_unclear(words):
+    for dialogue in bargain(words):
+        assert read_agreement(dialogue) == UNCLEAR
+
+
+@pytest.mark.parametrize('lines, expected', [
+    ((), NO_DEAL),
+    (('Hello.', 'Hello. Deal!'), NO_DEAL),                                  # no price was named
+    (('I can pay $150.', 'Hm.', 'Deal!'), UNCLEAR),                         # nobody accepts their own offer
+    (('I want $180.', 'I pay $150.', 'I want $170.'), NO_DEAL),
+    (('I want $180.', 'How about $150?', '$165.', '$165 is fine.'), 165),
     (('Would you take $150?', 'Yes, $150.'), 150),
-    (('I want $180.', 'Deal, for $150.'), None),                            # another price is a new offer ...
+    (('Would you take $150?', 'Yes.'), 150),
+    (('I want $180. Did you see the brake?', 'Yes.'), UNCLEAR),             # the answer to another question
+    (('I want $180.', 'How about $150?', 'Hm, $160. Deal?', 'Yes!'), 160),
+    (('I want $180.', '$150.', 'Deal?', 'Yes.'), 150),                      # "Deal?" proposes the price of the other side
+    (('I want $180.', 'Deal, for $150.'), NO_DEAL),                         # another price is a new offer ...
     (('I want $180.', 'Deal, for $150.', 'Agreed.'), 150),                  # ... which the other side can accept
     (('I want $180.', 'Hm.', 'Well, $170.', 'Deal.'), 170),                 # the last price counts
-    (('I paid $300 for it, so $180 is fair.', 'Deal.'), 180),               # the last amount of a line counts
-    (('$180, or $170 in cash.', 'I accept.'), 170),
-    (('$180.', 'Deal.', 'Or rather $200.', 'Agreed.'), 180),                # the first agreement counts
+    (('I want $60 for the bike.', 'You have a deal at 55.'), UNCLEAR),
+    (('Make it 55.', 'Deal.'), UNCLEAR),                                    # a number without a currency
+    (('I want $60.', 'I can offer fifty-five.', 'Deal.'), UNCLEAR),         # a price in words
+    (('I paid $300 for it, so $180 is fair.', 'Deal.'), 180),               # what something cost is no offer
+    (("I can't do $140, but $160 works.", 'Deal.'), 160),
+    (('$180 is fair, I paid $300 for it.', 'Deal.'), 180),
+    (('$180, or $170 in cash.', 'I accept.'), UNCLEAR),                     # either price may be meant
+    (('$180.', 'Deal.', 'Or rather $200.', 'Agreed.'), UNCLEAR),            # a price after the deal
+    (('$180.', 'Sounds good.', 'So?', 'I pay $150, no more.'), NO_DEAL),    # a new offer ends the doubt
     (('It costs $1,200.50 now.', 'Agreed.'), 1200.5),
     (('It costs $1,200.', 'Agreed.'), 1200),
     (('It costs $ 150, cash.', 'Agreed.'), 150),
     (('It costs 1,500 USD.', 'Agreed.'), 1500),
+    (('I want $1.2k for the car.', 'Agreed.'), 1200),
+    (('I want 60 euros.', 'Agreed.'), 60),
     (('99.90 bucks.', 'Agreed.'), 99.9),
-    (('I have 3 bicycles and 2 locks.', 'Deal.'), None),                    # numbers without a currency
+    (('I have 3 bicycles and 2 locks.', 'Deal.'), NO_DEAL),                 # numbers that are not prices
 ])
-def test_agreed_price(lines, price):
-    assert agreed_price(talk(*lines)) == price
+def test_agreement(lines, expected):
+    assert read_agreement(talk(*lines)) == (expected if isinstance(expected, Agreement) else Agreement(expected, True))
 
 
-def test_only_speech_counts():
+def test_only_speech_agrees_and_a_gesture_leaves_it_unclear():
     offer = (0, Action('speak', 'I want $180.'))
     for kind in ('action', 'non-verbal communication'):
-        assert agreed_price([offer, (1, Action(kind, 'Deal'))]) is None
-        assert agreed_price([(0, Action(kind, 'shows $90')), (1, Action('speak', 'Deal'))]) is None
-    assert agreed_price([offer, (1, Action('leave', ''))]) is None
+        assert read_agreement([offer, (1, Action(kind, 'shake hands'))]) == UNCLEAR
+        assert read_agreement([offer, (1, Action(kind, 'shake their head'))]).price is None
+        assert read_agreement([(0, Action(kind, 'shows $90')), (1, Action('speak', 'Deal'))]) == NO_DEAL
+    assert read_agreement([offer, (1, Action('leave', ''))]) == NO_DEAL
 
 
 @pytest.mark.parametrize('rule, price, expected', [
@@ -81,8 +114,14 @@ def test_no_deal_scores_zero(rule):
     assert score(rule, []) == 0
 
 
+@pytest.mark.parametrize('rule', [SELLER, BUYER])
+def test_an_unclear_dialogue_has_no_score(rule):
+    assert score(rule, talk('$140.', 'Sounds good.')) is None
+
+
 @pytest.mark.parametrize('rule, message', [
     ({}, 'kind'),
+    ([1, 2], 'must be a mapping'),
     ({'kind': 'points', 'reserve': 1, 'target': 2}, "'points'"),
     ({'kind': 'price', 'reserve': 1}, 'reserve and target'),
     ({'kind': 'price', 'target': 1}, 'reserve and target'),
