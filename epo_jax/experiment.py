@@ -19,7 +19,7 @@ from epo_jax.compiled import run_program
 from epo_jax.config import open_workdir
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.base import check_environment, load_domain
-from epo_jax.iteration import Experiment, IterationResult, iteration_metrics
+from epo_jax.iteration import Experiment, IterationResult, check_trained, iteration_metrics
 from epo_jax.models.layout import stack
 from epo_jax.rl import selfplay
 from epo_jax.rl.learner import Learner, TrainState, from_config
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
 
     Raises:
       ConfigError, ProfileError, WeightsError, ...: the input is bad; nothing has been trained.
-      FloatingPointError: a loss or gradient is not finite.
+      TrainingError: a loss or gradient is not finite, or an iteration trains nothing.
     """
     validate(config)
     domain = load_domain(config.environment.name)
@@ -115,6 +115,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                     train, config.rollout.episodes, config.rollout.group, iteration, config.seed)
                 state, result = run_iteration(exp, state, chosen, iteration)
                 saved = write_episodes(exp, result, iteration, workdir)
+                check_trained(result, saved, iteration)
                 metrics = iteration_metrics(result, saved) | watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
@@ -211,6 +212,7 @@ def write_episodes(exp: Experiment, result: IterationResult, iteration: int,
 def summary(iteration: int, metrics: dict[str, float]) -> str:
     """Return one line about an iteration."""
     seconds = sum(metrics.get(f'time/{name}', 0) for name in ('rollout', 'judge', 'learn', 'program'))
-    return (f'iteration {iteration}: outcome {metrics["outcome/mean"]:.3f}  loss {metrics["learner/loss"]:+.4f}  '
+    outcome = 'missing' if math.isnan(metrics['outcome/mean']) else f'{metrics["outcome/mean"]:.3f}'
+    return (f'iteration {iteration}: outcome {outcome}  loss {metrics["learner/loss"]:+.4f}  '
             f'gradient {metrics["learner/gradient_norm"]:.2f}  gap {metrics["learner/logprob_gap"]:.1e}  '
             f'turns {metrics["episodes/turns"]:.1f}  {seconds:.0f} s')

@@ -18,6 +18,7 @@ from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Domain, Environment, EpisodeText
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.layout import sampling_params
+from epo_jax.records import failure_reason
 from epo_jax.rewards.outcome import load_outcome, with_outcome
 from epo_jax.rewards.process import Verdict, assess
 from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
@@ -29,6 +30,7 @@ from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
 from epo_jax.rollout import Episodes, Table, encode, episode_keys, max_seat_turns, rollout_on_host
+from epo_jax.runtime.errors import TrainingError
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.timing import Stopwatch
 
@@ -218,16 +220,33 @@ class Experiment:
                 return train, mean_metrics(steps, iteration)
 
 
+def check_trained(result: IterationResult, saved: Optional[Sequence[dict]], iteration: int) -> None:
+    """Check that an iteration had something to learn from: an episode with an outcome and all process rewards.
+
+    Raises:
+      TrainingError: it had not; the message counts what is missing.
+    """
+    if result.credit.valid.any():
+        return
+    verdict, cut = result.verdict, int(result.rows.truncated.sum())
+    reason = failure_reason(saved or ())
+    raise TrainingError(
+        f'iteration {iteration + 1} trains nothing: of {len(verdict.outcome)} conversations, {cut} were cut off, '
+        f'{int((~verdict.outcome_valid).sum())} have no outcome, and '
+        f'{int(((verdict.turn_mask & ~verdict.valid).any(axis=1)).sum())} lack process rewards; '
+        + (f'the first failure: {reason}' if reason else 'check judge.model and judge.capacity'))
+
+
 def mean_metrics(steps: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, float]:
     """Return the metrics of an iteration's gradient steps.
 
     Raises:
-      FloatingPointError: a loss or gradient is not finite.
+      TrainingError: a loss or gradient is not finite.
     """
     steps = [{name: float(value) for name, value in step.items()} for step in steps]
     for step in steps:
         if not math.isfinite(step['loss'] + step['gradient_norm']):
-            raise FloatingPointError(
+            raise TrainingError(
                 f'iteration {iteration + 1}: loss {step["loss"]}, gradient norm {step["gradient_norm"]}; training '
                 'stopped, and the last checkpoint is that of an earlier iteration')
     mean = {f'learner/{name}': float(np.mean([step[name] for step in steps])) for name in steps[0]}

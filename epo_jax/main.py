@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
     from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
     from epo_jax.runtime import hosts, timing
     from epo_jax.runtime.checkpoint import CheckpointError
+    from epo_jax.runtime.errors import TrainingError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     timing.enable_compilation_cache(cache / 'epo_jax')
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         hosts.start(_HOSTS.value)
         training = offline if 'data' in _CONFIG.value else experiment
         training.run(_CONFIG.value, _WORKDIR.value)
-    except (InputError, CheckpointError, FileNotFoundError) as error:
+    except (InputError, TrainingError, CheckpointError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -21,6 +21,7 @@ from epo_jax.models.transformer import REMAT
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
+from epo_jax.runtime.errors import TrainingError
 from epo_jax.runtime.metrics import MetricsWriter
 from epo_jax.runtime.parallel import check_rows, make_mesh
 from epo_jax.runtime.progress import Progress
@@ -94,7 +95,7 @@ def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
 
     Raises:
       InputError: If the configuration, the data or the model cannot be used; nothing has been trained then.
-      FloatingPointError: If a loss or gradient is not finite; the last checkpoint is kept.
+      TrainingError: If a loss or gradient is not finite; the last checkpoint is kept.
     """
     validate(config)
     c, mesh = config.learner, make_mesh(config.mesh)
@@ -141,7 +142,7 @@ def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
                     prefetched = next(upcoming, None)  # prepared while the device computes the step
                     metrics = describe(learned, examples, batch)
                 if not math.isfinite(metrics['learner/loss'] + metrics['learner/gradient_norm']):
-                    raise FloatingPointError(
+                    raise TrainingError(
                         f'step {step + 1} is not finite: loss {metrics["learner/loss"]}, gradient norm '
                         f'{metrics["learner/gradient_norm"]}; the last checkpoint is kept')
                 extra = {name: extra[name] + metrics[f'data/{name}'] for name in extra}

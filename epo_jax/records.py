@@ -49,7 +49,8 @@ def failure(cause: int, text: EpisodeText, reason: Optional[str]) -> Optional[st
         return 'the observations between two turns of a seat do not fit rollout.view_tokens'
     if cause > 0:
         s, actor = divmod(int(cause) - 1, 2)
-        return reason or f'{"actor" if actor else "strategist"} of seat {s}: the conversation does not fit its capacity'
+        agent = f'{"actor" if actor else "strategist"} of seat {s}'
+        return reason or f'{agent}: the conversation does not fit its capacity, or logits are not finite'
     return text.failure or 'the environment failed'
 
 

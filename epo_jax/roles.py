@@ -80,12 +80,23 @@ def _agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closin
     tokenizer = language.tokenizer
     stop = language.chat.stop + (text.ids_containing(tokenizer, '\n') if role.one_line else ())
     closes = text.ids_containing(tokenizer, closing) if closing else ()
+    ends = {language.chat.end, *stop, *closes}
     sampling = SamplingConfig(
         role.max_tokens, tuple(dict.fromkeys((language.chat.end, *sorted(set(stop))))),
-        tuple(sorted(set(closes) - set(stop))), role.temperature, role.top_k, role.top_p, role.min_tokens,
-        role.no_repeat)
+        tuple(sorted(set(closes) - set(stop))), tuple(sorted(unspeakable_ids(language) - ends)), role.temperature,
+        role.top_k, role.top_p, role.min_tokens, role.no_repeat)
     encode = lambda part: tuple(text.encode(tokenizer, part))
     return LocalAgent(language.sampler(), language.chat, sampling, role.capacity, tuple(map(encode, prefixes)), chunk)
+
+
+def unspeakable_ids(language: Language) -> set[int]:
+    """Return the ids that no message may contain: control tokens, and rows of the embedding without a token.
+
+    Messages go from one model to another as ids. In the prompt of a partner or a judge, a control token would end the
+    speaker's turn and begin text in somebody else's name.
+    """
+    tokens = set(language.tokenizer.get_vocab().values())
+    return (set(range(language.config.vocab_size)) - tokens) | text.special_ids(language.tokenizer)
 
 
 def adapter(config: ConfigDict) -> Optional[LoRA]:

@@ -1,5 +1,6 @@
 """Complete runs: an interrupted run equals an uninterrupted one, and a run leaves the files that it should."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from epo_jax import defaults, experiment
 from epo_jax.config import ConfigError
+from epo_jax.runtime.errors import TrainingError
 from epo_jax.runtime.files import read_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,6 +36,11 @@ def small_config():
     config.learner.update(learning_rate=1e-3, batch=8, micro_batch=8, length_bucket=256)
     config.evaluation.episodes = 0
     return config
+
+
+def count_of_letters(prompts):
+    """Return an outcome that differs between almost all strategies."""
+    return [sum(map(ord, ''.join(prompt.strategies))) % 97 / 97 for prompt in prompts]
 
 
 def numbers(workdir):
@@ -152,9 +160,32 @@ def test_a_run_without_results_does_not_reserve_its_workdir(tmp_path):
 def test_a_nonfinite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     config = small_config()
     config.learner.update(learning_rate=1e30, schedule='constant')
-    with pytest.raises(FloatingPointError, match='iteration 2'):
+    config.reward.outcome = f'{__name__}:count_of_letters'  # differs between episodes, or nothing would be learned
+    with pytest.raises(TrainingError, match='iteration 2'):
         experiment.run(config, tmp_path)
     assert (tmp_path / 'checkpoints' / '1').is_dir() and len(numbers(tmp_path)) == 1
+
+
+@pytest.mark.parametrize('broken, message', [
+    ('judge', r'of 8 conversations, 0 were cut off, \d have no outcome, and 8 lack process rewards; check judge.model'),
+    ('actor', 'of 8 conversations, 8 were cut off.* the first failure: actor of seat 0: the logits of the model')])
+def test_a_run_stops_at_an_iteration_that_trains_nothing(tmp_path, monkeypatch, broken, message):
+    config = small_config()
+    config.reward.update(process='potential', outcome='judge')
+    if broken == 'judge':
+        config.judge.capacity = 64  # no conversation fits
+    else:
+        def build(*args):
+            roles = build_roles(*args)
+            bad = jax.tree.map(lambda x: x.at[0].set(float('nan')), roles.actor.params['final_norm'])
+            return dataclasses.replace(roles, actor=dataclasses.replace(
+                roles.actor, params=dict(roles.actor.params, final_norm=bad)))
+        build_roles = experiment.build_roles
+        monkeypatch.setattr(experiment, 'build_roles', build)
+    with pytest.raises(TrainingError, match=f'iteration 1 trains nothing: {message}'):
+        experiment.run(config, tmp_path)
+    assert len(read_jsonl(tmp_path / 'episodes/iteration_00001.jsonl')) == 4  # to see what went wrong
+    assert not numbers(tmp_path) and not (tmp_path / 'checkpoints' / '1').exists()
 
 
 def test_an_unknown_key_is_refused_before_anything_is_loaded(tmp_path):

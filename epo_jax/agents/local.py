@@ -93,12 +93,14 @@ class LocalAgent:
         return prefix, sampling.extend(self.model, params, session, prefix, self.chunk)
 
     def failed(self, memory: sampling.Session) -> Bool[Array, ' B']:
-        """See Agent.failed. A conversation fails if it does not fit the capacity."""
-        return memory.overflow
+        """See Agent.failed. A conversation fails if it does not fit the capacity, or if logits are not finite."""
+        return memory.overflow | memory.broken
 
     def reasons(self, memory: sampling.Session) -> list[str]:
         """See Agent.reasons."""
-        return [f'the conversation does not fit its capacity of {self.capacity} tokens'] * len(memory.overflow)
+        full = f'the conversation does not fit its capacity of {self.capacity} tokens'
+        broken = 'the logits of the model are not finite; check its weights and model.dtype'
+        return [broken if row else full for row in jax.device_get(memory.broken)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames='memory')

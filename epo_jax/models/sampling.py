@@ -34,6 +34,7 @@ class Session:
       logprob: log-probability of each sampled id under the model at temperature 1, without truncation; 0 for context.
       turns: number of messages that the model has generated.
       overflow: whether some tokens did not fit into the capacity. Such a row is frozen.
+      broken: whether the logits of a sampled token were not finite, so that the token means nothing.
       cache: keys and values of the first `length` - 1 ids.
     """
 
@@ -43,6 +44,7 @@ class Session:
     logprob: Float[Array, 'B L']
     turns: Int[Array, ' B']
     overflow: Bool[Array, ' B']
+    broken: Bool[Array, ' B']
     cache: KVCache
 
 
@@ -54,6 +56,7 @@ class SamplingConfig:
       max_tokens: maximum number of tokens of a message, including its stop token.
       stop: ids that end a message and are not part of it, such as the end-of-turn token.
       closing: ids that end a message and are part of it, such as those that contain a closing quotation mark.
+      banned: ids that are never sampled, such as control tokens; `stop` and `closing` must not be among them.
       temperature: sampling temperature; 0 selects the most probable token.
       top_k: sample from the k most probable tokens; 0 means all tokens.
       top_p: sample from the smallest set of most probable tokens with at least this total probability; 1 means all.
@@ -64,6 +67,7 @@ class SamplingConfig:
     max_tokens: int
     stop: tuple[int, ...]
     closing: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -77,6 +81,8 @@ class SamplingConfig:
                              f'temperature must not be negative, and top_p must be in (0, 1], but got {self}')
         if not self.stop:
             raise ValueError('sampling needs at least one stop id')
+        if set(self.banned) & set(self.stop + self.closing):
+            raise ValueError('ids that end a message must not be banned')
 
 
 def open_session(model: Decoder, batch: int, capacity: int) -> Session:
@@ -89,6 +95,7 @@ def open_session(model: Decoder, batch: int, capacity: int) -> Session:
         logprob=rows(0, jnp.float32, capacity),
         turns=rows(0, jnp.int32),
         overflow=rows(False, bool),
+        broken=rows(False, bool),
         cache=model.init_cache(batch, capacity))
 
 
@@ -101,7 +108,8 @@ def clear(session: Session, rows: Bool[Array, ' B']) -> Session:
         turn=jnp.where(row, -1, session.turn),
         logprob=jnp.where(row, 0, session.logprob),
         turns=jnp.where(rows, 0, session.turns),
-        overflow=session.overflow & ~rows)
+        overflow=session.overflow & ~rows,
+        broken=session.broken & ~rows)
 
 
 def last_id(session: Session) -> Int[Array, ' B']:
@@ -237,7 +245,7 @@ def generate(model: Decoder, params, session: Session, keys: Key[Array, ' B'], l
     Returns:
       The session, and the messages [B, config.max_tokens] without their stop tokens. In the session, the sampled ids,
       including stop tokens, carry their turn and log-probability. A message that reaches max_tokens has no stop token;
-      a message that reaches the capacity sets `overflow`.
+      a message that reaches the capacity sets `overflow`, and one whose logits are not finite sets `broken`.
     """
     batch, capacity = session.ids.shape
     rows = jnp.arange(batch)
@@ -250,20 +258,24 @@ def generate(model: Decoder, params, session: Session, keys: Key[Array, ' B'], l
     def step(carry):
         session, going, count, possible = carry
         session, logits = next_logits(model, params, session, going)
-        banned = jnp.zeros(logits.shape, bool).at[:, ends].set(count < config.min_tokens)
+        never = jnp.zeros(logits.shape[-1], bool).at[jnp.array(config.banned, jnp.int32)].set(True)
+        banned = jnp.zeros(logits.shape, bool).at[:, ends].set(count < config.min_tokens) | never
         if config.no_repeat:
             banned |= would_repeat(session, config.no_repeat, logits.shape[-1])
         if choices is not None:
             next_ids = _next_ids(choices, possible, count, config.stop[0])
             allowed = jnp.zeros(logits.shape, bool).at[rows[:, None], next_ids].set(True, mode='drop')
             banned = jnp.where(possible.any(axis=1)[:, None], ~allowed, banned)
+        # Where nothing is left to say, the message ends.
+        banned = banned.at[:, config.stop[0]].set(banned[:, config.stop[0]] & ~banned.all(axis=1))
         new, logprob = sample(logits, jax.vmap(jax.random.fold_in)(keys, session.length), config, banned)
         at = jnp.where(going, session.length, capacity)
         session = session.replace(
             ids=session.ids.at[rows, at].set(new, mode='drop'),
             turn=session.turn.at[rows, at].set(session.turns, mode='drop'),
             logprob=session.logprob.at[rows, at].set(logprob, mode='drop'),
-            length=session.length + going)
+            length=session.length + going,
+            broken=session.broken | (going & ~jnp.isfinite(logprob)))
         stopped = going & (new[:, None] == ends).any(axis=1)
         if choices is not None:  # a choice may contain ids that would end other messages
             stopped = jnp.where(possible.any(axis=1), going & (new == config.stop[0]), stopped)

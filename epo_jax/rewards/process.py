@@ -100,7 +100,8 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
     if method == 'critical':
         message = _with_score(judge, *conversations.question, outcome)
         critical = _in_batches(judge, (message, mask), lambda part: name_critical(judge, *part))
-        process = xp.where(xp.isnan(critical), xp.nan, critical >= 0.5)
+        # Without an outcome, the question names a score that nobody gave.
+        process = xp.where(xp.isnan(critical) | xp.isnan(outcome)[:, None], xp.nan, critical >= 0.5)
     valid = mask & conversations.complete[:, None] & xp.isfinite(process)
     outcome_valid = conversations.complete & xp.isfinite(outcome)
     return Verdict(

@@ -5,12 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from little_model import (
+    CLOSING,
     CONFIG,
     ENDLESS,
     STOP,
     B,
     V,
     draw,
+    full_logits,
     generate,
     make_keys,
     make_model,
@@ -140,6 +142,52 @@ def test_min_tokens_is_the_minimum_length_of_a_message():
             assert len(ids) >= 6 and not set(ids[:-1]) & set(config.closing) and not set(ids) & set(config.stop)
 
 
+def test_banned_ids_are_never_sampled_and_probabilities_stay_those_of_the_model():
+    model, params = make_model(), make_params()
+    free, messages = dataclasses.replace(ENDLESS, banned=()), {(): [], tuple(range(2, V, 2)): []}
+    for banned, sampled in messages.items():
+        config = dataclasses.replace(free, banned=banned)
+        for seed in range(12):
+            session, message = generate(
+                model, params, started_session(model, params), make_keys(seed), jnp.ones(B, bool), config)
+            sampled += sum(message.rows(), [])
+            logits = jax.nn.log_softmax(full_logits(model, params, session.ids))
+            expected = jnp.take_along_axis(logits[:, :-1], session.ids[:, 1:, None], axis=2)[..., 0]
+            where = session.turn[:, 1:] >= 0
+            np.testing.assert_allclose(session.logprob[:, 1:][where], expected[where], atol=1e-3)
+            assert not session.broken.any()
+    everything, rest = messages.values()
+    assert set(everything) & set(range(2, V, 2)) and not set(rest) & set(range(2, V, 2)) and len(set(rest)) > 10
+
+
+def test_a_message_ends_where_nothing_may_be_sampled():
+    model, params = make_model(), make_params()
+    config = dataclasses.replace(ENDLESS, banned=tuple(set(range(V)) - {STOP, CLOSING, 7}), no_repeat=1)
+    session = started_session(model, params)
+    session = session.replace(ids=jnp.where(session.ids == 7, 8, session.ids))
+    session, message = generate(model, params, session, make_keys(0), jnp.ones(B, bool), config)
+    assert message.rows() == [[7]] * B  # then 7 would be a repetition, and the other ids are banned
+    assert sampling.last_id(session).tolist() == [STOP] * B
+
+
+def test_ids_that_end_a_message_cannot_be_banned():
+    with pytest.raises(ValueError, match='must not be banned'):
+        dataclasses.replace(CONFIG, banned=(3, CLOSING))
+
+
+@pytest.mark.parametrize('where', ['one row', 'all rows'])
+def test_a_row_with_logits_that_are_not_finite_is_broken(where):
+    model, params = make_model(), make_params()
+    session = started_session(model, params)
+    if where == 'one row':
+        session = session.replace(cache=jax.tree.map(lambda x: x.at[1].set(jnp.nan), session.cache))
+    else:
+        params = dict(params, final_norm=jax.tree.map(lambda x: x.at[0].set(jnp.nan), params['final_norm']))
+    session, _ = generate(model, params, session, make_keys(0), jnp.ones(B, bool), CONFIG)
+    assert session.broken.tolist() == ([False, True, False] if where == 'one row' else [True] * B)
+    assert not sampling.clear(session, jnp.ones(B, bool)).broken.any()
+
+
 def test_would_repeat_equals_a_search_of_the_row():
     rng, capacity, vocab = np.random.default_rng(0), 24, 5
     repeats = jax.jit(sampling.would_repeat, static_argnums=(1, 2))
@@ -147,7 +195,7 @@ def test_would_repeat_equals_a_search_of_the_row():
         for trial in range(4):
             ids, length = rng.integers(0, vocab, (16, capacity)), rng.integers(1, capacity + 1, 16)
             length[:2] = 1, capacity
-            session = sampling.Session(jnp.asarray(ids), jnp.asarray(length), *[None] * 5)
+            session = sampling.Session(jnp.asarray(ids), jnp.asarray(length), *[None] * 6)
             expected = np.zeros((16, vocab), bool)
             for b in range(16):
                 row = ids[b, :length[b]].tolist()

@@ -8,7 +8,7 @@ gives no score, and the judge is asked.
 
 import math
 import re
-from typing import Any, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 from epo_jax.envs.sotopia.actions import Action
 from epo_jax.runtime.errors import InputError
@@ -56,10 +56,14 @@ _DECLINES = re.compile(
     re.IGNORECASE)
 _HEDGES = re.compile(
     r"\b(?:if|unless|but|however|though|although|provided|as long as|only|except|would|could|might|may(?:be)?|perhaps|"
-    r"almost|nearly|close to|consider|think|thinking|let me(?! know)|need|needs|first|until|depends|depending|assuming|then "
-    r"again|actually|wait|someone|somebody|he|she|they|yesterday)\b", re.IGNORECASE)
+    r"almost|nearly|close to|consider|think|thinking|let me(?! know)|needs?|first|until|depend(?:s|ing)|assuming|"
+    r"then again|actually|wait|someone|somebody|he|she|they|yesterday)\b", re.IGNORECASE)
 _ASKS = re.compile(  # a question whose answer decides about an offer
     r"[$€£]|\b(?:deal|works?|ok|okay|accept\w*|agree\w*|sounds?|fair|what do you say|take it)\b", re.IGNORECASE)
+_SUBJECT = re.compile(r'\b(?:deal|price|offer)\b', re.IGNORECASE)
+_CONSENT_BY_NEGATION = re.compile(
+    r"\b(?:no (?:problem|worries|doubt)|why not|not (?:bad|a problem)|don't mind|"
+    r"(?:can't|couldn't) (?:complain|wait|argue|say no|agree more))\b", re.IGNORECASE)
 _SENTENCE = re.compile(r'(?:[^.!?]|\.(?=\d))*[.!?]*')
 
 
@@ -123,10 +127,10 @@ def score(rule: Mapping[str, Any], actions: Sequence[tuple[int, Action]]) -> Opt
 def read_agreement(actions: Sequence[tuple[int, Action]]) -> Agreement:
     """Return what a dialogue says about a deal.
 
-    There is a deal when one side accepts the last price of the other side in plain words, without a condition, and names
-    no other price. There is none while prices differ and nobody accepts. Everything in between is unclear: a price that
-    is merely repeated, a friendly word, a condition, a handshake, several prices in one line, a price without a
-    currency, and talk of another price after a deal.
+    There is a deal when one side accepts the last price of the other side in plain words, without a condition, and
+    names no other price. There is none while prices differ and nobody accepts. Everything in between is unclear: a
+    price that is merely repeated, a friendly word, a condition, a handshake, several prices in one line, a price
+    without a currency, and talk of another price after a deal.
 
     Args:
       actions: (seat, action) in order.
@@ -142,7 +146,7 @@ def read_agreement(actions: Sequence[tuple[int, Action]]) -> Agreement:
         text = _plain(action.argument)
         named = _offers(text)
         if agreement.price is not None:
-            if named - {agreement.price} or _DECLINES.search(text) and re.search(r'\b(?:deal|price|offer)\b', text, re.I):
+            if named - {agreement.price} or _DECLINES.search(text) and _SUBJECT.search(text):
                 return UNCLEAR
             continue
         reply = _reply(text, other, asked) if other is not None else 'open'
@@ -167,9 +171,7 @@ def read_agreement(actions: Sequence[tuple[int, Action]]) -> Agreement:
 
 def _plain(text: str) -> str:
     """Return an utterance with plain apostrophes, and without phrases in which a negation means consent."""
-    text = text.replace('\u2019', "'")
-    return re.sub(r"\b(?:no (?:problem|worries|doubt)|why not|not (?:bad|a problem)|(?:can't|couldn't) (?:complain|wait|argue|"
-                  r"say no|agree more)|don't mind)\b", 'fine', text, flags=re.IGNORECASE)
+    return _CONSENT_BY_NEGATION.sub('fine', text.replace('\u2019', "'"))
 
 
 def _sentences(text: str) -> list[str]:

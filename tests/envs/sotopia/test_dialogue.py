@@ -226,8 +226,10 @@ def test_only_goals_with_a_rule_get_a_reward():
     env, sale = Sotopia(), scenario(rules=(PRICE, None))
     _, steps = play(env, 'I want $150.', 'Deal.', 'leave:', scenario=sale)
     assert [step.rewards for step in steps] == [(None, None), (None, None), (0.5, None)]
-    _, steps = play(env, 'I want $150.', 'act: pays $150', 'leave:', scenario=sale)
+    _, steps = play(env, 'I want $150.', 'No deal.', 'leave:', scenario=sale)
     assert steps[-1].rewards == (0.0, None)
+    _, steps = play(env, 'I want $150.', 'act: pays $150', 'leave:', scenario=sale)
+    assert steps[-1].rewards == (None, None)  # a deal, perhaps: the judge is asked
 
 
 def test_allowed_needs_known_kinds_and_speech():
