@@ -3,17 +3,18 @@
 Axis letters: E episodes, S seats.
 """
 
+import collections
 import dataclasses
 import json
 import math
 import pathlib
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Hashable, Mapping, Optional, Sequence
 
 import numpy as np
 
 from epo_jax.iteration import Experiment
 from epo_jax.rl.selfplay import Match, RunState
-from epo_jax.runtime import hosts
+from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_atomically, write_jsonl
 
@@ -28,7 +29,7 @@ class Row:
     Attributes:
       condition: name of the condition.
       mean: mean goal score, 0 to 10, over the tested seats of all episodes.
-      low, high: 95 % interval of the mean.
+      low, high: 95 % interval of the mean; NaN if there is none.
       difference: mean paired difference to the first condition, and its interval; None for the first condition.
       scored, missing: number of seats with and without a score.
     """
@@ -53,8 +54,7 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
     config = exp.config
     if not held_out:
         raise InputError("no scenario has split 'held_out': set evaluation.episodes=0")
-    order = np.random.default_rng(config.seed).permutation(len(held_out))
-    scenarios = [held_out[i] for i in order[:config.evaluation.episodes]]
+    scenarios = choose(held_out, exp.domain.situation, config.evaluation.episodes, config.seed)
     policy = exp.sampling_params(state.train.params)
     partners = state.snapshots if config.evaluation.partner == 'pool' else (None,)
     scores, saved = {}, []
@@ -76,7 +76,7 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
             by_partner.append(score)
         scores[kind] = np.concatenate(by_partner, axis=1)
     variant, categories = exp.domain.variant(config.environment), [scenario.category for scenario in scenarios]
-    rows = compare(scores, config.evaluation.bootstrap, config.seed)
+    rows = compare(scores, [exp.domain.situation(s) for s in scenarios], config.evaluation.bootstrap, config.seed)
     if hosts.is_primary():
         write_jsonl(workdir / 'episodes' / 'evaluation.jsonl', saved)
         write_atomically(workdir / 'evaluation.json', to_json(rows, scores, variant, categories))
@@ -84,6 +84,23 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
     if 1 < len(set(categories)) <= MAX_CATEGORIES:
         exp.progress.table('By category', *by_category(scores, categories))
     return rows
+
+
+def choose(scenarios: Sequence[Any], situation: Callable[[Any], Hashable], count: int, seed: int) -> list[Any]:
+    """Choose scenarios at random, so that every situation occurs once before any occurs again.
+
+    Args:
+      scenarios: the set.
+      situation: see `Domain.situation`.
+      count: number of scenarios, at most; all of them if there are fewer.
+      seed: of the choice.
+    """
+    shuffled = [scenarios[i] for i in streams.generator('evaluation', seed).permutation(len(scenarios))]
+    seen, rank = collections.Counter(), []
+    for scenario in shuffled:
+        rank.append(seen[situation(scenario)])
+        seen[situation(scenario)] += 1
+    return [shuffled[i] for i in np.argsort(rank, kind='stable')[:count]]
 
 
 def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
@@ -94,29 +111,34 @@ def pairings(kind: str, seats: int, partner: str) -> list[tuple[tuple[str, ...],
     return [(tuple(kind if s == tested else other for s in range(seats)), (tested,)) for tested in range(seats)]
 
 
-def compare(scores: Mapping[str, np.ndarray], samples: int, seed: int) -> list[Row]:
+def compare(scores: Mapping[str, np.ndarray], situations: Sequence[Hashable], samples: int, seed: int) -> list[Row]:
     """Return means and paired differences with bootstrap intervals.
 
-    Episodes are resampled with all their seats, since the seats of one dialogue are not independent. All conditions
-    use the same samples.
+    Situations are resampled with all their episodes and seats, since those are not independent. All conditions use the
+    same samples. Scores of a single situation have no interval.
 
     Args:
       scores: for every condition f[E, S], goal scores from 0 to 10; NaN where there is none. A difference uses the
         seats that have a score in both conditions.
+      situations: of the E episodes; episodes of the same situation are not independent.
       samples: number of bootstrap samples.
       seed: of the samples.
     """
     names = list(scores)
-    count = len(scores[names[0]])
-    draws = np.random.default_rng(seed).integers(0, count, (samples, count))
+    numbers = {situation: i for i, situation in enumerate(dict.fromkeys(situations))}
+    member = np.eye(len(numbers))[[numbers[situation] for situation in situations]]
+    draws = streams.generator('bootstrap', seed).integers(0, len(numbers), (samples, len(numbers)))
 
     def interval(values) -> tuple[float, float, float]:
         if not np.isfinite(values).any():
             return np.nan, np.nan, np.nan
-        resampled = values[draws].reshape(samples, -1)
-        kept = np.isfinite(resampled).any(axis=1)
-        low, high = np.percentile(np.nanmean(resampled[kept], axis=1), (2.5, 97.5))
-        return float(np.nanmean(values)), float(low), float(high)
+        mean = float(np.nanmean(values))
+        total, count = member.T @ np.nansum(values, axis=1), member.T @ np.isfinite(values).sum(axis=1)
+        if (count > 0).sum() < 2:
+            return mean, np.nan, np.nan
+        total, count = total[draws].sum(axis=1), count[draws].sum(axis=1)
+        low, high = np.percentile(total[count > 0] / count[count > 0], (2.5, 97.5))
+        return mean, float(low), float(high)
 
     rows = []
     for name in names:
@@ -129,8 +151,12 @@ def compare(scores: Mapping[str, np.ndarray], samples: int, seed: int) -> list[R
 
 def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return column titles and cells, as text."""
-    with_interval = lambda mean, low, high: f'{mean:.2f} [{low:.2f}, {high:.2f}]'
-    signed = lambda d: '' if d is None else f'{d[0]:+.2f} [{d[1]:+.2f}, {d[2]:+.2f}]'
+    def with_interval(mean, low, high, sign=''):
+        if math.isnan(mean):
+            return 'missing'
+        return f'{mean:{sign}.2f}' + ('' if math.isnan(low) else f' [{low:{sign}.2f}, {high:{sign}.2f}]')
+
+    signed = lambda d: '' if d is None else with_interval(*d, '+')
     columns = ['condition', 'goal 0-10 [95 %]', f'difference to {rows[0].condition}', 'scored', 'missing']
     return columns, [
         [row.condition, with_interval(row.mean, row.low, row.high), signed(row.difference), str(row.scored),

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from epo_jax import evaluate, records
 from epo_jax.compiled import run_program
@@ -25,7 +24,7 @@ from epo_jax.rl import selfplay
 from epo_jax.rl.learner import Learner, TrainState, from_config
 from epo_jax.rl.selfplay import RunState, pool_size, uses_pool
 from epo_jax.roles import Roles, adapter, build_roles
-from epo_jax.runtime import hosts
+from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_jsonl
@@ -150,7 +149,7 @@ def initial_state(learner: Learner, mesh: Mesh, seed: int, params: Any) -> Train
     if learner.lora is None:
         trained = stack(params)
     else:
-        trained = learner.lora.init(learner.model, jax.random.key(seed))
+        trained = learner.lora.init(learner.model, streams.key('adapter', seed))
     shardings = param_shardings(learner.model, mesh, learner.lora)
     return learner.init(jax.lax.with_sharding_constraint(trained, shardings))
 
@@ -170,7 +169,7 @@ def draw_scenarios(scenarios: Sequence[Any], count: int, group: int, iteration: 
     for position in range(iteration * (count // group), (iteration + 1) * (count // group)):
         number, at = divmod(position, len(scenarios))
         if number not in passes:
-            passes[number] = np.random.default_rng((seed, number)).permutation(len(scenarios))
+            passes[number] = streams.generator('scenarios', seed, number).permutation(len(scenarios))
         chosen += [scenarios[passes[number][at]]] * group
     return chosen
 

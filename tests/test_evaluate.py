@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from epo_jax.evaluate import Row, by_category, compare, table_of, to_json
+from epo_jax.envs.base import load_domain
+from epo_jax.envs.sotopia.profiles import load_scenarios
+from epo_jax.evaluate import Row, by_category, choose, compare, table_of, to_json
+from epo_jax.runtime import streams
 
 NAN = np.nan
 SCORES = {
@@ -19,7 +22,7 @@ def reject(text):
 
 
 def test_means_and_paired_differences():
-    none, policy = compare(SCORES, 100, 0)
+    none, policy = compare(SCORES, range(4), 100, 0)
     assert (none.condition, policy.condition) == ('none', 'policy')
     assert none.mean == pytest.approx((1 + 2 + 3 + 4 + 5 + 7 + 8) / 7)
     assert policy.mean == pytest.approx((2 + 4 + 3 + 6 + 9 + 9 + 8) / 7)
@@ -28,14 +31,14 @@ def test_means_and_paired_differences():
 
 
 def test_missing_scores_are_counted():
-    none, policy = compare(SCORES, 100, 0)
+    none, policy = compare(SCORES, range(4), 100, 0)
     assert (none.scored, none.missing, policy.scored, policy.missing) == (7, 1, 7, 1)
 
 
 def test_intervals_are_those_of_a_bootstrap_over_episodes_in_plain_numpy():
     samples, seed = 500, 3
-    draws = np.random.default_rng(seed).integers(0, 4, (samples, 4))
-    rows = compare(SCORES, samples, seed)
+    draws = streams.generator('bootstrap', seed).integers(0, 4, (samples, 4))
+    rows = compare(SCORES, range(4), samples, seed)
 
     def interval(values):
         means = []
@@ -47,7 +50,7 @@ def test_intervals_are_those_of_a_bootstrap_over_episodes_in_plain_numpy():
     for row, scores in zip(rows, SCORES.values()):
         np.testing.assert_allclose((row.low, row.high), interval(scores))
     np.testing.assert_allclose(rows[1].difference[1:], interval(SCORES['policy'] - SCORES['none']))
-    assert compare(SCORES, samples, seed) == rows
+    assert compare(SCORES, range(4), samples, seed) == rows
 
 
 def test_intervals_contain_a_known_effect_about_as_often_as_they_should():
@@ -57,7 +60,7 @@ def test_intervals_contain_a_known_effect_about_as_often_as_they_should():
         difficulty = random.normal(0, 3, (60, 1))
         none = difficulty + random.normal(0, 1, (60, 2))
         policy = difficulty + effect + random.normal(0, 1, (60, 2))
-        mean, low, high = compare({'none': none, 'policy': policy}, 200, trial)[1].difference
+        mean, low, high = compare({'none': none, 'policy': policy}, range(60), 200, trial)[1].difference
         assert low <= mean <= high and high - low < 1.2
         hits += low <= effect <= high
     assert 0.88 <= hits / trials <= 0.99
@@ -67,28 +70,64 @@ def test_the_bootstrap_draws_the_seats_of_an_episode_together():
     random = np.random.default_rng(0)
     episodes = random.normal(5, 2, (200, 1))
     twice, once = np.repeat(episodes, 2, axis=1), np.concatenate([episodes, np.full((200, 1), NAN)], axis=1)
-    same = [compare({'x': scores}, 400, 0)[0] for scores in (twice, once)]
+    same = [compare({'x': scores}, range(200), 400, 0)[0] for scores in (twice, once)]
     assert same[0].mean == pytest.approx(same[1].mean)
     np.testing.assert_allclose((same[0].low, same[0].high), (same[1].low, same[1].high))  # a copy adds no information
 
 
+def test_casts_of_one_situation_are_drawn_together():
+    """Copies of an episode under the same situation add no information; as situations of their own they seem to."""
+    scores = np.random.default_rng(0).normal(5, 2, (40, 1))
+    once, = compare({'x': scores}, range(40), 2000, 0)
+    casts, = compare({'x': np.repeat(scores, 4, axis=0)}, np.repeat(np.arange(40), 4).tolist(), 2000, 0)
+    apart, = compare({'x': np.repeat(scores, 4, axis=0)}, range(160), 2000, 0)
+    np.testing.assert_allclose((casts.mean, casts.low, casts.high), (once.mean, once.low, once.high))
+    assert apart.high - apart.low < 0.6 * (casts.high - casts.low)
+
+
+def test_scores_of_a_single_situation_have_no_interval():
+    for scores, situations in ((np.array([[3.0, NAN]]), ['a']), (np.array([[2.0, 4.0], [3.0, 3.0]]), ['a', 'a']),
+                               (np.array([[3.0, NAN], [NAN, NAN]]), ['a', 'b'])):
+        row, = rows = compare({'x': scores}, situations, 50, 0)
+        assert row.mean == 3 and np.isnan([row.low, row.high]).all()
+        assert table_of(rows)[1][0][1] == '3.00'
+
+
+@pytest.mark.parametrize('count', [1, 7, 16, 17, 40, 80, 200])
+def test_every_situation_is_evaluated_once_before_any_is_evaluated_again(count):
+    casts = [(situation, cast) for situation in range(16) for cast in range(2 + situation % 5)]
+    for seed in range(5):
+        chosen = choose(casts, lambda cast: cast[0], count, seed)
+        assert len(set(chosen)) == len(chosen) == min(count, len(casts))
+        times = [sum(situation == n for situation, _ in chosen) for n in range(16)]
+        for n in range(16):
+            assert max(times) - times[n] <= 1 or times[n] == 2 + n % 5  # all its casts
+    assert choose(casts, lambda cast: cast[0], count, 0) != choose(casts, lambda cast: cast[0], count, 1)
+    assert choose(casts, lambda cast: cast[0], count, 0)[:5] == choose(casts, lambda cast: cast[0], 5, 0)[:count]
+
+
+def test_the_default_evaluation_of_sotopia_covers_all_held_out_situations():
+    domain = load_domain('sotopia')
+    held_out = [scenario for scenario in load_scenarios() if scenario.split == 'held_out']
+    chosen = choose(held_out, domain.situation, 16, 0)
+    assert len({scenario.environment for scenario in chosen}) == len({s.environment for s in held_out}) == 16
+
+
 def test_without_variance_an_interval_is_a_single_point():
-    rows = compare({'a': np.full((5, 2), 4.0), 'b': np.full((5, 2), 6.5)}, 50, 0)
+    rows = compare({'a': np.full((5, 2), 4.0), 'b': np.full((5, 2), 6.5)}, range(5), 50, 0)
     assert (rows[0].mean, rows[0].low, rows[0].high) == (4, 4, 4)
     assert rows[1].difference == (2.5, 2.5, 2.5)
-    row, = compare({'a': np.array([[3.0, NAN]])}, 50, 0)
-    assert (row.mean, row.low, row.high, row.scored, row.missing) == (3, 3, 3, 1, 1)
 
 
 def test_conditions_without_scores_or_common_seats_have_no_mean():
-    rows = compare({'a': np.array([[1.0, NAN]]), 'b': np.full((1, 2), NAN), 'c': np.array([[NAN, 1.0]])}, 20, 0)
+    rows = compare({'a': np.array([[1.0, NAN]]), 'b': np.full((1, 2), NAN), 'c': np.array([[NAN, 1.0]])}, [0], 20, 0)
     assert np.isnan([rows[1].mean, rows[1].low, rows[1].high, *rows[1].difference]).all()
     assert (rows[1].scored, rows[1].missing) == (0, 2)
     assert rows[2].mean == 1 and np.isnan(rows[2].difference).all()
 
 
 def test_json_contains_table_and_scores():
-    rows = compare(SCORES, 100, 0)
+    rows = compare(SCORES, range(4), 100, 0)
     data = json.loads(to_json(rows, SCORES, 'home', CATEGORIES), parse_constant=reject)
     assert [row['condition'] for row in data['table']] == ['none', 'policy']
     assert data['table'][0]['difference'] is None
@@ -100,7 +139,7 @@ def test_json_contains_table_and_scores():
 
 def test_json_has_null_for_missing_scores():
     scores = {'none': np.array([[1.0, 2.0]]), 'policy': np.full((1, 2), NAN)}
-    data = json.loads(to_json(compare(scores, 20, 0), scores, 'home', ['talk']), parse_constant=reject)
+    data = json.loads(to_json(compare(scores, [0], 20, 0), scores, 'home', ['talk']), parse_constant=reject)
     row = data['table'][1]
     assert (row['mean'], row['low'], row['high']) == (None, None, None) and row['missing'] == 2
     assert row['difference'] in (None, [None, None, None])

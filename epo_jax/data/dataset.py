@@ -18,6 +18,7 @@ from epo_jax.data import sharegpt
 from epo_jax.data.rows import BadRows, RowError, parse_row, read_rows
 from epo_jax.rl.batching import epoch_order
 from epo_jax.rl.learner import Batch
+from epo_jax.runtime import streams
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokenizer import TokenizerError, encode
 
@@ -175,7 +176,7 @@ class Order:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Return the rows of every step of an epoch, i32[steps, batch], padded with the number of rows."""
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = streams.generator('conversations of a file', self.seed, epoch)
         order = epoch_order(len(self.size), self.batch, rng)
         if self.window > 1:
             full = len(self.size) // self.batch  # a batch with padding is not sorted

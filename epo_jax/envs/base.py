@@ -11,7 +11,7 @@ seats together; K tokens.
 
 import dataclasses
 import importlib
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Protocol, Sequence
+from typing import Any, Callable, Hashable, Mapping, NamedTuple, Optional, Protocol, Sequence
 
 from flax import struct
 from jaxtyping import Bool, Float, Int
@@ -261,6 +261,8 @@ class Domain:
         is trained from scratch.
       variant: config.environment -> the name under which results are reported. Only results of the same name may be
         compared.
+      situation: scenario -> what it has in common with others from which it is not independent, such as the same story
+        with another cast; an evaluation covers all situations and resamples them as a whole.
     """
 
     seats: int
@@ -273,6 +275,7 @@ class Domain:
     judged: bool = True
     scratch_model: Optional[Callable[[], tuple[ModelConfig, Any, ChatSegments]]] = None
     variant: Callable[[ConfigDict], str] = lambda environment: environment.name
+    situation: Callable[[Any], Hashable] = lambda scenario: scenario.id
 
 
 def check_environment(domain: Domain, options: ConfigDict) -> None:

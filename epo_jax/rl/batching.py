@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from epo_jax.rl.learner import Batch
+from epo_jax.runtime import streams
 from epo_jax.text.tokens import array_module
 
 
@@ -24,7 +25,7 @@ def epoch_order(count: int, batch: int, rng: np.random.Generator) -> np.ndarray:
 def orders(count: int, batch: int, epochs: int, seed: tuple[int, ...]) -> np.ndarray:
     """Return the orders of several epochs one after the other, i32[epochs * steps, B]; see `epoch_order`."""
     return np.concatenate([
-        epoch_order(count, batch, np.random.default_rng((*seed, epoch))) for epoch in range(epochs)])
+        epoch_order(count, batch, streams.generator('gradient steps', *seed, epoch)) for epoch in range(epochs)])
 
 
 def take(rows: Batch, at: Any) -> Batch:

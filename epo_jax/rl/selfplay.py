@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from epo_jax.rl.learner import TrainState
+from epo_jax.runtime import streams
 
 # The strategist of a seat: the policy in training, its last snapshot, a random snapshot from the pool, the model before
 # training, or none.
@@ -60,7 +61,7 @@ def matches(kinds: Sequence[str], episodes: int, group: int) -> list[Match]:
 
 def draw_snapshot(seed: int, iteration: int, count: int) -> int:
     """Draw which of `count` snapshots an iteration plays against, uniformly."""
-    return int(np.random.default_rng((seed, iteration)).integers(count))
+    return int(streams.generator('snapshot', seed, iteration).integers(count))
 
 
 def add_snapshot(snapshots: tuple, params, size: int) -> tuple:

@@ -8,6 +8,7 @@ import pytest
 from epo_jax.data.dataset import Dataset, Order, collate, tokenize
 from epo_jax.data.rows import RowError
 from epo_jax.data.sharegpt import DataError, Source
+from epo_jax.runtime import streams
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import encode
@@ -136,7 +137,7 @@ def test_every_epoch_holds_every_row_once(rows, batch, window):
 
 def written_out_order(size, batch, seed, window, epoch):
     """Return the rows of every step, padded with -1, by a second implementation that works on a flat list."""
-    rng = np.random.default_rng((seed, epoch))
+    rng = streams.generator('conversations of a file', seed, epoch)
     rows = rng.permutation(len(size)).tolist()
     full = len(rows) // batch * batch
     for begin in range(0, full, window * batch) if window > 1 else ():

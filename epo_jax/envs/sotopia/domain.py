@@ -46,4 +46,4 @@ DOMAIN = Domain(
         'short': Key(False, 'short prompts, for small models'),
         'begun': Key(False, 'begin the replies of the models with \'Strategy:\' and \'NAME said: "\'')},
     check=check, scenarios=scenarios, text_environment=text_environment, device_environment=device_environment,
-    rewarded=False)
+    rewarded=False, situation=lambda scenario: scenario.environment)
