@@ -60,6 +60,6 @@ def llama3_8b(config):
     config.rollout.update(episodes=64, batch=64, view_tokens=2048)
     config.reward.update(outcome='environment', process='critical', combine='official')
     config.credit.update(baseline='none', normalise='trajectory')
-    config.learner.update(learning_rate=1e-6, batch=32, epochs=3)
+    config.learner.update(learning_rate=1e-6, batch=32, epochs=3, schedule='official')
     config.evaluation.episodes = 134
     config.mesh = (1, -1, 1)

@@ -23,6 +23,7 @@ def get_config(preset='official'):
 
 def official(config):
     """Full fine-tuning: 3 epochs, batch 32, learning rate 1e-6, cosine schedule, warm-up 0.03, 4096 tokens."""
+    config.learner.schedule = 'official'
     config.mesh = (1, -1, 1)
 
 

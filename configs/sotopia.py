@@ -65,7 +65,7 @@ def llama3_8b(config):
     config.rollout.update(episodes=64, batch=64, view_tokens=2048)
     config.reward.update(process='critical', combine='official')
     config.credit.update(baseline='none', normalise='trajectory')
-    config.learner.update(learning_rate=1e-6, batch=32, epochs=3, micro_batch=32, chunk=32768)
+    config.learner.update(learning_rate=1e-6, batch=32, epochs=3, micro_batch=32, chunk=32768, schedule='official')
     config.evaluation.episodes = 90
     config.mesh = (1, -1, 1)
 

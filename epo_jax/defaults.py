@@ -9,7 +9,7 @@ from epo_jax.envs.base import Domain, load_domain
 from epo_jax.models.lora import TARGETS
 from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
 from epo_jax.rl import credit
-from epo_jax.rl.learner import learner_keys
+from epo_jax.rl.learner import SCHEDULES, learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
 
 # A resumed run may change these.
@@ -172,7 +172,7 @@ def validate(config: ConfigDict) -> None:
     require(c.credit.baseline != 'group' or c.rollout.group > 1,
             "credit.baseline='group' needs rollout.group > 1, since a group of one has nothing to compare with")
     one_of('credit.normalise', c.credit.normalise, credit.NORMALIZERS)
-    one_of('learner.schedule', c.learner.schedule, ('cosine', 'constant'))
+    one_of('learner.schedule', c.learner.schedule, SCHEDULES)
     require(0 < c.credit.gamma <= 1, f'credit.gamma must be in (0, 1]; it is {c.credit.gamma}')
     require(c.rollout.group < 1 or c.rollout.episodes % c.rollout.group == 0,
             'rollout.episodes must be a multiple of rollout.group')

@@ -18,7 +18,7 @@ from epo_jax.data.sharegpt import find_source
 from epo_jax.defaults import MODEL_KEYS
 from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.transformer import REMAT
-from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
+from epo_jax.rl.learner import SCHEDULES, Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime.checkpoint import Checkpoints, Preemption
 from epo_jax.runtime.errors import TrainingError
@@ -69,7 +69,7 @@ def validate(config: ConfigDict) -> None:
     problems = [f'{name} must be one of {", ".join(options)}, not {value!r}' for name, value, options in (
         ('model.dtype', config.model.dtype, ('auto', 'float32', 'bfloat16')),
         ('model.remat', config.model.remat, tuple(REMAT)),
-        ('learner.schedule', c.schedule, ('cosine', 'constant')),
+        ('learner.schedule', c.schedule, SCHEDULES),
         ('learner.summation', c.summation, ('mean', 'official'))) if value not in options]
     problems += [f'{name} must be positive, not {value}' for name, value in (
         ('capacity', config.capacity), ('learner.batch', c.batch), ('learner.epochs', c.epochs),

@@ -213,7 +213,7 @@ def test_presets():
         config.data = 'x'
         offline.validate(config)
     c = presets.get_config().learner
-    assert (c.epochs, c.batch, c.learning_rate, c.schedule, c.warmup_ratio) == (3, 32, 1e-6, 'cosine', 0.03)
+    assert (c.epochs, c.batch, c.learning_rate, c.schedule, c.warmup_ratio) == (3, 32, 1e-6, 'official', 0.03)
     assert presets.get_config().capacity == 4096
     with pytest.raises(ValueError, match='unknown preset'):
         presets.get_config('huge')

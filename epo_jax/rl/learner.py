@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from flax import struct
 import jax
@@ -18,11 +18,13 @@ import optax
 
 from epo_jax.config import Key
 from epo_jax.models import scoring
+from epo_jax.models.decoder import Decoder
 from epo_jax.models.lora import LoRA
-from epo_jax.models.transformer import Transformer
 from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy
 from epo_jax.runtime.parallel import constrain, param_shardings
 from epo_jax.text.tokens import Array
+
+SCHEDULES = ('cosine', 'constant', 'official')
 
 
 @struct.dataclass
@@ -67,7 +69,8 @@ class Learner:
       model: the decoder, stacked layout.
       total_steps: number of gradient steps of the whole run.
       learning_rate: peak learning rate.
-      schedule: learning rate after the warmup: cosine (to 0) or constant.
+      schedule: learning rate after the warmup: cosine (to 0), constant, or official (cosine, and the warmup begins at 0
+        as in the released trainer).
       warmup_ratio: share of all steps in which the learning rate rises linearly to its peak.
       clip: largest global norm of a gradient.
       weight_decay: weight decay of AdamW.
@@ -81,7 +84,7 @@ class Learner:
       offload: whether the optimizer's moments are kept in host memory, which is slower and leaves room on the device.
     """
 
-    model: Transformer
+    model: Decoder
     total_steps: int
     learning_rate: float = 1e-6
     schedule: str = 'cosine'
@@ -101,11 +104,11 @@ class Learner:
         warmup = math.ceil(self.warmup_ratio * self.total_steps)
         if self.schedule == 'constant':
             return optax.linear_schedule(self.learning_rate / max(warmup, 1), self.learning_rate, max(warmup - 1, 1))
-        if self.schedule != 'cosine':
-            raise ValueError(f"the schedule must be 'cosine' or 'constant', not {self.schedule!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f'the schedule must be one of {", ".join(SCHEDULES)}, not {self.schedule!r}')
 
         def cosine(step):
-            rising = (step + 1) / max(warmup, 1)
+            rising = (step + (self.schedule == 'cosine')) / max(warmup, 1)
             share = (step - warmup) / max(self.total_steps - warmup, 1)
             return self.learning_rate * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * share)))
         return cosine
@@ -211,13 +214,13 @@ class Learner:
         def loss(params, part):
             params = params if self.lora is None else self.lora.join(base, params)
 
-            def objective(numbers):  # linear, so that its gradient is the weight of every number
+            def objective(numbers):
                 total = epo_loss(numbers[0], part.advantage, part.turn, part.valid)
                 if self.entropy:
                     total -= weight * mean_entropy(numbers[1], part.turn, part.valid)
                 return total.sum() / jnp.maximum(count, 1)
 
-            weights = jax.grad(objective)(jnp.zeros((2 if self.entropy else 1, *part.ids.shape)))
+            weights = weights_of(objective, (2 if self.entropy else 1, *part.ids.shape))
             total, numbers = scoring.weighted_sum(self.model, params, part.ids, part.turn >= 0, weights, self.chunk)
             gap = jnp.where(part.turn >= 0, numbers[0] - part.logprob, 0)
             return total, (jnp.abs(gap).max(), -gap.sum())
@@ -247,6 +250,24 @@ class Learner:
         }
 
 
+def weights_of(objective: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> jax.Array:
+    """Return the weight of every number in a linear objective, so that it is known before the forward pass.
+
+    Args:
+      objective: f32[shape] -> f32[], linear.
+      shape: of the numbers.
+
+    Raises:
+      TypeError: the objective is not linear; the gradient that training follows would not be its gradient.
+    """
+    try:
+        weights, = jax.linear_transpose(objective, jax.ShapeDtypeStruct(shape, jnp.float32))(jnp.ones(()))
+    except (NotImplementedError, AssertionError, TypeError, ValueError) as error:
+        raise TypeError('the loss must be linear in the log-probabilities and entropies, because their weights are '
+                        f'computed before the forward pass (models/scoring.py); this one is not: {error}') from error
+    return weights
+
+
 def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
     """Return the keys of the configuration group `learner` that are attributes of `Learner`.
 
@@ -259,7 +280,7 @@ def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
             if field.name not in ('model', 'total_steps', 'lora', *exclude)}
 
 
-def from_config(c: Mapping[str, Any], model: Transformer, total_steps: int, lora: Optional[LoRA] = None) -> Learner:
+def from_config(c: Mapping[str, Any], model: Decoder, total_steps: int, lora: Optional[LoRA] = None) -> Learner:
     """Return the learner of a configuration group `learner`, whose keys are named like the attributes.
 
     Args:
