@@ -32,7 +32,9 @@ import numpy as np
 import pytest
 
 from epo_jax.models import sampling
+from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.timing import CompileCounter
+from epo_jax.testing import dummy_config
 from epo_jax.text.tokens import pack
 
 
@@ -80,6 +82,20 @@ def test_recorded_logprobs_and_cache_agree_with_a_full_pass(window, layers):
             sampled = ids[b][turns[b] == t].tolist()
             assert sampled in (message, message + [STOP])
             assert sampled[-1] in (STOP, CLOSING) or len(sampled) == CONFIG.max_tokens
+
+
+def test_in_bfloat16_log_probabilities_are_those_of_a_full_pass_up_to_rounding():
+    """Ids may differ between batches in bfloat16; what is recorded of a sampled id is still its log-probability."""
+    model = Transformer(dummy_config(V), jnp.bfloat16)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params())
+    session = started_session(model, params)
+    session, _ = generate(model, params, session, make_keys(0), jnp.ones(B, bool), ENDLESS)
+    sampled = np.asarray(session.turn) >= 0
+    gap = np.abs(np.asarray(session.logprob) - np.asarray(score(model, params, session.ids, 16)))[sampled]
+    exact = np.asarray(score(make_model(), make_params(), session.ids, 16))[sampled]
+    assert sampled.sum() == 8 * B and np.ptp(exact) > 2
+    assert gap.max() < 0.2 and gap.mean() < 0.05
+    assert np.abs(np.asarray(session.logprob)[sampled] - exact).mean() < 0.2
 
 
 def test_a_sliding_window_changes_the_logits_after_its_size():

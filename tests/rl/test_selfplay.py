@@ -1,9 +1,14 @@
 """Matches with mirrored seats, and the pool of snapshots."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from epo_jax.envs.base import Scenario
+from epo_jax.experiment import draw_scenarios
 from epo_jax.rl.selfplay import KINDS, add_snapshot, draw_snapshot, matches
+from epo_jax.rollout import Table, encode
 
 
 def all_rotations(kinds):
@@ -32,6 +37,27 @@ def test_the_first_match_gets_the_odd_group():
     first, second = matches(['policy', 'pool'], 6, 2)
     assert (first.kinds, first.episodes) == (('policy', 'pool'), (0, 1, 2, 3))
     assert (second.kinds, second.episodes) == (('pool', 'policy'), (4, 5))
+
+
+@pytest.mark.parametrize('seats', [1, 2, 3])
+def test_a_group_is_one_scenario_in_every_match(seats):
+    rng = np.random.default_rng(seats)
+    scenarios = [Scenario(f's{n}') for n in range(7)]
+    for kinds in [('policy',) * seats, *map(tuple, rng.choice(KINDS, (20, seats)).tolist())]:
+        group, iteration = int(rng.integers(1, 5)), int(rng.integers(0, 4))
+        count = group * int(rng.integers(1, 9))
+        drawn = draw_scenarios(scenarios, count, group, iteration, seed=0)
+        table = Table(SimpleNamespace(encode=list), (), group)
+        for match in matches(kinds, count, group):
+            queue = encode(table, [drawn[n] for n in match.episodes])
+            assert all(queue[i] is queue[i - i % group] for i in range(len(queue)))
+
+
+@pytest.mark.parametrize('names', ['aab', 'abab', 'aabc', 'a'])
+def test_a_group_of_several_scenarios_is_refused(names):
+    scenarios = {name: Scenario(name) for name in names}
+    with pytest.raises(ValueError, match='are not groups of 2 episodes with the same scenario'):
+        encode(Table(SimpleNamespace(encode=list), (), 2), [scenarios[name] for name in names])
 
 
 def test_the_pool_keeps_the_last_snapshots_in_order():
