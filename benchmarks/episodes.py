@@ -4,7 +4,6 @@ Two seats talk without strategists. Each reads an opening of its own, then whate
 sampled at temperature 1 from the whole vocabulary and has a fixed number of tokens. Between the seats goes text.
 """
 
-import dataclasses
 import math
 from typing import Any, Mapping, Optional, Sequence
 
@@ -34,54 +33,26 @@ def capacity(turns: int, opening: int, new: int) -> int:
     return math.ceil((opening + 32 + turns * (new * 4 // 3 + 10)) / 128) * 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Relay:
-    """A TextEnvironment in which each seat reads what the other said. Its state: the messages so far.
+def relay(turns: int, openings: Sequence[str]) -> Any:
+    """Return a TextEnvironment in which each seat reads an opening and then what the other seat said."""
+    from epo_jax.envs.base import Observation, TextEnvironment, TextStep
 
-    Attributes:
-      max_turns: messages of both seats.
-      openings: what each seat reads first.
-    """
+    class Relay(TextEnvironment):
+        max_turns, num_seats = turns, 2
 
-    max_turns: int
-    openings: tuple[str, str]
+        def reset(self, scenario, advised):
+            return (), tuple(Observation('', text) for text in openings)
 
-    num_seats = 2
-    advice = ('', '')
+        def step(self, state, seat, message):
+            state = (*state, (seat, message))
+            observations = tuple(Observation('', '' if s == seat else message) for s in (0, 1))
+            return state, TextStep(observations, len(state) >= turns)
 
-    def reset(self, scenario, advised):
-        from epo_jax.envs.base import View
-        return (), tuple(View('', text) for text in self.openings)
-
-    def step(self, state, seat, message):
-        from epo_jax.envs.base import TextStep, View
-        state = (*state, (seat, message))
-        views = tuple(View('', '' if s == seat else message) for s in (0, 1))
-        return state, TextStep(views, len(state) >= self.max_turns, (0.0, 0.0))
-
-    def cues(self, state, seat):
-        from epo_jax.envs.base import View
-        return View('', '')
-
-    def choices(self, state, seat):
-        return ()
-
-    def transcript(self, state):
-        return state
-
-    def brief(self, state, seat):
-        return self.openings[seat]
-
-    def score(self, state, seat):
-        return None
-
-    def describe(self, state):
-        return {}
+    return Relay()
 
 
 def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int, new: int, chunk: int) -> Contender:
-    """`rollout` of `episodes` dialogues at once."""
-    import jax
+    """Play `episodes` dialogues at once with `rollout_on_host`."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -91,7 +62,7 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
     from epo_jax.envs.host import HostEnvironment
     from epo_jax.models.sampling import SamplingConfig
     from epo_jax.models.transformer import Transformer
-    from epo_jax.rollout import Table, episode_keys, rollout
+    from epo_jax.rollout import Table, encode, episode_keys, rollout_on_host
     from epo_jax.text.chat import chat_segments
 
     config, params = models.load(model, dtype, stacked=False)
@@ -101,17 +72,17 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
     agent = LocalAgent(
         Transformer(config, jnp.dtype(dtype)), chat, settings, capacity(turns, opening_tokens, new), chunk=chunk)
     seats = (Seat(Player(agent, params, tokenizer)),) * 2
-    env = Relay(turns, tuple(opening(tokenizer, seat, opening_tokens) for seat in (0, 1)))
+    env = relay(turns, [opening(tokenizer, seat, opening_tokens) for seat in (0, 1)])
     table = Table(HostEnvironment(env, seats, width=opening_tokens + 4 * new), seats)
-    keys = episode_keys(jax.random.key(0), 0, np.arange(episodes))
-    queue = table.env.encode([None] * episodes)
+    keys = episode_keys(0, 0, np.arange(episodes))
+    queue = encode(table, [None] * episodes)
 
     def run():
-        archive, reasons = rollout(table, queue, keys, episodes)
-        if np.asarray(archive.cause).any():
-            raise ValueError(f'dialogues were cut off: {archive.cause} {reasons}')
-        if not (np.asarray(archive.messages.length) == new).all():
-            raise ValueError(f'messages of {archive.messages.length} tokens instead of {new}')
+        played, reasons = rollout_on_host(table, queue, keys, episodes)
+        if np.asarray(played.cause).any():
+            raise ValueError(f'dialogues were cut off: {played.cause} {reasons}')
+        if not (np.asarray(played.messages.length) == new).all():
+            raise ValueError(f'messages of {played.messages.length} tokens instead of {new}')
 
     return Contender(run)
 

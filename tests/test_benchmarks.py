@@ -1,6 +1,7 @@
 """What the benchmarks print: arithmetic of limits, the table, the plan of the rows. No model is timed."""
 
 import ast
+import importlib
 import json
 import os
 import pathlib
@@ -193,6 +194,21 @@ def test_every_contender_exists_and_takes_its_options():
             tree = ast.parse((ROOT / f'{module.replace(".", "/")}.py').read_text())
             function = next(x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == name)
             assert {a.arg for a in function.args.args} == set(entry.options), entry.factory
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks').glob('*.py')), ids=lambda path: path.stem)
+def test_every_name_that_a_benchmark_imports_exists(path):
+    """Most imports of benchmarks are inside functions, so that nothing else finds the stale ones."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] in ('epo_jax', 'benchmarks'):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    importlib.import_module(f'{node.module}.{name.name}')
+
+
+def test_our_dialogues_have_as_many_tokens_as_announced():
+    episodes.ours('dummy', 'float32', episodes=2, turns=2, opening_tokens=30, new=4, chunk=16).run()
 
 
 def test_histories_are_what_each_seat_has_heard():
