@@ -234,7 +234,7 @@ def encode(table: Table, scenarios: Sequence[Any]) -> Any:
     group = table.group
     if len(scenarios) % group or any(scenario is not scenarios[i - i % group] for i, scenario in enumerate(scenarios)):
         raise ValueError(f'{len(scenarios)} scenarios are not groups of {group} episodes with the same scenario')
-    return table.env.encode(scenarios)
+    return table.env.encode(scenarios, [seat.strategist is not None for seat in table.seats])
 
 
 def open_table(table: Table, batch: int, count: int, keys) -> tuple[TableState, Episodes]:

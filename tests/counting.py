@@ -55,7 +55,7 @@ class Counting:
     num_seats = 2
     on_device = True
 
-    def encode(self, scenarios):
+    def encode(self, scenarios, advised):
         """Return the numbers of the scenarios, i32[E, 4]."""
         return jnp.array([[n, s.turns, s.broken, s.loud] for n, s in enumerate(scenarios)], jnp.int32)
 

@@ -21,7 +21,18 @@ from epo_jax.envs.base import Observation, TextEnvironment, TextStep
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import Transformer
-from epo_jax.rollout import Episodes, Table, TableState, Turn, episode_keys, failure_reasons, open_table, refill, turn
+from epo_jax.rollout import (
+    Episodes,
+    Table,
+    TableState,
+    Turn,
+    encode,
+    episode_keys,
+    failure_reasons,
+    open_table,
+    refill,
+    turn,
+)
 from epo_jax.text.chat import chat_segments
 
 TURNS = 6  # largest number of actions of both seats together
@@ -204,7 +215,7 @@ def perform(seats, cases, env=Script(), timeout=None, keys=None) -> Game:
     """Play all episodes with `turn` and `refill`, without a driver, so a test can inspect the final memories."""
     table, turns = make_table(seats, env, timeout), []
     keys = make_keys(len(cases)) if keys is None else keys
-    queue = table.env.encode(cases)
+    queue = encode(table, cases)
     state, episodes = refill(table, *open_table(table, len(cases), len(cases), keys), queue, keys)
     while not state.done.all():
         state, record = turn(table, state, len(turns) % len(seats))

@@ -87,12 +87,12 @@ def parts():
     return config, roles, mesh, make_learner(config, roles)
 
 
-def result(compiled, method, begun, allowed):
+def result(compiled, seats, method, begun, allowed):
     """Run one iteration; return its result, its records and its metrics."""
     config, roles, mesh, learner = parts()
     config = config.copy_and_resolve_references()
     config.environment.update(begun=begun, allowed=allowed)
-    config.rollout.compiled = compiled
+    config.rollout.compiled, config.seats = compiled, seats
     config.reward.update(process=method, combine='official' if method == 'critical' else 'sum')
     exp = Experiment(config, load_domain('sotopia'), roles, learner, Progress(1), Stopwatch(),
                      param_shardings(roles.strategist.sampler(), mesh))
@@ -102,12 +102,12 @@ def result(compiled, method, begun, allowed):
     return played, records, iteration_metrics(played, records)
 
 
-@pytest.mark.parametrize('method, begun, allowed', [
-    ('potential', True, ('speak',)),
-    ('critical', False, ('speak', 'non-verbal communication', 'action', 'leave', 'none'))])
-def test_both_drivers_play_judge_and_credit_alike(method, begun, allowed):
+@pytest.mark.parametrize('seats, method, begun, allowed', [
+    (('policy', 'policy'), 'potential', True, ('speak',)),
+    (('policy', 'none'), 'critical', False, ('speak', 'non-verbal communication', 'action', 'leave', 'none'))])
+def test_both_drivers_play_judge_and_credit_alike(seats, method, begun, allowed):
     (host, host_records, host_metrics), (device, device_records, device_metrics) = (
-        result(compiled, method, begun, allowed) for compiled in (False, True))
+        result(compiled, seats, method, begun, allowed) for compiled in (False, True))
 
     for name in ('ids', 'turn', 'length', 'turn_mask', 'truncated', 'episode', 'seat', 'group'):
         np.testing.assert_array_equal(getattr(host.rows, name), getattr(device.rows, name), err_msg=name)

@@ -19,6 +19,7 @@ from epo_jax.rollout import (
     OBSERVATION,
     Table,
     agent_number,
+    encode,
     open_table,
     refill,
     rollout_compiled,
@@ -201,7 +202,7 @@ def assert_identical(x, y):
 
 def test_both_drivers_give_the_same_episodes():
     table = counting_table()
-    queue, keys = table.env.encode(SCENARIOS), make_keys(11)
+    queue, keys = encode(table, SCENARIOS), make_keys(11)
     traced = compiled_play(table, queue, keys, 4)
     hosted, reasons = rollout_on_host(table, queue, keys, 4)
     assert jax.tree.structure(traced) == jax.tree.structure(hosted)
@@ -223,7 +224,7 @@ def test_both_drivers_give_the_same_episodes():
 
 def test_both_drivers_give_the_same_episodes_in_groups():
     table = counting_table(echo_actors=True, group=2)
-    queue, keys = table.env.encode([SCENARIOS[n] for n in (0, 0, 1, 1, 2, 2)]), make_keys(6)
+    queue, keys = encode(table, [SCENARIOS[n] for n in (0, 0, 1, 1, 2, 2)]), make_keys(6)
     queue = queue.at[1::2, 0].set(queue[::2, 0])  # the same scenario, and so the same opening
     traced, (hosted, _) = compiled_play(table, queue, keys, 4), rollout_on_host(table, queue, keys, 4)
     jax.tree.map(assert_identical, traced, hosted)

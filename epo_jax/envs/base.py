@@ -184,8 +184,13 @@ class Environment(Protocol):
     width: int
     on_device: bool
 
-    def encode(self, scenarios: Sequence[Any]) -> Any:
-        """Return the scenarios in the form that `reset` takes: arrays [E, ...] on the device, else anything."""
+    def encode(self, scenarios: Sequence[Any], advised: Sequence[bool]) -> Any:
+        """Return the scenarios in the form that `reset` takes: arrays [E, ...] on the device, else anything.
+
+        Args:
+          scenarios: of E episodes.
+          advised: for every seat, whether it has a strategist, as in `TextEnvironment.reset`.
+        """
 
     def start(self, batch: int) -> Any:
         """Return the state of `batch` slots without episodes."""

@@ -82,7 +82,7 @@ class HostEnvironment:
         tokenizer = self.seats[seat].actor.tokenizer
         return text.encode(tokenizer, before), text.encode(tokenizer, after)
 
-    def encode(self, scenarios: Sequence[Any]) -> Sequence[Any]:
+    def encode(self, scenarios: Sequence[Any], advised: Sequence[bool]) -> Sequence[Any]:
         """See Environment.encode; the scenarios stay as they are."""
         return scenarios
 

@@ -23,7 +23,7 @@ def texts(tokens):
 def reset(env, episode, rows, state=None):
     rows = np.array(rows)
     state = env.start(len(rows)) if state is None else state
-    return env.reset(state, env.encode(CASES), np.array(episode), rows)
+    return env.reset(state, env.encode(CASES, [True, True]), np.array(episode), rows)
 
 
 def act(env, state, seat, *messages, live):

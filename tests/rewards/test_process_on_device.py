@@ -38,7 +38,7 @@ def played():
     player = Player(Echo(8), None, tokenizer)
     table = Table(env, (Seat(player, player, trained=True),) * 2)
     scenarios = load_scenarios('')[:2]
-    queue = env.encode(scenarios)
+    queue = env.encode(scenarios, [True, True])
     state, _ = env.reset(env.start(2), queue, np.arange(2), np.ones(2, bool))
     for a in range(ACTIONS):
         live = np.array([a < len(messages) for messages in MESSAGES])

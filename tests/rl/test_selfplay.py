@@ -47,7 +47,7 @@ def test_a_group_is_one_scenario_in_every_match(seats):
         group, iteration = int(rng.integers(1, 5)), int(rng.integers(0, 4))
         count = group * int(rng.integers(1, 9))
         drawn = draw_scenarios(scenarios, count, group, iteration, seed=0)
-        table = Table(SimpleNamespace(encode=list), (), group)
+        table = Table(SimpleNamespace(encode=lambda scenarios, advised: scenarios), (), group)
         for match in matches(kinds, count, group):
             queue = encode(table, [drawn[n] for n in match.episodes])
             assert all(queue[i] is queue[i - i % group] for i in range(len(queue)))
@@ -57,7 +57,7 @@ def test_a_group_is_one_scenario_in_every_match(seats):
 def test_a_group_of_several_scenarios_is_refused(names):
     scenarios = {name: Scenario(name) for name in names}
     with pytest.raises(ValueError, match='are not groups of 2 episodes with the same scenario'):
-        encode(Table(SimpleNamespace(encode=list), (), 2), [scenarios[name] for name in names])
+        encode(Table(SimpleNamespace(encode=lambda scenarios, advised: scenarios), (), 2), [scenarios[name] for name in names])
 
 
 def test_the_pool_keeps_the_last_snapshots_in_order():

@@ -192,7 +192,7 @@ class Bargain:
         """See Environment."""
         return self.rounds * self.num_seats
 
-    def encode(self, scenarios: Sequence[Scenario]) -> Queue:
+    def encode(self, scenarios: Sequence[Scenario], advised: Sequence[bool] = ()) -> Queue:
         """See Environment.encode and scenarios.encode."""
         return jax.tree.map(jnp.asarray, encode(scenarios))
 

@@ -104,7 +104,7 @@ class TokenSotopia:
         """See Environment.advice."""
         return tuple(map(self._ids, prompts.ADVICE))
 
-    def encode(self, scenarios: Sequence[Scenario]) -> Scenes:
+    def encode(self, scenarios: Sequence[Scenario], advised: Sequence[bool]) -> Scenes:
         """See Environment.encode.
 
         Raises:
@@ -120,7 +120,7 @@ class TokenSotopia:
         return Scenes(
             strategist=by_seat(lambda s, seat: prompts.strategist_opening(s, seat, rules.short), self.width),
             actor=by_seat(
-                lambda s, seat: prompts.actor_opening(s, seat, True, rules.allowed, rules.short), self.width),
+                lambda s, seat: prompts.actor_opening(s, seat, advised[seat], rules.allowed, rules.short), self.width),
             judge=by_seat(prompts.judge_opening, self.width),
             cue=by_seat(cue, CUE_TOKENS),
             about=np.stack([_pack_about(scenario) for scenario in scenarios]),

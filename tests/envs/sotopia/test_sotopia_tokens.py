@@ -27,7 +27,7 @@ def play(rules, scenario, messages):
       The environment, the queue, the final state of the slot, and its EpisodeText.
     """
     env = TokenSotopia(rules, TOKENIZER, WIDTH)
-    queue = env.encode([scenario])
+    queue = env.encode([scenario], [True, True])
     rows = np.array([False, True])
     state, encoded = env.reset(env.start(2), queue, np.array([1, 0]), rows)
     dialogue, openings = rules.reset(scenario, (True, True))
@@ -57,6 +57,15 @@ def play(rules, scenario, messages):
 SCENARIO = load_scenarios('')[0]
 
 
+@pytest.mark.parametrize('advised', [(True, True), (True, False), (False, True), (False, False)])
+def test_an_actor_reads_of_a_strategist_only_where_there_is_one(advised):
+    env = TokenSotopia(Sotopia(4), TOKENIZER, WIDTH)
+    _, openings = env.reset(env.start(1), env.encode([SCENARIO], advised), np.array([0]), np.array([True]))
+    _, expected = Sotopia(4).reset(SCENARIO, advised)
+    assert [decode(opening.actor, 0) for opening in openings] == [opening.actor for opening in expected]
+    assert ['strategist' in opening.actor for opening in expected] == list(advised)
+
+
 @pytest.mark.parametrize('short', [False, True])
 def test_speech_is_the_same_as_in_text(short):
     rules = Sotopia(4, 2, ('speak',), short, True)
@@ -73,7 +82,7 @@ def test_max_turns_and_idle_actions_end_a_dialogue():
 def test_every_kind_of_action_becomes_a_line():
     env = TokenSotopia(Sotopia(6, 2), TOKENIZER, WIDTH)
     name = [c.first_name for c in SCENARIO.characters]
-    state, _ = env.reset(env.start(1), env.encode([SCENARIO]), np.array([0]), np.array([True]))
+    state, _ = env.reset(env.start(1), env.encode([SCENARIO], [True, True]), np.array([0]), np.array([True]))
     done = []
     for seat, message in ((0, 'gesture: waves'), (1, 'act: sits down'), (0, 'wait: so be it'), (1, 'leave: bye')):
         state, step = env.step(state, seat, pack([text.encode(TOKENIZER, message)], 64), np.array([True]))
@@ -88,7 +97,7 @@ def test_every_kind_of_action_becomes_a_line():
 
 def test_a_kind_that_is_not_allowed_is_unparsable():
     env = TokenSotopia(Sotopia(6, 2, ('speak',)), TOKENIZER, WIDTH)
-    state, _ = env.reset(env.start(1), env.encode([SCENARIO]), np.array([0]), np.array([True]))
+    state, _ = env.reset(env.start(1), env.encode([SCENARIO], [True, True]), np.array([0]), np.array([True]))
     state, step = env.step(state, 0, pack([text.encode(TOKENIZER, 'leave: bye')], 64), np.array([True]))
     [episode] = env.texts([SCENARIO], state)
     assert not step.done[0] and episode.events == ['action/none', 'action/unparsable']
