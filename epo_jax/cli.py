@@ -3,6 +3,7 @@
     epo train --config=sotopia:tiny --workdir=runs/tiny      is  python -m epo_jax.main --config=... --workdir=...
 """
 
+import os
 import runpy
 import sys
 
@@ -28,6 +29,7 @@ def main() -> None:
         sys.exit(f'error: there is no command {command!r}\n{usage}')
     module, _ = COMMANDS[command]
     sys.argv[:2] = [f'epo {command}']
+    sys.path.insert(0, os.getcwd())  # as with python -m, so that a module of the user is found
     runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from epo_jax.iteration import Experiment
 from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.runtime import hosts, streams
-from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_atomically, write_jsonl
 
 KEYS = 2**31 - 1      # stands in for the iteration in the random keys of an evaluation
@@ -47,13 +46,8 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
     """Play held-out scenarios under every condition with the same keys; print and write (evaluation.json) the scores.
 
     Where the partners are the pool, every condition plays each of its snapshots.
-
-    Raises:
-      InputError: no scenario is held out.
     """
     config = exp.config
-    if not held_out:
-        raise InputError("no scenario has split 'held_out': set evaluation.episodes=0")
     scenarios = choose(held_out, exp.domain.situation, config.evaluation.episodes, config.seed)
     policy = exp.sampling_params(state.train.params)
     partners = state.snapshots if config.evaluation.partner == 'pool' else (None,)

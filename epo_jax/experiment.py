@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     validate(config)
     domain = load_domain(config.environment.name)
     check_environment(domain, config.environment)
-    scenarios = domain.scenarios(config.scenarios, config.environment)
+    train, held_out = splits(domain.scenarios(config.scenarios, config.environment), config.evaluation.episodes > 0)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, {'rollout.batch': config.rollout.batch, 'learner.micro_batch': config.learner.micro_batch})
     workdir = pathlib.Path(workdir).absolute()
@@ -92,7 +92,6 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                       f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
         exp = Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
                          param_shardings(roles.strategist.sampler(), mesh))
-        train, held_out = ([s for s in scenarios if s.split == split] for split in ('train', 'held_out'))
 
         # State: new, or as it was after the last iteration that was saved
         start = checkpoints.latest() or 0
@@ -114,7 +113,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                     train, config.rollout.episodes, config.rollout.group, iteration, config.seed)
                 state, result = run_iteration(exp, state, chosen, iteration)
                 saved = write_episodes(exp, result, iteration, workdir)
-                check_trained(result, saved, iteration)
+                check_trained(result, saved, iteration, config.reward.outcome == 'judge')
                 metrics = iteration_metrics(result, saved) | watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
@@ -133,6 +132,27 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         rows = evaluate.run_evaluation(exp, state, held_out, workdir)
         progress.line(f'episodes: {workdir / "episodes"}')
         return rows
+
+
+def splits(scenarios: Sequence[Any], evaluate: bool) -> tuple[list[Any], list[Any]]:
+    """Return the scenarios to train on and those that are held out.
+
+    Raises:
+      InputError: there are none to train on, or none to evaluate with, or one lacks the attributes of
+        `envs.base.Scenario`.
+    """
+    for scenario in scenarios:
+        if not all(isinstance(getattr(scenario, name, None), str) for name in ('id', 'category', 'split')):
+            raise InputError('a scenario must have the attributes of epo_jax.envs.base.Scenario, unlike '
+                             f'{scenario!r:.80}')
+    found = ', '.join(sorted({scenario.split for scenario in scenarios})) or 'none'
+    train, held_out = ([s for s in scenarios if s.split == split] for split in ('train', 'held_out'))
+    if not train:
+        raise InputError(f"no scenario has split 'train' (found: {found})")
+    if evaluate and not held_out:
+        raise InputError(f"no scenario has split 'held_out' (found: {found}): give some of them split='held_out', or "
+                         'set evaluation.episodes=0')
+    return train, held_out
 
 
 def make_learner(config: ConfigDict, roles: Roles) -> Learner:
@@ -159,12 +179,7 @@ def draw_scenarios(scenarios: Sequence[Any], count: int, group: int, iteration: 
 
     The set is passed through again and again, each time in a new random order; every scenario is taken `group` times
     in a row.
-
-    Raises:
-      InputError: there are none.
     """
-    if not scenarios:
-        raise InputError("no scenario has split 'train'")
     passes, chosen = {}, []
     for position in range(iteration * (count // group), (iteration + 1) * (count // group)):
         number, at = divmod(position, len(scenarios))

@@ -30,7 +30,7 @@ from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
 from epo_jax.rollout import Episodes, Table, encode, episode_keys, max_seat_turns, rollout_on_host
-from epo_jax.runtime.errors import TrainingError
+from epo_jax.runtime.errors import InputError, TrainingError
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.timing import Stopwatch
 
@@ -46,6 +46,9 @@ class MatchResult:
       episodes: what was played.
       reasons: for every episode that an agent cut off, why.
       verdict: on every seat, seat-major; None before the episodes are judged.
+
+    Raises:
+      InputError: rewards of the environment do not add up to an outcome in [0, 1].
     """
 
     table: Table
@@ -54,6 +57,13 @@ class MatchResult:
     episodes: Episodes
     reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
     verdict: Optional[Verdict] = None
+
+    def __post_init__(self):
+        reward = np.asarray(self.episodes.reward)
+        wrong = reward[(reward < -1e-5) | (reward > 1 + 1e-5)]
+        if len(wrong):
+            raise InputError(f'the rewards that an environment gives a seat must add up to a number in [0, 1] in every '
+                             f'episode; here they add up to {wrong[0]:g}')
 
     def texts(self) -> list[EpisodeText]:
         """Return the episodes in text."""
@@ -220,21 +230,25 @@ class Experiment:
                 return train, mean_metrics(steps, iteration)
 
 
-def check_trained(result: IterationResult, saved: Optional[Sequence[dict]], iteration: int) -> None:
+def check_trained(result: IterationResult, saved: Optional[Sequence[dict]], iteration: int, judged: bool) -> None:
     """Check that an iteration had something to learn from: an episode with an outcome and all process rewards.
 
     Raises:
-      TrainingError: it had not; the message counts what is missing.
+      TrainingError: it had not; the message counts what is missing. `judged`: whether a judge was asked.
     """
     if result.credit.valid.any():
         return
     verdict, cut = result.verdict, int(result.rows.truncated.sum())
-    reason = failure_reason(saved or ())
+    if reason := failure_reason(saved or ()):
+        hint = f'the first failure: {reason}'
+    elif judged:
+        hint = 'check judge.model and judge.capacity'
+    else:
+        hint = 'the environment must reward a seat in some step, also of an episode that max_turns ends'
     raise TrainingError(
         f'iteration {iteration + 1} trains nothing: of {len(verdict.outcome)} conversations, {cut} were cut off, '
         f'{int((~verdict.outcome_valid).sum())} have no outcome, and '
-        f'{int(((verdict.turn_mask & ~verdict.valid).any(axis=1)).sum())} lack process rewards; '
-        + (f'the first failure: {reason}' if reason else 'check judge.model and judge.capacity'))
+        f'{int(((verdict.turn_mask & ~verdict.valid).any(axis=1)).sum())} lack process rewards; {hint}')
 
 
 def mean_metrics(steps: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Complete runs: an interrupted run equals an uninterrupted one, and a run leaves the files that it should."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -8,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from epo_jax import defaults, experiment
 from epo_jax.config import ConfigError
-from epo_jax.runtime.errors import TrainingError
+from epo_jax.envs.base import Scenario
+from epo_jax.iteration import MatchResult
+from epo_jax.runtime.errors import InputError, TrainingError
 from epo_jax.runtime.files import read_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -186,6 +191,32 @@ def test_a_run_stops_at_an_iteration_that_trains_nothing(tmp_path, monkeypatch, 
         experiment.run(config, tmp_path)
     assert len(read_jsonl(tmp_path / 'episodes/iteration_00001.jsonl')) == 4  # to see what went wrong
     assert not numbers(tmp_path) and not (tmp_path / 'checkpoints' / '1').exists()
+
+
+@pytest.mark.parametrize('found, evaluated, message', [
+    (['train', 'train'], True, r"no scenario has split 'held_out' \(found: train\): .* evaluation.episodes=0"),
+    (['held_out', 'test'], False, r"no scenario has split 'train' \(found: held_out, test\)"),
+    ([], False, r"no scenario has split 'train' \(found: none\)")])
+def test_a_missing_split_is_an_error_before_training(found, evaluated, message):
+    scenarios = [Scenario(str(n), split=split) for n, split in enumerate(found)]
+    with pytest.raises(InputError, match=message):
+        experiment.splits(scenarios, evaluated)
+
+
+def test_scenarios_need_the_attributes_of_a_scenario():
+    with pytest.raises(InputError, match="attributes of epo_jax.envs.base.Scenario, unlike 'train'"):
+        experiment.splits(['train'], False)
+
+
+@pytest.mark.parametrize('reward, refused', [(1.2, True), (-0.1, True), (1.0, False), (0.0, False), (np.nan, False)])
+def test_rewards_that_do_not_add_up_to_an_outcome_are_refused(reward, refused):
+    result = functools.partial(
+        MatchResult, None, None, [], SimpleNamespace(reward=np.array([[0.5, reward]], np.float32)))
+    if not refused:
+        result()
+        return
+    with pytest.raises(InputError, match=rf'must add up to a number in \[0, 1\] .* add up to {reward}'):
+        result()
 
 
 def test_an_unknown_key_is_refused_before_anything_is_loaded(tmp_path):

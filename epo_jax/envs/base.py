@@ -296,7 +296,8 @@ def check_environment(domain: Domain, options: ConfigDict) -> None:
     if not isinstance(env, TextEnvironment):
         raise InputError(f'{options.name}: {name} must be a subclass of epo_jax.envs.base.TextEnvironment')
     if env.num_seats != domain.seats:
-        raise InputError(f'{options.name}: {name} has {env.num_seats} seats, but its Domain has {domain.seats}')
+        raise InputError(f'{options.name}: {name} has {env.num_seats} seats, but its Domain has {domain.seats}; '
+                         f'set num_seats = {domain.seats} in the class, or seats={env.num_seats} in the Domain')
     if domain.judged and type(env).judge_prompt is TextEnvironment.judge_prompt:
         raise InputError(f'{options.name}: {name} has no judge_prompt; write one, or set judged=False in its Domain')
 

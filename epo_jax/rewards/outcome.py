@@ -5,6 +5,7 @@ import importlib
 from typing import Callable, Sequence
 
 from epo_jax.rewards.prompts import JudgePrompt
+from epo_jax.runtime.errors import InputError
 
 # Finished episodes, one JudgePrompt a seat -> the outcome of each, in [0, 1].
 Outcome = Callable[[Sequence[JudgePrompt]], Sequence[float]]
@@ -14,7 +15,7 @@ def load_outcome(name: str) -> Outcome:
     """Return the function named 'package.module:function'.
 
     Raises:
-      ValueError: there is no such function.
+      InputError: there is no such function.
     """
     module, _, function = name.partition(':')
     try:
@@ -23,7 +24,7 @@ def load_outcome(name: str) -> Outcome:
             raise ValueError(f'it is a {type(outcome).__name__}, not a function')
         return outcome
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no outcome function {name!r} ({error}); reward.outcome must be 'judge', "
+        raise InputError(f"there is no outcome function {name!r} ({error}); reward.outcome must be 'judge', "
                          "'environment' or 'package.module:function'") from None
 
 
@@ -31,7 +32,7 @@ def with_outcome(prompts: Sequence[JudgePrompt], outcome: Outcome) -> list[Judge
     """Return the prompts with their reward set by `outcome`.
 
     Raises:
-      ValueError: the function did not return one number in [0, 1] for each prompt.
+      InputError: the function did not return one number in [0, 1] for each prompt.
     """
     returned = outcome(prompts)
     try:
@@ -39,6 +40,6 @@ def with_outcome(prompts: Sequence[JudgePrompt], outcome: Outcome) -> list[Judge
     except (TypeError, ValueError):
         values = []
     if len(values) != len(prompts) or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f'an outcome function must return one number in [0, 1] for each of {len(prompts)} '
+        raise InputError(f'an outcome function must return one number in [0, 1] for each of {len(prompts)} '
                          f'conversations, not {returned!r:.200}')
     return [dataclasses.replace(prompt, reward=value) for prompt, value in zip(prompts, values, strict=True)]
