@@ -182,12 +182,12 @@ def baseline(value, mask, group, episode, how: str):
 # How advantages are scaled
 
 
-def by_nothing(value):
+def by_nothing(value, mask, group):
     """Return 1: advantages stay as they are."""
     return jnp.ones((1, 1), value.dtype)
 
 
-def by_trajectory(value):
+def by_trajectory(value, mask, group):
     """Return max |A| of every conversation (released code).
 
     It erases how well the conversation went: with no turn selected, goal scores of 1 and of 10 give the same weights.
@@ -195,7 +195,7 @@ def by_trajectory(value):
     return jnp.abs(value).max(axis=1, keepdims=True)
 
 
-def by_batch(value):
+def by_batch(value, mask, group):
     """Return max |A| of the whole batch."""
     return jnp.abs(value).max()
 
@@ -203,10 +203,17 @@ def by_batch(value):
 NORMALIZERS = {'none': by_nothing, 'trajectory': by_trajectory, 'batch': by_batch}
 
 
-def normalise(value, mask, how: str):
-    """Divide advantages f[N, T] by a key of NORMALIZERS; all zeros stay zeros."""
+def normalize(value, mask, group, how: str):
+    """Divide advantages by a scale; all zeros stay zeros.
+
+    Args:
+      value: f[N, T], advantages.
+      mask: bool[N, T], valid turns.
+      group: i32[N], see `assign`.
+      how: a key of NORMALIZERS.
+    """
     value = jnp.where(mask, value, 0)
-    size = _pick(NORMALIZERS, how, 'normalization')(value)
+    size = _pick(NORMALIZERS, how, 'normalization')(value, mask, group)
     return value / jnp.where(size > 0, size, 1)
 
 
@@ -223,7 +230,7 @@ def advantages(reward, valid, group, episode, gamma: float, base: str, norm: str
       norm: a key of NORMALIZERS.
     """
     value = returns(reward, valid, gamma)
-    return normalise(value - baseline(value, valid, group, episode, base), valid, norm)
+    return normalize(value - baseline(value, valid, group, episode, base), valid, group, norm)
 
 
 def _pick(table, name: str, what: str):

@@ -153,11 +153,11 @@ def test_no_baseline_makes_a_policy_care_about_its_partner(how, episodes):
 
 
 @pytest.mark.parametrize('how', ('none', 'trajectory', 'batch'))
-def test_normalise_divides_by_the_largest(how):
+def test_normalize_divides_by_the_largest(how):
     for seed in range(10):
-        value, mask, *_ = random_turns(seed, holes=seed % 2)
+        value, mask, group, _ = random_turns(seed, holes=seed % 2)
         value[3] = np.where(mask[3], 0, np.nan)
-        advantage = exact(credit.normalise, value, mask, how)
+        advantage = exact(credit.normalize, value, mask, group, how)
         largest = max(abs(value[n, t]) for n in range(N) for t in range(T) if mask[n, t])
         for n in range(N):
             own = max([abs(value[n, t]) for t in range(T) if mask[n, t]], default=0)
@@ -168,7 +168,7 @@ def test_normalise_divides_by_the_largest(how):
 
 @pytest.mark.parametrize('how', ('none', 'trajectory', 'batch'))
 def test_all_zeros_stay_zeros(how):
-    assert not exact(credit.normalise, np.zeros((3, T)), np.ones((3, T), bool), how).any()
+    assert not exact(credit.normalize, np.zeros((3, T)), np.ones((3, T), bool), np.zeros(3, int), how).any()
 
 
 @pytest.mark.parametrize('base', ('none', 'batch', 'group'))
