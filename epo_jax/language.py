@@ -15,7 +15,7 @@ from epo_jax import testing
 from epo_jax.envs.base import Domain
 from epo_jax.models import weights
 from epo_jax.models.config import ModelConfig
-from epo_jax.models.gguf import GGUFFile, read_gguf_config
+from epo_jax.models.gguf import GGUFFile, is_gguf, read_gguf_config
 from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
@@ -36,6 +36,7 @@ class Language:
       stacked: layout of the parameters. Unstacked parameters sample faster; stacked ones can be trained, or be the
         frozen base of an adapter.
       params: the parameters; None before they are loaded.
+      file: the opened GGUF file, if it comes from one.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Language:
     mesh: Mesh
     stacked: bool = False
     params: Any = None
+    file: Optional[GGUFFile] = None
 
     def sampler(self) -> Transformer:
         """Return the decoder in the layout that samples."""
@@ -73,7 +75,7 @@ class Language:
             params = jax.device_put(testing.dummy_params(self.config, self.stacked), shardings)
         else:
             _, params = weights.load(
-                find_model(self.path), self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
+                self.file or self.path, self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
         return dataclasses.replace(self, params=params)
 
 

@@ -1,26 +1,29 @@
-"""Reading GGUF files with the `gguf` package: metadata, tensors and the shape of the decoder."""
+"""Reading GGUF files: metadata, dequantized tensors and the shape of the decoder."""
 
 import dataclasses
 import os
+import pathlib
+import re
 from typing import Any, Optional
 
 import gguf
 import numpy as np
 
 from epo_jax.models.config import ModelConfig, RopeScaling
+from epo_jax.models.gguf_reader import GGUFError, StoredTensor, read_header
 from epo_jax.models.transformer import rope_frequencies
-from epo_jax.runtime.errors import InputError
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
-TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
 
 
-class GGUFError(InputError):
-    """A file is not GGUF, is damaged, or contains something that is not supported."""
+def is_gguf(path: str | os.PathLike) -> bool:
+    """Return whether a path names an existing GGUF file."""
+    path = pathlib.Path(path)
+    return path.suffix.lower() == '.gguf' and path.is_file()
 
 
 class GGUFFile:
-    """An open GGUF file that reads tensors on demand from a memory map.
+    """A GGUF file, with all its parts if it is split, that reads tensors on demand from a memory map.
 
     Attributes:
       path: path of the file.
@@ -29,24 +32,18 @@ class GGUFFile:
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Open a file.
+        """Open a file. Any part of a split file stands for all of them.
 
         Raises:
-          GGUFError: the file is not GGUF, is truncated, or has the wrong byte order.
+          GGUFError: the file is not GGUF, is truncated, has the wrong byte order, or is a part of a file whose other
+            parts are missing.
           OSError: the file cannot be read.
         """
         self.path = path
-        if os.path.getsize(path) < 24:  # magic, version and two counts
-            raise GGUFError(f'{path}: not a GGUF file, because it has fewer than 24 bytes')
-        try:
-            reader = gguf.GGUFReader(path)
-            self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:  # raised on truncated files
-            raise GGUFError(f'{path}: not a GGUF file, or truncated or damaged ({error})') from error
-        if reader.byte_order != 'I':
-            raise GGUFError(f'{path}: the byte order of this GGUF file is not that of this machine')
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
+        self.metadata, self._tensors = read_header(path)
+        if self.metadata.get('split.count', 1) != 1:
+            self.metadata, self._tensors = _read_parts(pathlib.Path(path), self.metadata)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def require(self, key: str) -> Any:
         """Return the metadata of a key, or raise GGUFError if the key is missing."""
@@ -61,11 +58,11 @@ class GGUFFile:
           GGUFError: the type of the tensor is not supported.
         """
         tensor = self._tensors[name]
-        if tensor.tensor_type.name not in TENSOR_TYPES:
-            raise GGUFError(f'{self.path}: tensor {name!r} has the unsupported type {tensor.tensor_type.name}; '
-                            f'supported types are {", ".join(TENSOR_TYPES)}')
-        x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        x = x.astype(np.float32, copy=False).reshape(self.shapes[name])
+        try:
+            x = gguf.quants.dequantize(tensor.data, tensor.kind)
+        except NotImplementedError as error:
+            raise GGUFError(f'{self.path}: tensor {name!r} has the unsupported type {tensor.kind.name}') from error
+        x = x.astype(np.float32, copy=False).reshape(tensor.shape)
         if self.metadata.get('general.architecture') == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
             heads = self.require('llama.attention.head_count')
             if name.endswith('attn_k.weight'):
@@ -73,6 +70,29 @@ class GGUFFile:
             # The two rows of a rotated pair are neighbors in GGUF, but half a head apart at Hugging Face.
             x = x.reshape(heads, -1, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
         return x
+
+
+def _read_parts(path: pathlib.Path, part: dict[str, Any]) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """Return the metadata of the first part of a split file, and the tensors of all parts."""
+    count = part['split.count']
+    named = re.fullmatch(r'(.+)-\d{5}-of-(\d{5})(\.gguf)', path.name, re.IGNORECASE)
+    if not named or int(named[2]) != count:
+        raise GGUFError(f'{path}: this is a part of a GGUF file that was split into {count}; name it as llama.cpp does, '
+                        f'NAME-00001-of-{count:05d}.gguf, with the other parts beside it')
+    metadata, tensors = {}, {}
+    for number in range(count):
+        other = path.with_name(f'{named[1]}-{number + 1:05d}-of-{count:05d}{named[3]}')
+        if not other.is_file():
+            raise GGUFError(f'{path}: this GGUF file was split into {count} parts, and {other.name} is missing')
+        part, found = read_header(other)
+        if (part.get('split.count'), part.get('split.no')) != (count, number):
+            raise GGUFError(f'{other}: by its metadata, this is not part {number + 1} of {count}')
+        if twice := tensors.keys() & found.keys():
+            raise GGUFError(f'{other}: tensor {min(twice)!r} is in another part, too')
+        metadata, tensors = metadata or part, tensors | found
+    if len(tensors) != metadata.get('split.tensors.count', len(tensors)):
+        raise GGUFError(f'{path}: the parts have {len(tensors)} tensors, not {metadata["split.tensors.count"]}')
+    return metadata, tensors
 
 
 def read_gguf_config(file: GGUFFile) -> ModelConfig:
@@ -86,38 +106,50 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         raise GGUFError(f'{file.path}: architecture {kind!r} is not supported; '
                         f'supported architectures are {", ".join(ARCHITECTURES)}')
     get = lambda key, default: file.metadata.get(f'{kind}.{key}', default)
-    require = lambda key: file.require(f'{kind}.{key}')
-    width, heads = require('embedding_length'), require('attention.head_count')
-    kv_heads = get('attention.head_count_kv', heads)
-    if isinstance(heads, list) or isinstance(kv_heads, list):
+    require = lambda key, default=None: _positive(file, f'{kind}.{key}', int, default)
+    if any(isinstance(get(f'attention.head_count{kv}', None), list) for kv in ('', '_kv')):
         raise GGUFError(f'{file.path}: numbers of heads that differ between layers are not supported')
-    head_dim = get('attention.key_length', width // heads)
+    width, heads, layers = map(require, ('embedding_length', 'attention.head_count', 'block_count'))
+    head_dim = require('attention.key_length', width // heads)
     if not head_dim == get('attention.value_length', head_dim) == get('rope.dimension_count', head_dim):
         raise GGUFError(f'{file.path}: different sizes of keys, values and rotary embeddings are not supported')
     if get('expert_count', 0):
         raise GGUFError(f'{file.path}: mixtures of experts are not supported')
-    if get('rope.scaling.type', 'none') != 'none':
-        raise GGUFError(f'{file.path}: rope scaling {get("rope.scaling.type", None)!r} is not supported')
+    # As in llama.cpp: without a type, a factor is linear; it has two names.
+    scaling, factor = get('rope.scaling.type', 'linear'), get('rope.scaling.factor', get('rope.scale_linear', 1.0))
+    if scaling not in ('none', 'linear') or scaling == 'linear' and factor not in (0, 1):
+        raise GGUFError(f'{file.path}: rope scaling {scaling!r} by the factor {factor} is not supported')
+    if layers > len(file.shapes):
+        raise GGUFError(f'{file.path}: the metadata announces {layers} layers, but there are only {len(file.shapes)} '
+                        'tensors')
     if 'token_embd.weight' not in file.shapes:
         raise GGUFError(f"{file.path}: tensor 'token_embd.weight' is missing")
     config = ModelConfig(
         vocab_size=file.shapes['token_embd.weight'][0],
         width=width,
-        num_layers=require('block_count'),
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=kv_heads,
+        num_kv_heads=require('attention.head_count_kv', heads),
         head_dim=head_dim,
         mlp_width=require('feed_forward_length'),
-        rope_theta=float(get('rope.freq_base', 10000.0)),
+        rope_theta=_positive(file, f'{kind}.rope.freq_base', float, 10000.0),
         # The value is stored as float32; this yields 1e-5 rather than 9.999999747378752e-06.
-        norm_eps=float(str(np.float32(require('attention.layer_norm_rms_epsilon')))),
-        sliding_window=get('attention.sliding_window', None),
+        norm_eps=float(str(np.float32(_positive(file, f'{kind}.attention.layer_norm_rms_epsilon', float)))),
+        sliding_window=get('attention.sliding_window', 0) and require('attention.sliding_window') or None,
         qkv_bias=kind == 'qwen2',
         qk_norm=kind == 'qwen3',
         tied='output.weight' not in file.shapes,
         max_positions=require('context_length'),
     )
     return dataclasses.replace(config, rope_scaling=_rope_scaling(file, config))
+
+
+def _positive(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
+    """Return a positive int or float of the metadata; raise GGUFError if it is missing or something else."""
+    value = file.require(key) if default is None else file.metadata.get(key, default)
+    if not isinstance(value, (int, kind)) or isinstance(value, bool) or not 0 < value < float('inf'):
+        raise GGUFError(f'{file.path}: {key} must be a positive {kind.__name__}, not {value!r:.80}')
+    return value
 
 
 def _rope_scaling(file: GGUFFile, config: ModelConfig) -> Optional[RopeScaling]:

@@ -20,7 +20,8 @@ import safetensors
 import safetensors.numpy
 
 from epo_jax.models.config import ModelConfig, UnsupportedModelError
-from epo_jax.models.gguf import GGUFError, GGUFFile, read_gguf_config
+from epo_jax.models.gguf import GGUFFile, is_gguf, read_gguf_config
+from epo_jax.models.gguf_reader import GGUFError
 from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.errors import InputError
 
@@ -133,13 +134,14 @@ class SafetensorsFiles:
         return self._file_of[name].get_tensor(name)
 
 
-def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
+def load(source: str | os.PathLike | GGUFFile, dtype=jnp.float32, stacked: bool = False,
          shardings: Optional[Callable[[ModelConfig], Any]] = None,
          ) -> tuple[ModelConfig, dict[str, Any]]:
     """Read a checkpoint.
 
     Args:
-      path: a folder with `config.json` and `model.safetensors` (or shards and their index), or a .gguf file.
+      source: a folder with `config.json` and `model.safetensors` (or shards and their index), or a GGUF file, as a
+        path or opened.
       dtype: dtype of all parameters.
       stacked: whether to return the stacked layout; see models/transformer.py.
       shardings: a function that returns the sharding of every parameter, in the chosen layout, for the shape of the
@@ -152,12 +154,12 @@ def load(path: str | os.PathLike, dtype=jnp.float32, stacked: bool = False,
       WeightsError: a file is missing, truncated or of an unknown format; the model is not supported; or a tensor is
         missing, unexpected, of the wrong shape or of an unsupported type.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(source.path if isinstance(source, GGUFFile) else source)
     try:
         if path.is_dir():
             config, files = _read_config(path / 'config.json'), SafetensorsFiles(path)
-        elif path.suffix == '.gguf' and path.exists():
-            files = GGUFFile(path)
+        elif is_gguf(path):
+            files = source if isinstance(source, GGUFFile) else GGUFFile(path)
             config = read_gguf_config(files)
         else:
             raise WeightsError('this path is neither a folder with safetensors nor a .gguf file')

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from epo_jax.models import sampling
 from epo_jax.models.decoder import Decoder
+from epo_jax.runtime.errors import InputError
 from epo_jax.text import tokenizer as text
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import Array, Tokens, concat, keep, pack, repeat
@@ -26,6 +27,10 @@ RATING = (
     '\n\nHow well has the goal been reached, from 0 (not at all) to 10 (completely)? '
     'Answer with the number only.')
 REACHED = '\n\nHas the goal been reached by now? Answer Yes or No.'
+
+
+class JudgeError(InputError):
+    """A model cannot answer as a judge."""
 
 
 @struct.dataclass
@@ -53,28 +58,45 @@ class Judge:
 
         A piece that is too long is cut to the capacity, which it then overflows.
         """
-        begin = list(self.chat.open) if first else []
-        return (begin + text.encode(self.tokenizer, part))[:self.capacity] if part else []
+        begin, lead = (list(self.chat.open), self.chat.user_lead) if first else ([], text.CONTINUATION)
+        return (begin + text.encode(self.tokenizer, part, lead))[:self.capacity] if part else []
 
     def question(self, part: str, begun: str = '') -> list[int]:
         """Return the ids of the end of the user message and of the beginning of the answer."""
-        return text.encode(self.tokenizer, part) + list(self.chat.close) + text.encode(self.tokenizer, begun)
+        return text.encode(self.tokenizer, part) + list(self.chat.close) + self.begin_answer(begun)
+
+    def begin_answer(self, begun: str) -> list[int]:
+        """Return the ids of the beginning of an answer."""
+        return text.encode(self.tokenizer, begun, self.chat.reply_lead)
+
+    def check(self) -> None:
+        """Raise JudgeError if the model cannot answer the questions, or if they do not fit the capacity."""
+        self.answers()
+        longest = len(self.chat.open) + max(len(self.question(part)) for part in (REACHED, RATING)) + 2
+        if longest >= self.capacity:
+            raise JudgeError(f'a question to the judge takes {longest} tokens, which leaves nothing of its capacity of '
+                             f'{self.capacity} tokens; raise judge.capacity')
 
     def answers(self) -> dict[str, list[int]]:
-        """Return the ids that begin an answer: 'yes', 'no', 'digits' (0 to 9) and 'ten'.
+        """Return the ids that begin an answer: 'yes', 'no', 'digits' (0 to 9) and 'ten', which is [] if it is spelled.
 
         A word counts as it is, in lower case, and after a space. An id that begins both words counts for neither.
+        Some tokenizers spell a space before a digit at the beginning of an answer; its ids are 'before'.
 
         Raises:
-          ValueError: some digit is not a single token.
+          JudgeError: some digit has no token of its own, or the words do not differ in their first tokens.
         """
         forms = lambda word: (word, word.lower(), f' {word}', f' {word.lower()}')
-        yes, no = ({text.encode(self.tokenizer, form)[0] for form in forms(word)} for word in ('Yes', 'No'))
-        digits = [text.encode(self.tokenizer, str(number)) for number in range(11)]
-        if any(len(ids) != 1 for ids in digits[:10]):
-            raise ValueError("the judge's tokenizer has no single token for some digit; choose another judge.model")
-        return {'yes': sorted(yes - no), 'no': sorted(no - yes), 'digits': [ids[0] for ids in digits[:10]],
-                'ten': digits[10] if len(digits[10]) == 1 else []}
+        first = lambda form: {text.encode(self.tokenizer, form)[0], self.begin_answer(form)[0]}
+        yes, no = (set().union(*map(first, forms(word))) for word in ('Yes', 'No'))
+        if not yes - no or not no - yes:
+            raise JudgeError("the judge's tokenizer begins Yes and No with the same tokens; choose another judge.model")
+        *numbers, ten = (self.begin_answer(str(number)) for number in range(11))
+        before, digits = numbers[0][:-1], [ids[-1] for ids in numbers]
+        if any(ids[:-1] != before for ids in numbers) or len(set(digits)) < 10:
+            raise JudgeError("the judge's tokenizer has no token of its own for some digit; choose another judge.model")
+        return {'yes': sorted(yes - no), 'no': sorted(no - yes), 'digits': digits, 'before': before,
+                'ten': ten[-1:] if len(ten) == len(before) + 1 else []}
 
 
 def probability_of_yes(judge: Judge, logprob: Float[Array, '... V']) -> Float[Array, '...']:
@@ -104,7 +126,7 @@ def read_stages(judge: Judge, stages: Tokens, ask: Bool[Array, ''], rate: bool) 
     model, params, (total, count) = judge.model, judge.params, stages.length.shape
     answers = judge.answers()
     ids = jnp.array(answers['digits'] + answers['ten'])
-    texts = [judge.question(REACHED), judge.question(RATING), judge.question(RATING, '1')]
+    texts = [judge.question(REACHED), judge.question(RATING) + answers['before'], judge.question(RATING, '1')]
     width = max(stages.ids.shape[2], *map(len, texts))
     questions = jax.tree.map(jnp.asarray, pack(texts, width))
     stages = stages.replace(ids=jnp.pad(stages.ids, ((0, 0), (0, 0), (0, width - stages.ids.shape[2]))))
@@ -155,8 +177,8 @@ def name_critical(judge: Judge, prompt: Tokens, turn_mask: Bool[Array, 'N T']) -
       f32[N, T], the probability of Yes; NaN where there is no turn or the conversation did not fit the capacity.
     """
     model, params, (count, turns) = judge.model, judge.params, turn_mask.shape
-    labels = [judge.encode(f'{answer}Strategy {t + 1}:') for t in range(turns)
-              for answer in ((' No\n', ' Yes\n') if t else ('', ''))]
+    labels = [judge.encode(f'{answer}Strategy {t + 1}:') if t else judge.begin_answer('Strategy 1:')
+              for t in range(turns) for answer in (' No\n', ' Yes\n')]
     width = prompt.ids.shape[1] + len(judge.chat.close) + max(map(len, labels))
     first = concat(
         [prompt, repeat(judge.chat.close, count), keep(repeat(labels[0], count), turn_mask[:, 0])], width)

@@ -6,15 +6,16 @@ for example those that remove the thinking from earlier replies.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Callable, Optional, Sequence
 
 import jinja2
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from epo_jax.runtime.errors import InputError
-from epo_jax.text.tokenizer import encode, special_ids
+from epo_jax.text.tokenizer import CONTINUATION, Lead, encode, special_ids, tokenize
 
 TEMPLATES = {
     'chatml': (
@@ -60,14 +61,18 @@ class ChatTemplateError(InputError):
 class ChatSegments:
     """The segments of a conversation: open u0 close a0 end between u1 close a1 end between u2 ...
 
-    Here u are the messages of the user and a those of the assistant, encoded by `epo_jax.text.tokenizer.encode`.
+    Here u are the messages of the user and a those of the assistant, encoded by `epo_jax.text.tokenizer.encode` with
+    `user_lead` or `reply_lead`.
 
     Attributes:
       open: ids before the first user message: begin-of-sequence token, default system message, header of the user.
       close: ids after a user message: end of the turn and header of the assistant.
       between: ids between the end-of-turn token of an assistant message and the next user message.
       end: the end-of-turn token that the assistant samples.
-      stop: ids that end a sampled message: `end` and the end-of-sequence token.
+      stop: ids that end a sampled message: `end` and the end-of-sequence tokens.
+      user_lead: what precedes a user message.
+      reply_lead: what precedes an assistant message.
+      before_end: ids that the template puts between an assistant message and its end-of-turn token.
     """
 
     open: tuple[int, ...]
@@ -75,25 +80,36 @@ class ChatSegments:
     between: tuple[int, ...]
     end: int
     stop: tuple[int, ...]
+    user_lead: Lead = CONTINUATION
+    reply_lead: Lead = CONTINUATION
+    before_end: tuple[int, ...] = ()
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each message, alternately of the user and the assistant."""
+        leads = (self.user_lead, self.reply_lead)
+        return [encode(tokenizer, message, leads[i % 2]) for i, message in enumerate(messages)]
 
     def join(self, messages: Sequence[Sequence[int]]) -> list[int]:
         """Return the ids of a conversation. After a user message, they end with the header of the assistant.
 
         Args:
-          messages: the ids of each message, alternately of the user and the assistant.
+          messages: the ids of each message, alternately of the user and the assistant; see `encode`.
         """
         ids = [*self.open]
         for i, message in enumerate(messages):
-            ids += [*(self.between if i and i % 2 == 0 else ()), *message, *((self.end,) if i % 2 else self.close)]
+            ids += [*(self.between if i and i % 2 == 0 else ()), *message,
+                    *((*self.before_end, self.end) if i % 2 else self.close)]
         return ids
 
 
-def chat_segments(tokenizer: PreTrainedTokenizerFast, template: Optional[str | os.PathLike] = None) -> ChatSegments:
+def chat_segments(tokenizer: PreTrainedTokenizerBase, template: Optional[str | os.PathLike] = None,
+                  ends: Sequence[int] = ()) -> ChatSegments:
     """Split a chat template into segments, and check that the segments reproduce the template.
 
     Args:
       tokenizer: the tokenizer; see `epo_jax.text.tokenizer.load_tokenizer`.
       template: a key of TEMPLATES or the path of a .jinja file; None for the template of the tokenizer.
+      ends: further ids that end a message, such as those in generation_config.json.
 
     Raises:
       ChatTemplateError: there is no template, it fails, it rewrites earlier messages, its replies do not end with a
@@ -106,38 +122,100 @@ def chat_segments(tokenizer: PreTrainedTokenizerFast, template: Optional[str | o
         try:
             return tokenizer.apply_chat_template(
                 conversation, chat_template=source, tokenize=False, add_generation_prompt=prompt)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, KeyError) as error:
             raise _error(f'fails for a conversation of {len(messages)} message(s): {error}') from error
 
-    def ids(text):
-        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
-        return tuple(encoded['input_ids'])
-
-    opening, close = _around(render(SENTINELS[:1]), SENTINELS[0])
-    _, rest = _around(render(SENTINELS[:3]), SENTINELS[1])
-    after_reply, _ = _around(rest, SENTINELS[2])
-    _check_append_only(render, opening, close, after_reply)
-
-    end, *between = ids(after_reply) or (None,)
-    token = tokenizer.convert_ids_to_tokens(end) if end in special_ids(tokenizer) else None
+    text = _split(render)
+    _check_append_only(render, text)
+    ids = functools.partial(tokenize, tokenizer, ordinary=False)
+    finish = ids(text.finish, fresh=False)
+    special = special_ids(tokenizer)
+    at = next((i for i, token in enumerate(finish) if token in special), None)
+    token = None if at is None else tokenizer.convert_ids_to_tokens(finish[at])
+    if token is None or not (text.finish.lstrip(' ') if text.reply_space else text.finish).startswith(token):
+        raise _error(f'ends replies with {text.finish!r}, which does not begin with a control token of the tokenizer')
     finished = render(SENTINELS[:2], prompt=False)
-    if token is None or not after_reply.startswith(token):
-        raise _error(f'ends replies with {after_reply!r}, which does not begin with a control token of the tokenizer')
-    if not finished.startswith(opening + SENTINELS[0] + close + SENTINELS[1] + token):
+    if not finished.startswith(text.join(SENTINELS[:2]).removesuffix(text.finish) + text.finish.split(token)[0] + token):
         raise _error(f'ends earlier replies with {token!r}, but not the last reply: {finished!r}')
-    stop = dict.fromkeys(i for i in (end, tokenizer.eos_token_id) if i is not None)
-    segments = ChatSegments(ids(opening), ids(close), tuple(between), end, tuple(stop))
+    stop = dict.fromkeys(i for i in (finish[at], tokenizer.eos_token_id, *ends) if i is not None)
+    opening = ids(text.open, fresh=True)
+    close = ids(text.close, fresh=False)
+    leads = [_lead(tokenizer, before, fresh, space) for before, fresh, space in (
+        (text.open, True, text.user_space), (text.close, False, text.reply_space))]
+    segments = ChatSegments(
+        tuple(opening), tuple(close), tuple(finish[at + 1:]), finish[at], tuple(stop), *leads, tuple(finish[:at]))
 
     for count in (1, 3, 5):
         for shift in range(len(ORDINARY_TEXT)):
             messages = [ORDINARY_TEXT[(shift + i) % len(ORDINARY_TEXT)] for i in range(count)]
-            rendered, joined = list(ids(render(messages))), segments.join([encode(tokenizer, m) for m in messages])
+            rendered = ids(render(messages).removesuffix(text.prompt_space), fresh=True)
+            joined = segments.join(segments.encode(tokenizer, messages))
             if rendered != joined:
                 at = next((i for i, pair in enumerate(zip(rendered, joined)) if pair[0] != pair[1]), len(joined))
                 show = lambda x: tokenizer.convert_ids_to_tokens(x[max(at - 2, 0):at + 3])
                 raise _error('cannot be split at its messages with this tokenizer: the complete text has the tokens '
                              f'{show(rendered)}, but the separate messages have the tokens {show(joined)}')
     return segments
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """The segments of a template as text: open U u0 close R a0 finish U u1 close R a1 finish ...
+
+    U and R are spaces, which belong to the first token of the message after them. `finish` contains the end-of-turn
+    token and everything up to the next user message. `prompt_space` ends the text before a reply that is to be written.
+    """
+
+    open: str
+    close: str
+    finish: str
+    user_space: str
+    reply_space: str
+    prompt_space: str
+
+    def join(self, messages: Sequence[str]) -> str:
+        """Return the text of a conversation; after a user message, without the space of the reply."""
+        return self.open + ''.join(
+            self.reply_space + message + self.finish if i % 2 else self.user_space + message + self.close
+            for i, message in enumerate(messages))
+
+    def variants(self, messages: Sequence[str]) -> list[str]:
+        """Return what a template may make of a conversation.
+
+        It may strip every message, as Llama 3's does, or, if it puts a space before replies, every reply, as Mistral's
+        does. This does not change earlier messages, and the session keeps the ids that were sampled.
+        """
+        strip = lambda roles: [m.strip() if _role(i) in roles else m for i, m in enumerate(messages)]
+        roles = ((), ('user', 'assistant'), *((('assistant',),) if self.reply_space else ()))
+        return [self.join(strip(stripped)) for stripped in roles]
+
+
+def _split(render: Callable[[Sequence[str]], str]) -> _Text:
+    """Return the segments of the conversation of the sentinels."""
+    opening, close = _around(render(SENTINELS[:1]), SENTINELS[0])
+    first, rest = _around(render(SENTINELS[:3]), SENTINELS[1])
+    _, before_reply = _around(first, SENTINELS[0])
+    finish, _ = _around(rest, SENTINELS[2])
+    space = lambda text: text[len(text.rstrip(' ')):]
+    text = _Text(opening.rstrip(' '), close.rstrip(' '), finish.rstrip(' '), space(opening), space(before_reply),
+                 space(close))
+    if space(finish) != text.user_space:
+        raise _error(f'puts {text.user_space!r} before the first message, but {space(finish)!r} before later ones')
+    return text
+
+
+def _lead(tokenizer: PreTrainedTokenizerBase, before: str, fresh: bool, space: str) -> Lead:
+    """Return what precedes a message after the text `before`: `fresh` says whether that begins the conversation.
+
+    A tokenizer may put a space in front of the text after a control token, as in front of a whole text.
+    """
+    ids = functools.partial(tokenize, tokenizer, ordinary=False)
+    known = ids(before, fresh=fresh)
+    for lead in (Lead(space, False), Lead(space, True)):
+        if all(ids(f'{before}{space}{text}', fresh=fresh) == known + encode(tokenizer, text, lead)
+               for text in ORDINARY_TEXT):
+            return lead
+    return Lead(space, False)
 
 
 def _role(i: int) -> str:
@@ -149,7 +227,7 @@ def _error(problem: str) -> ChatTemplateError:
                              f'({", ".join(TEMPLATES)}) or to the path of a .jinja file')
 
 
-def _source(tokenizer: PreTrainedTokenizerFast, template: Optional[str | os.PathLike]) -> str:
+def _source(tokenizer: PreTrainedTokenizerBase, template: Optional[str | os.PathLike]) -> str:
     if template is None:
         default = tokenizer.chat_template
         default = default.get('default') if isinstance(default, dict) else default  # a dict has several templates
@@ -174,25 +252,16 @@ def _around(text: str, message: str) -> tuple[str, str]:
     return before, after
 
 
-def _check_append_only(render: Callable[[Sequence[str]], str], opening: str, close: str, after_reply: str):
+def _check_append_only(render: Callable[[Sequence[str]], str], text: _Text):
     """Raise ChatTemplateError if a message changes the rendering of earlier messages."""
     for case, messages in {'growing conversations': SENTINELS, **PROBES}.items():
         for count in (1, 3, 5):
-            def append(messages):
-                return [opening] + [
-                    piece for i, message in enumerate(messages)
-                    for piece in (message, after_reply if i % 2 else close)]
-
-            pieces = append(messages[:count])
-            rendered, expected = render(messages[:count]), ''.join(pieces)
-            # A template may strip every message, as Llama 3's does. This does not change earlier messages, and the
-            # session keeps the ids that were sampled.
-            if rendered in (expected, ''.join(append([message.strip() for message in messages[:count]]))):
+            part = messages[:count]
+            rendered, (expected, *variants) = render(part).removesuffix(text.prompt_space), text.variants(part)
+            if rendered in (expected, *variants):
                 continue
             at = len(os.path.commonprefix([rendered, expected]))
-            ends = [len(''.join(pieces[:k + 1])) for k in range(len(pieces))]
-            piece = next((k for k, end in enumerate(ends) if at < end), len(pieces) - 1)
-            message = max(piece - 1, 0) // 2
+            message = next((k for k in range(count) if at < len(text.join(part[:k + 1]))), count - 1)
             start = max(at - 20, 0)
             raise _error(f'is not append-only (test case: {case}): for a conversation of {count} message(s) it renders '
                          f'{rendered[start:at + 40]!r} instead of {expected[start:at + 40]!r} at message {message + 1} '

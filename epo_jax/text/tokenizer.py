@@ -1,14 +1,19 @@
-"""Loading tokenizers from Hugging Face folders and GGUF files, encoding and decoding."""
+"""Loading tokenizers from Hugging Face folders and GGUF files, encoding and decoding.
+
+Tokenizers of the SentencePiece kind (Llama 2, Mistral 7B) put a space in front of a text. A conversation is tokenized
+piece by piece, and only some pieces begin a text, so `encode` and `decode` treat a piece as the continuation of a text
+unless a `Lead` says what precedes it.
+"""
 
 import os
 import pathlib
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from epo_jax.models.gguf import GGUFError, GGUFFile
+from epo_jax.models.gguf import GGUFFile, is_gguf
+from epo_jax.models.gguf_reader import GGUFError
 from epo_jax.runtime.errors import InputError
 
 # Pattern that splits text before byte pairs are merged. Qwen splits numbers into digits, and Llama 3 into groups of up
@@ -16,122 +21,146 @@ from epo_jax.runtime.errors import InputError
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
          r'|\s*[\r\n]+|\s+(?!\S)|\s+')
 
-# Token types in GGUF.
-CONTROL, USER_DEFINED = 3, 4
+# A character that precedes a piece while it is encoded. No merge contains it, so its tokens can be cut off again.
+ANCHOR = '\x00'
 
 
 class TokenizerError(InputError):
     """A tokenizer cannot be loaded, or encodes ordinary text as control tokens."""
 
 
-def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
+class Lead(NamedTuple):
+    """What precedes a piece of text.
+
+    Attributes:
+      space: spaces in front of the piece that belong to its first token.
+      fresh: whether the tokenizer treats the piece as the beginning of a text, as some do after a control token.
+    """
+
+    space: str = ''
+    fresh: bool = False
+
+
+CONTINUATION = Lead()
+
+
+def load_tokenizer(source: str | os.PathLike | GGUFFile) -> PreTrainedTokenizerFast:
     """Load a tokenizer with its chat template and its begin- and end-of-sequence tokens.
 
     Args:
-      path: a Hugging Face folder with `tokenizer.json` (and optionally `tokenizer_config.json` and
-        `chat_template.jinja`), or a .gguf file with a byte-level BPE vocabulary.
+      source: a Hugging Face folder with `tokenizer.json` (and optionally `tokenizer_config.json` and
+        `chat_template.jinja`), or a GGUF file, as a path or opened.
 
     Raises:
       TokenizerError: the tokenizer is missing, damaged or not supported.
     """
-    path = pathlib.Path(path)
+    from epo_jax.text.vocabulary import gguf_tokenizer  # which needs TokenizerError
+    if isinstance(source, GGUFFile):
+        return gguf_tokenizer(source)
+    path = pathlib.Path(source)
     if path.is_dir():
         if not (path / 'tokenizer.json').exists():
             raise TokenizerError(f'{path}: this folder has no tokenizer.json')
         try:
-            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+            if adds_space(tokenizer) and isinstance(tokenizer.backend_tokenizer.model, models.BPE):
+                # Where the space goes depends on more than tokenizer.json, such as `legacy` in tokenizer_config.json.
+                tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            return tokenizer
         except Exception as error:  # the tokenizers library raises Exception for invalid files
             raise TokenizerError(f'{path}: tokenizer.json or its configuration is damaged ({error})') from error
-    if path.suffix != '.gguf' or not path.exists():
+    if not is_gguf(path):
         raise TokenizerError(f'{path}: this path is neither a folder with tokenizer.json nor a .gguf file')
     try:
-        return _from_gguf(GGUFFile(path))
+        return gguf_tokenizer(GGUFFile(path))
     except GGUFError as error:
         raise TokenizerError(str(error)) from error
 
 
-def _from_gguf(file: GGUFFile) -> PreTrainedTokenizerFast:
-    kind = file.require('tokenizer.ggml.model')
-    if kind != 'gpt2':
-        raise TokenizerError(f"{file.path}: tokenizer model {kind!r} is not supported, only 'gpt2' (byte-level BPE)")
-    tokens = file.require('tokenizer.ggml.tokens')
-    vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) < len(tokens):
-        raise TokenizerError(f'{file.path}: the vocabulary contains a token twice')
-    pre = file.require('tokenizer.ggml.pre')
-    try:
-        merges = [tuple(merge.split(' ')) for merge in file.require('tokenizer.ggml.merges')]
-        # Llama 3 encodes a word in the vocabulary as one token even if no merges produce it.
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == 'llama-bpe'))
-    except Exception as error:  # the tokenizers library has no exceptions of its own
-        raise TokenizerError(f'{file.path}: the merges do not match the vocabulary ({error})') from error
-    tokenizer.normalizer = normalizers.NFC() if pre == 'qwen2' else None
-    tokenizer.pre_tokenizer = _pre_tokenizer(file, pre)
-    tokenizer.decoder = decoders.ByteLevel()
-    types = file.require('tokenizer.ggml.token_type')
-    tokenizer.add_tokens([AddedToken(token, special=of_type == CONTROL, normalized=False)
-                          for token, of_type in zip(tokens, types) if of_type in (CONTROL, USER_DEFINED)])
-    names = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
-    ids = {name: file.metadata.get(f'tokenizer.ggml.{key}_token_id') for name, key in names.items()}
-    for name, i in ids.items():
-        if i is not None and not i < len(tokens):
-            raise TokenizerError(f'{file.path}: {name} is {i}, but the vocabulary has only {len(tokens)} tokens')
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, chat_template=file.metadata.get('tokenizer.chat_template'),
-        clean_up_tokenization_spaces=False, **{name: tokens[i] for name, i in ids.items() if i is not None})
+def adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer puts a space in front of the beginning of a text."""
+    backend = tokenizer.backend_tokenizer
+    return any(
+        isinstance(part, normalizers.Prepend)
+        or isinstance(part, pre_tokenizers.Metaspace) and part.prepend_scheme != 'never'
+        or isinstance(part, pre_tokenizers.ByteLevel) and part.add_prefix_space
+        for part in (*_parts(backend.normalizer), *_parts(backend.pre_tokenizer)))
 
 
-def _pre_tokenizer(file: GGUFFile, name: str) -> pre_tokenizers.PreTokenizer:
-    """Return the pre-tokenizer that llama.cpp calls `name`."""
-    byte_level = lambda use_regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-    split = lambda digits: pre_tokenizers.Split(Regex(SPLIT.format(digits=digits)), behavior='isolated')
-    known = {
-        'gpt-2': lambda: byte_level(True),
-        'smollm': lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level(True)]),
-        'llama-bpe': lambda: pre_tokenizers.Sequence([split('{1,3}'), byte_level(False)]),
-        'qwen2': lambda: pre_tokenizers.Sequence([split(''), byte_level(False)]),
-    }
-    if name not in known:
-        raise TokenizerError(f'{file.path}: pre-tokenizer {name!r} is not supported; '
-                             f'supported pre-tokenizers are {", ".join(known)}')
-    return known[name]()
+def _parts(step) -> list:
+    """Return the parts of a normalizer or pre-tokenizer."""
+    if isinstance(step, (normalizers.Sequence, pre_tokenizers.Sequence)):
+        return [part for inner in step for part in _parts(inner)]
+    return [] if step is None else [step]
 
 
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids of all control tokens."""
     return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Encode text without adding tokens. Text that looks like a control token is encoded as ordinary text.
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, lead: Lead = CONTINUATION) -> list[int]:
+    """Encode a piece of text without adding tokens. Text that looks like a control token is encoded as ordinary text.
+
+    Args:
+      tokenizer: the tokenizer.
+      text: the piece; '' has no ids, whatever precedes it.
+      lead: what precedes the piece.
 
     Raises:
       TokenizerError: the tokenizer encodes ordinary text as a control token.
     """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids']
+    if not text:
+        return []
+    ids = tokenize(tokenizer, lead.space + text, lead.fresh, ordinary=True)
     if control := set(ids) & (special_ids(tokenizer) - {tokenizer.unk_token_id}):
         token = tokenizer.convert_ids_to_tokens(min(control))
         raise TokenizerError(f'this tokenizer encodes ordinary text as the control token {token!r} and cannot be used')
     return ids
 
 
-def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str, fresh: bool, ordinary: bool) -> list[int]:
+    """Return the ids of a piece of text.
+
+    Args:
+      tokenizer: the tokenizer.
+      text: the piece.
+      fresh: whether the piece begins a text; otherwise it continues one.
+      ordinary: whether what looks like a control token is ordinary text.
+    """
+    options = dict(add_special_tokens=False, split_special_tokens=ordinary, verbose=False)
+    if fresh or not adds_space(tokenizer):
+        return tokenizer(text, **options)['input_ids']
+    encoded = tokenizer(ANCHOR + text, return_offsets_mapping=True, **options)
+    return [i for i, (_, end) in zip(encoded['input_ids'], encoded['offset_mapping'], strict=True) if end > len(ANCHOR)]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], lead: Lead = CONTINUATION) -> str:
     """Decode ids, skip control tokens, and do not clean up spaces.
 
     An embedding table may have more rows than the tokenizer has tokens. Such ids become U+FFFD, like invalid UTF-8.
+
+    Args:
+      tokenizer: the tokenizer.
+      ids: the ids of a piece of text.
+      lead: what precedes the piece. Its spaces are not part of the text.
     """
+    # Decoders remove a space in front of a text, but not after another token.
+    anchor = encode(tokenizer, 'a') if adds_space(tokenizer) and not lead.fresh else []
     text, run = '', []
     for i in (*map(int, ids), None):
         if i is not None and tokenizer.convert_ids_to_tokens(i) is not None:
             run.append(i)
             continue
-        text += tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False) if run else ''
+        if run:
+            part = tokenizer.decode([*anchor, *run], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text += part[len('a'):] if anchor else part
         text += '' if i is None else '\ufffd'
         run = []
-    return text
+    return text.removeprefix(lead.space)
 
 
-def ids_containing(tokenizer: PreTrainedTokenizerFast, substring: str) -> tuple[int, ...]:
+def ids_containing(tokenizer: PreTrainedTokenizerBase, substring: str) -> tuple[int, ...]:
     """Return the ids whose text contains `substring`, in ascending order and without control tokens.
 
     A token that contains only some of the bytes of a character does not contain this character.

@@ -114,8 +114,8 @@ def appended(tokenizer, segments, messages):
     """Return the ids of the same conversation, joined from segments."""
     ids = list(segments.open)
     for i, message in enumerate(messages):
-        ids += encode(tokenizer, message)
-        ids += segments.close if i % 2 == 0 else (segments.end, *segments.between)
+        ids += encode(tokenizer, message, segments.reply_lead if i % 2 else segments.user_lead)
+        ids += segments.close if i % 2 == 0 else (*segments.before_end, segments.end, *segments.between)
     return ids
 
 
@@ -124,7 +124,7 @@ def assert_same(tokenizer, segments, template=None):
     for count in (1, 3, 5):
         assert appended(tokenizer, segments, talk[:count]) == rendered(tokenizer, template, talk[:count])
         assert appended(tokenizer, segments, talk[:count]) == segments.join(
-            [encode(tokenizer, message) for message in talk[:count]])
+            segments.encode(tokenizer, talk[:count]))
 
 
 # Supported templates
@@ -167,9 +167,9 @@ def test_llama3(make):
 
 def test_mistral(make):
     tokenizer = make(MISTRAL_TOKENS, MISTRAL, '<s>', '</s>')
-    # The space in '[INST] ' becomes a part of the next word's token, so this template cannot be split.
-    with pytest.raises(ChatTemplateError, match='cannot be split at its messages .*, but the separate messages'):
-        chat_segments(tokenizer)
+    own = chat_segments(tokenizer)  # the space in '[INST] ' belongs to the token of the next word
+    assert_same(tokenizer, own)
+    assert (own.user_lead.space, own.reply_lead.space) == (' ', '')
     segments = chat_segments(tokenizer, 'mistral')
     assert_same(tokenizer, segments, TEMPLATES['mistral'])
     ids = dict(zip(MISTRAL_TOKENS, tokenizer.convert_tokens_to_ids(MISTRAL_TOKENS)))

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from epo_jax.text.tokenizer import TokenizerError, decode, encode, ids_containing, load_tokenizer, special_ids
+from epo_jax.text.tokenizer import Lead, TokenizerError, decode, encode, ids_containing, load_tokenizer, special_ids
 
 TEXTS = [
     '', ' ', 'a', '\n', 'Hello, world!', "I'm sure they'll say it's what we'd've DON'T",
@@ -207,8 +207,10 @@ def test_ids_with_sees_spaces_that_the_decoder_removes_at_the_start(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token='<s>', eos_token='</s>',
                             unk_token='<unk>').save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
-    assert encode(tokenizer, 'hi\nhi') == [7, 2, 4, 5]
-    assert decode(tokenizer, [7, 2, 4, 5]) == 'hi\nhi'
+    assert encode(tokenizer, 'hi\nhi') == [4, 5, 2, 4, 5] and encode(tokenizer, ' hi\nhi') == [7, 2, 4, 5]
+    assert decode(tokenizer, [4, 5, 2, 4, 5]) == 'hi\nhi' and decode(tokenizer, [7, 2, 4, 5]) == ' hi\nhi'
+    assert encode(tokenizer, 'hi', Lead(fresh=True)) == encode(tokenizer, 'hi', Lead(' ')) == [7]
+    assert decode(tokenizer, [7], Lead(fresh=True)) == decode(tokenizer, [7], Lead(' ')) == 'hi'
     assert ids_containing(tokenizer, ' ') == (3, 6, 7, 9)
     assert ids_containing(tokenizer, '\n') == (2,)
 
@@ -233,7 +235,9 @@ def test_the_template_is_read_from_its_file(small_bpe, tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(model='llama'), "tokenizer model 'llama' is not supported"),
+    (dict(model='t5'), "tokenizer model 't5' is not supported"),
+    (dict(model='llama', merges=None), "no key 'tokenizer.ggml.scores'"),
+    (dict(types=[3]), 'token_type has 1 values for'),
     (dict(model=None), "the metadata has no key 'tokenizer.ggml.model'"),
     (dict(pre='deepseek-llm'), "pre-tokenizer 'deepseek-llm' is not supported; supported pre-tokenizers are gpt-2, smollm"),
     (dict(pre=None), "the metadata has no key 'tokenizer.ggml.pre'"),
