@@ -89,8 +89,10 @@ def _save_model(folder: Path, language, params) -> None:
     """Write the parameters, the model's config and its generation config."""
     from epo_jax.models import weights
     tokenizer, chat = language.tokenizer, language.chat
-    weights.save(folder, language.config, params, bos_token_id=tokenizer.bos_token_id, eos_token_id=chat.end)
-    generation = {'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': list(chat.stop),
+    ends = list(chat.stop)  # those of the base model included
+    weights.save(folder, language.config, params, bos_token_id=tokenizer.bos_token_id,
+                 eos_token_id=ends if len(ends) > 1 else ends[0])
+    generation = {'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': ends,
                   'pad_token_id': tokenizer.pad_token_id}
     (folder / 'generation_config.json').write_text(json.dumps(
         {name: value for name, value in generation.items() if value is not None}, indent=2) + '\n')

@@ -19,6 +19,7 @@ from epo_jax.models.gguf import GGUFFile, is_gguf, read_gguf_config
 from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
+from epo_jax.text.ends import declared_ends
 from epo_jax.text.tokenizer import load_tokenizer
 
 
@@ -75,7 +76,7 @@ class Language:
             params = jax.device_put(testing.dummy_params(self.config, self.stacked), shardings)
         else:
             _, params = weights.load(
-                self.file or self.path, self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
+                self.file or find_model(self.path), self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
         return dataclasses.replace(self, params=params)
 
 
@@ -96,15 +97,20 @@ def load_language(path: str, template: str, dtype: Any, mesh: Mesh, domain: Opti
       FileNotFoundError: there is no such model.
       TokenizerError, ChatTemplateError, WeightsError: the model cannot be used.
     """
+    file = None
     if path == 'scratch':
         if domain is None or domain.scratch_model is None:
             raise FileNotFoundError("model 'scratch': the environment has no model of its own; name another model")
         config, tokenizer, chat = domain.scratch_model()
-    else:
-        tokenizer = testing.byte_tokenizer() if path == 'dummy' else load_tokenizer(find_model(path))
+    elif path == 'dummy':
+        config, tokenizer = testing.dummy_config(), testing.byte_tokenizer()
         chat = chat_segments(tokenizer, template or None)
-        config = testing.dummy_config() if path == 'dummy' else _shape(find_model(path))
-    return Language(path, config, tokenizer, chat, dtype, mesh, stacked)
+    else:
+        files = find_model(path)
+        file = GGUFFile(files) if is_gguf(files) else None  # is opened once
+        config, tokenizer = _shape(file or files), load_tokenizer(file or files)
+        chat = chat_segments(tokenizer, template or None, declared_ends(file or files, config.vocab_size))
+    return Language(path, config, tokenizer, chat, dtype, mesh, stacked, file=file)
 
 
 def find_model(path: str) -> str:
@@ -131,13 +137,13 @@ def activation_dtype(name: str):
     return jnp.dtype(name)
 
 
-def _shape(path: str) -> ModelConfig:
+def _shape(path: str | GGUFFile) -> ModelConfig:
     """Return the shape of a GGUF file or a Hugging Face folder; raise WeightsError if it is not known."""
+    if isinstance(path, GGUFFile):
+        return read_gguf_config(path)
     try:
-        if path.endswith('.gguf'):
-            return read_gguf_config(GGUFFile(path))
         return ModelConfig.from_hf(json.loads((pathlib.Path(path) / 'config.json').read_text(encoding='utf-8')))
     except KeyError as error:
         raise weights.WeightsError(f'{path}: config.json has no {error}') from error
-    except (OSError, ValueError) as error:  # not JSON, a damaged GGUF file, a model that is not supported
+    except (OSError, ValueError) as error:  # not JSON, or a model that is not supported
         raise weights.WeightsError(f'{path}: {error}') from error

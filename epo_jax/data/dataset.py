@@ -55,8 +55,9 @@ def tokenize(texts: Sequence[str], weights: Sequence[float], tokenizer: PreTrain
     """
     ids, turn = [], []
     for t in range(len(weights)):
-        context = [*(chat.between if t else chat.open), *encode(tokenizer, texts[2 * t]), *chat.close]
-        reply = [*encode(tokenizer, texts[2 * t + 1]), chat.end]
+        message, strategy = chat.encode(tokenizer, texts[2 * t:2 * t + 2])
+        context = [*(chat.between if t else chat.open), *message, *chat.close]
+        reply = [*strategy, *chat.before_end, chat.end]
         if len(ids) + len(context) + len(reply) > capacity:
             return Example(ids, turn, tuple(weights[:t]), len(weights) - t)
         ids += context + reply
@@ -140,9 +141,9 @@ class Dataset:
 
     def _require_a_turn(self, texts: Sequence[str], weights: Sequence[float]) -> None:
         """Raise ValueError if not even the first turn fits into the capacity."""
-        # Normalized text has at most one token per byte, plus a leading space that some tokenizers add. This bound
+        # Normalized text has at most one token per byte, plus the spaces of the template and the tokenizer. This bound
         # saves tokenizing almost every row.
-        most = len(self._chat.open) + len(self._chat.close) + 3 + sum(len(text.encode()) for text in texts[:2])
+        most = len(self._chat.open) + len(self._chat.close) + 8 + sum(len(text.encode()) for text in texts[:2])
         if most <= self._capacity and all(unicodedata.is_normalized('NFC', text) for text in texts[:2]):
             return
         first = tokenize(texts[:2], weights[:1], self._tokenizer, self._chat, 1 << 62)

@@ -65,7 +65,7 @@ def convert(records: Iterator[dict[str, Any]], tokenizer, chat, best: float,
     Raises:
       ValueError: If a record does not match the model's chat template.
     """
-    from epo_jax.text.tokenizer import decode, encode
+    from epo_jax.text.tokenizer import decode
 
     for record in records:
         for s, seat in enumerate(record['seats']):
@@ -79,11 +79,12 @@ def convert(records: Iterator[dict[str, Any]], tokenizer, chat, best: float,
             if not messages:
                 counts['left out: without a strategy'] += 1
                 continue
-            texts = [decode(tokenizer, message) for message in messages]
+            leads = (chat.user_lead, chat.reply_lead)
+            texts = [decode(tokenizer, message, leads[i % 2]) for i, message in enumerate(messages)]
             counts['rows'] += 1
             # Sampled ids are not always the ids that the tokenizer gives for their text.
             counts['rows whose text tokenizes to other ids'] += any(
-                encode(tokenizer, text) != list(message) for text, message in zip(texts, messages))
+                ids != list(message) for ids, message in zip(chat.encode(tokenizer, texts), messages))
             yield {'id': f'{record["scenario"]}/{record["episode"]}/{s}', 'conversations': [
                 {'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)],
                 'score': best * seat['outcome']}

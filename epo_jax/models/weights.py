@@ -268,7 +268,7 @@ def _stack(layers: Iterator[np.ndarray], shape: tuple[int, ...], dtype,
 
 
 def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], max_file_bytes: int = 5_000_000_000,
-         bos_token_id: Optional[int] = None, eos_token_id: Optional[int] = None):
+         bos_token_id: Optional[int] = None, eos_token_id: Optional[int | list[int]] = None):
     """Write a Hugging Face folder (`config.json` and safetensors) that the transformers library can load.
 
     The folder appears under its name only when it is complete.
@@ -281,7 +281,7 @@ def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], m
       max_file_bytes: maximum size of a file in bytes, unless a single tensor is larger. It also bounds the memory that
         the host needs.
       bos_token_id: begin-of-sequence token for `config.json`.
-      eos_token_id: end-of-sequence token for `config.json`.
+      eos_token_id: end-of-sequence token for `config.json`, or a list of several.
 
     Raises:
       WeightsError: the folder is not empty, no supported architecture has this shape, or `params` does not match it.

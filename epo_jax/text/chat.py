@@ -6,6 +6,7 @@ for example those that remove the thinking from earlier replies.
 """
 
 import dataclasses
+import datetime
 import functools
 import os
 import pathlib
@@ -35,7 +36,25 @@ TEMPLATES = {
         "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
         "{% else %}{{ '[INST]' + message['content'] + '[/INST]' }}{% endif %}"
         "{% endfor %}"),
+    # Qwen3 without thinking. Its own template removes the thinking from earlier replies, and puts an empty one only
+    # before the last reply; here it is before every reply, so that a conversation only grows.
+    'qwen3': (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ message['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}"),
 }
+
+# The date that templates print, Llama 3.2's own default, by the codes of strftime. Conversations must not depend on the
+# day on which a run is started or resumed.
+DATE = {f'%{code}': datetime.datetime(2024, 7, 26).strftime(f'%{code}')
+        for code in [*'aAbBcdHIjmMpSwxXyYfFT', *(f'-{code}' for code in 'dHIjmMS')]}
+# A template's function `strftime_now` for this date.
+FIXED_DATE = (
+    '{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}{% for code, value in fixed_date.items() %}'
+    '{% set ns.text = ns.text | replace(code, value) %}{% endfor %}{{ ns.text }}{% endmacro +%}')
 
 # Messages that test a template, alternately of the user and the assistant.
 SENTINELS = ('Qfirst', 'Qsecond', 'Qthird', 'Qfourth', 'Qfifth')
@@ -116,12 +135,15 @@ def chat_segments(tokenizer: PreTrainedTokenizerBase, template: Optional[str | o
         control token, or the tokens of its text are not those of its segments.
     """
     source = _source(tokenizer, template)
+    if 'strftime_now' in source:
+        source = FIXED_DATE + source
 
     def render(messages, prompt=True):
         conversation = [{'role': _role(i), 'content': message} for i, message in enumerate(messages)]
         try:
             return tokenizer.apply_chat_template(
-                conversation, chat_template=source, tokenize=False, add_generation_prompt=prompt)
+                conversation, chat_template=source, tokenize=False, add_generation_prompt=prompt,
+                fixed_date=DATE)
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, KeyError) as error:
             raise _error(f'fails for a conversation of {len(messages)} message(s): {error}') from error
 
@@ -223,7 +245,7 @@ def _role(i: int) -> str:
 
 
 def _error(problem: str) -> ChatTemplateError:
-    return ChatTemplateError(f'the chat template {problem}. Set chat_template to the name of another template '
+    return ChatTemplateError(f'the chat template {problem:.800}. Set chat_template to the name of another template '
                              f'({", ".join(TEMPLATES)}) or to the path of a .jinja file')
 
 

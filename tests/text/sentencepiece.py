@@ -58,7 +58,7 @@ TEMPLATES = {
 }
 TEMPLATES['Zephyr'] = TEMPLATES['TinyLlama']
 CONTROL = {'Mistral 7B v0.3': ('[INST]', '[/INST]'), 'mistral': ('[INST]', '[/INST]'),
-           'chatml': ('<|im_start|>', '<|im_end|>'), 'chatml-no-think': ('<|im_start|>', '<|im_end|>')}
+           'chatml': ('<|im_start|>', '<|im_end|>'), 'qwen3': ('<|im_start|>', '<|im_end|>')}
 FORMS = ('prepend', 'first', 'always')
 
 

@@ -1,6 +1,7 @@
 """Chat segments against the renderings of their templates, and templates that are rejected."""
 
 import copy
+import datetime
 
 import pytest
 import tokenizers
@@ -197,6 +198,46 @@ def test_a_tokenizer_with_several_templates(make):
         chat_segments(tokenizer)
 
 
+def test_templates_that_print_the_date(make, monkeypatch):
+    """The segments do not depend on the day, so that a run can be resumed on another."""
+    from transformers.utils import chat_template_utils
+    template = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + TEMPLATES['chatml']
+    tokenizer = make(CHATML_TOKENS, template, eos='<|im_end|>')
+    today = chat_segments(tokenizer)
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime(2031, 1, 1)
+
+    monkeypatch.setattr(chat_template_utils, 'datetime', Later)
+    message = [{'role': 'user', 'content': 'Hello'}]
+    assert '01 Jan 2031' in tokenizer.apply_chat_template(message, tokenize=False)
+    assert chat_segments(tokenizer) == today
+    assert 'Today: 26 Jul 2024' in tokenizer.decode(today.open)
+
+
+def test_qwen3_without_thinking(make):
+    """Before the first reply, the built-in template is Qwen3's own with enable_thinking=False."""
+    own = QWEN3.replace("assistant\\n' }}\n{%- endif %}\n", "assistant\\n' }}{%- if enable_thinking is defined and "
+                        "enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}\n{%- endif %}\n")
+    assert own != QWEN3
+    tokenizer = make(CHATML_TOKENS, own, eos='<|im_end|>')
+    tokenizer.add_tokens(['<think>', '</think>'])
+    segments = chat_segments(tokenizer, 'qwen3')
+    assert_same(tokenizer, segments, TEMPLATES['qwen3'])
+    assert tokenizer.decode(segments.close) == '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n'
+    assert segments.join(segments.encode(tokenizer, ['Hello!'])) == tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': 'Hello!'}], add_generation_prompt=True, enable_thinking=False, return_dict=False)
+
+
+def test_further_ends(make):
+    tokenizer = make(CHATML_TOKENS, TEMPLATES['chatml'], eos='<|im_end|>')
+    end, other = tokenizer.convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
+    segments = chat_segments(tokenizer, None, (other, end))
+    assert segments.end == end and segments.stop == (end, other)
+
+
 # Rejected templates
 
 
@@ -214,6 +255,8 @@ def test_a_tokenizer_with_several_templates(make):
     (CHATML_TOKENS, '{% for', 'fails for a conversation of 1 message'),
     (CHATML_TOKENS, "{{ raise_exception('a system message is needed') }}", 'fails .*: a system message is needed'),
     (CHATML_TOKENS, "{{ messages[0]['content'] + missing }}", 'fails for a conversation'),
+    (CHATML_TOKENS, "{% for i in range(10 ** 7) %}{% endfor %}", 'fails for a conversation'),
+    (CHATML_TOKENS, "{% for i in range(99999) %}{{ messages[0]['content'] }}{% endfor %}", '99999 times instead'),
     (CHATML_TOKENS, TEMPLATES['chatml'].replace("'<|im_end|>", "' <|im_end|>"), 'ends replies .*does not begin with a control token'),
     ([], TEMPLATES['chatml'], 'ends replies with .* does not begin with a control token'),
     (CHATML_TOKENS, "{% for m in messages %}{{ m['content'] }}{% endfor %}", "ends replies with ''"),
@@ -227,7 +270,8 @@ def test_rejected_templates(control, template, message, make):
         tokenizer.bos_token = '<|begin_of_text|>'
     with pytest.raises(ChatTemplateError, match=message.replace('|>', r'\|>').replace('<|', r'<\|')) as caught:
         chat_segments(tokenizer)
-    assert 'another template (chatml, llama3, mistral) or to the path of a .jinja file' in str(caught.value)
+    assert len(str(caught.value)) < 1200
+    assert 'another template (chatml, llama3, mistral, qwen3) or to the path of a .jinja file' in str(caught.value)
 
 
 def test_missing_templates_raise(make, smollm2_tokenizer, tmp_path):
