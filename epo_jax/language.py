@@ -75,8 +75,9 @@ class Language:
         elif self.path == 'dummy':
             params = jax.device_put(testing.dummy_params(self.config, self.stacked), shardings)
         else:
+            source = self.file or find_model(self.path)
             _, params = weights.load(
-                self.file or find_model(self.path), self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
+                source, self.dtype if dtype is None else dtype, self.stacked, lambda _: shardings)
         return dataclasses.replace(self, params=params)
 
 

@@ -20,7 +20,7 @@ from epo_jax.rl.batching import epoch_order
 from epo_jax.rl.learner import Batch
 from epo_jax.runtime import streams
 from epo_jax.text.chat import ChatSegments
-from epo_jax.text.tokenizer import TokenizerError, encode
+from epo_jax.text.tokenizer import TokenizerError
 
 
 @dataclasses.dataclass(frozen=True)

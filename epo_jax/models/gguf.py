@@ -77,8 +77,8 @@ def _read_parts(path: pathlib.Path, part: dict[str, Any]) -> tuple[dict[str, Any
     count = part['split.count']
     named = re.fullmatch(r'(.+)-\d{5}-of-(\d{5})(\.gguf)', path.name, re.IGNORECASE)
     if not named or int(named[2]) != count:
-        raise GGUFError(f'{path}: this is a part of a GGUF file that was split into {count}; name it as llama.cpp does, '
-                        f'NAME-00001-of-{count:05d}.gguf, with the other parts beside it')
+        raise GGUFError(f'{path}: this is a part of a GGUF file that was split into {count}; name it as llama.cpp '
+                        f'does, NAME-00001-of-{count:05d}.gguf, with the other parts beside it')
     metadata, tensors = {}, {}
     for number in range(count):
         other = path.with_name(f'{named[1]}-{number + 1:05d}-of-{count:05d}{named[3]}')

@@ -154,10 +154,11 @@ def chat_segments(tokenizer: PreTrainedTokenizerBase, template: Optional[str | o
     special = special_ids(tokenizer)
     at = next((i for i, token in enumerate(finish) if token in special), None)
     token = None if at is None else tokenizer.convert_ids_to_tokens(finish[at])
-    if token is None or not (text.finish.lstrip(' ') if text.reply_space else text.finish).startswith(token):
+    space = text.finish[:-len(text.finish.lstrip(' '))] if text.reply_space else ''
+    if token is None or not text.finish.startswith(space + token):
         raise _error(f'ends replies with {text.finish!r}, which does not begin with a control token of the tokenizer')
     finished = render(SENTINELS[:2], prompt=False)
-    if not finished.startswith(text.join(SENTINELS[:2]).removesuffix(text.finish) + text.finish.split(token)[0] + token):
+    if not finished.startswith(text.join(SENTINELS[:2]).removesuffix(text.finish) + space + token):
         raise _error(f'ends earlier replies with {token!r}, but not the last reply: {finished!r}')
     stop = dict.fromkeys(i for i in (finish[at], tokenizer.eos_token_id, *ends) if i is not None)
     opening = ids(text.open, fresh=True)

@@ -32,8 +32,8 @@ def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     """
     kind = file.require('tokenizer.ggml.model')
     if kind not in ('gpt2', 'llama'):
-        raise TokenizerError(f"{file.path}: tokenizer model {kind!r} is not supported, only 'gpt2' (byte-level BPE) and "
-                             "'llama' (SentencePiece)")
+        raise TokenizerError(f"{file.path}: tokenizer model {kind!r} is not supported, only 'gpt2' (byte-level BPE) "
+                             "and 'llama' (SentencePiece)")
     tokens = _list(file, 'tokens', str)
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):

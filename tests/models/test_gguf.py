@@ -87,7 +87,8 @@ def test_round_trip(name, kind, tmp_path):
 
 
 @pytest.mark.parametrize('quantization, tolerance', [
-    ('F32', 0), ('F16', 1e-3), ('BF16', 1e-2), ('Q8_0', 0.02), ('Q4_1', 0.25), ('Q4_0', 0.3)])
+    ('F32', 0), ('F16', 1e-3), ('BF16', 1e-2), ('Q8_0', 0.02), ('Q5_1', 0.12), ('Q5_0', 0.15), ('Q4_1', 0.25),
+    ('Q4_0', 0.3)])
 def test_quantization(quantization, tolerance, tmp_path):
     params = random_params(LLAMA)
     path = write_gguf(tmp_path / 'model.gguf', LLAMA, params, quantization=quantization)
@@ -104,6 +105,13 @@ def test_rope_scaling(tmp_path):
     path = write_gguf(tmp_path / 'other.gguf', config, params, extra={'rope_freqs.weight': divisors ** 2})
     with pytest.raises(WeightsError, match='rope_freqs.weight.*not the rotary scaling of a published Llama 3'):
         weights.load(path)
+
+
+def test_scaling_that_changes_nothing(tmp_path):
+    params = random_params(LLAMA)
+    for metadata in ({'rope.scaling.type': 'none', 'rope.scaling.factor': 4.0}, {'rope.scale_linear': 1.0},
+                     {'rope.scaling.type': 'linear', 'rope.scaling.factor': 1.0}):
+        assert weights.load(write_gguf(tmp_path / 'model.gguf', LLAMA, params, metadata=metadata))[0] == LLAMA
 
 
 def test_optional_metadata(tmp_path):
@@ -124,7 +132,14 @@ def test_optional_metadata(tmp_path):
     (dict(metadata={'expert_count': 8}), 'mixtures of experts'),
     (dict(metadata={'rope.scaling.type': 'yarn'}), "rope scaling 'yarn'"),
     (dict(metadata={'attention.head_count_kv': 3}), 'cannot share 3 key/value heads'),
-    (dict(quantization='Q5_0'), "tensor 'token_embd.weight' has the unsupported type Q5_0; supported types are F32"),
+    (dict(metadata={'rope.scaling.type': 'linear', 'rope.scaling.factor': 4.0}), "rope scaling 'linear' by .* 4.0"),
+    (dict(metadata={'rope.scaling.factor': 4.0}), "rope scaling 'linear' by the factor 4.0"),  # as llama.cpp reads it
+    (dict(metadata={'rope.scale_linear': 2.0}), "rope scaling 'linear' by the factor 2.0"),
+    (dict(metadata={'block_count': 10_000_000}), 'announces 10000000 layers, but there are only'),
+    (dict(metadata={'block_count': 'two'}), "llama.block_count must be a positive int, not 'two'"),
+    (dict(metadata={'attention.head_count': 0}), 'attention.head_count must be a positive int, not 0'),
+    (dict(metadata={'rope.freq_base': float('nan')}), 'rope.freq_base must be a positive float, not nan'),
+    (dict(extra={'blk.0.attn_k.weight': np.zeros((32, 64), np.int32)}), "attn_k.weight' has the unsupported type I32"),
     (dict(extra={'token_embd.weight': None}), "'token_embd.weight' is missing"),
     (dict(extra={'blk.1.attn_q.weight': None}), "missing tensor 'blk.1.attn_q.weight'"),
     (dict(extra={'blk.1.attn_q.bias': np.zeros(64, np.float32)}), "unexpected tensor 'blk.1.attn_q.bias'"),

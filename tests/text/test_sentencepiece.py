@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from sentencepiece import CONTROL, CORPUS, FORMS, TEMPLATES, write_folder
+from sentencepiece_like import CONTROL, CORPUS, FORMS, TEMPLATES, write_folder
 from transformers import AutoTokenizer
 
 from epo_jax.rewards.judge import Judge, JudgeError

@@ -5,10 +5,12 @@ import json
 import gguf
 import pytest
 import regex
+from sentencepiece_like import TEMPLATES as SENTENCEPIECE_TEMPLATES, sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import Lead, TokenizerError, decode, encode, ids_containing, load_tokenizer, special_ids
 
 TEXTS = [
@@ -266,3 +268,53 @@ def test_damaged_and_missing_files_raise(small_bpe, tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{"version": ')
     with pytest.raises(TokenizerError, match='tokenizer.json or its configuration is damaged'):
         load_tokenizer(tmp_path)
+
+
+# Further vocabularies of GGUF files
+
+
+@pytest.mark.parametrize('pre, alias', [
+    ('llama-bpe', 'llama3'), ('llama-bpe', 'llama-v3'), ('llama-bpe', 'falcon3'), ('llama-bpe', 'lfm2'),
+    ('qwen2', 'deepseek-r1-qwen'), ('qwen2', 'megrez'), ('gpt-2', 'phi-2')])
+def test_aliases_of_pre_tokenizers(pre, alias, small_bpe, tmp_path):
+    named = load_tokenizer(write_gguf(tmp_path / 'named.gguf', small_bpe, pre=pre))
+    other = load_tokenizer(write_gguf(tmp_path / 'alias.gguf', small_bpe, pre=alias))
+    assert named.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize('space', [True, False])
+def test_sentencepiece_vocabularies_equal_transformers(space, tmp_path):
+    """The file has scores and no merges, as llama.cpp converts Llama 2 and Mistral 7B."""
+    conversion = pytest.importorskip('transformers.integrations.gguf')
+    model = json.loads(sentencepiece('first', ('[INST]', '[/INST]')).to_str())
+    tokens = sorted(model['model']['vocab'], key=model['model']['vocab'].get)
+    kind = lambda i, token: 2 if i == 0 else 3 if i < 5 else 6 if i < 5 + 256 else 1
+    writer = gguf.GGUFWriter(tmp_path / 'model.gguf', 'llama')
+    writer.add_tokenizer_model('llama')
+    writer.add_tokenizer_pre('default')
+    writer.add_token_list(tokens)
+    writer.add_token_scores([float(min(0, 260 - i)) for i in range(len(tokens))])
+    writer.add_token_types([kind(i, token) for i, token in enumerate(tokens)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_space_prefix(space)
+    writer.add_chat_template(SENTENCEPIECE_TEMPLATES['Mistral 7B v0.3'])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tokenizer = load_tokenizer(tmp_path / 'model.gguf')
+    architecture, content, _ = conversion.get_gguf_tokenizer(str(tmp_path / 'model.gguf'))
+    reference, _ = conversion.convert_gguf_tokenizer(architecture, content)
+    assert len(json.loads(reference.to_str())['model']['merges']) > 50
+    for text in (*TEXTS, ' x', '  x', 'Shall we meet at ten?\n[INST] Yes [/INST] No</s>', '1234 apples'):
+        if space:
+            assert tokenizer(text, add_special_tokens=False)['input_ids'] == reference.encode(
+                text, add_special_tokens=False).ids, text
+        assert decode(tokenizer, encode(tokenizer, text)) == text
+    assert special_ids(tokenizer) == set(range(5)) and tokenizer.unk_token_id == 0
+    segments = chat_segments(tokenizer)
+    talk = ['Shall we meet at ten?', 'Yes', 'How are you today?']
+    messages = [{'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(talk)]
+    assert segments.join(segments.encode(tokenizer, talk)) == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False)
