@@ -70,23 +70,31 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
             raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
         actor_agent = _agent(actor, config.actor, chunk, env.prefixes if env and config.actor.choose_action else (),
                              env.closing if env else '')
-    return Roles(
+    roles = Roles(
         strategist, _agent(strategist, config.strategist, chunk), actor, actor_agent,
         Judge(judge.sampler(), judge.params, judge.tokenizer, judge.chat, config.judge.capacity,
               domain.seats * config.rollout.batch, chunk))
+    if config.reward.outcome == 'judge' or config.reward.process != 'none':
+        roles.judge.check()
+    for model in (strategist, actor, judge) if config.rollout.compiled else ():
+        if (model.chat.user_lead, model.chat.reply_lead) != (text.CONTINUATION, text.CONTINUATION):
+            raise InputError(f'rollout.compiled: the chat template of {model.path} puts a space before messages, which '
+                             'only a host loop joins to their first token; choose another chat_template, or set '
+                             'rollout.compiled=False')
+    return roles
 
 
 def _agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closing: str = '') -> LocalAgent:
-    tokenizer = language.tokenizer
-    stop = language.chat.stop + (text.ids_containing(tokenizer, '\n') if role.one_line else ())
+    tokenizer, chat = language.tokenizer, language.chat
+    stop = chat.stop + (text.ids_containing(tokenizer, '\n') if role.one_line else ())
     closes = text.ids_containing(tokenizer, closing) if closing else ()
-    ends = {language.chat.end, *stop, *closes}
+    ends = {chat.end, *stop, *closes}
     sampling = SamplingConfig(
-        role.max_tokens, tuple(dict.fromkeys((language.chat.end, *sorted(set(stop))))),
+        role.max_tokens, tuple(dict.fromkeys((chat.end, *sorted(set(stop))))),
         tuple(sorted(set(closes) - set(stop))), tuple(sorted(unspeakable_ids(language) - ends)), role.temperature,
         role.top_k, role.top_p, role.min_tokens, role.no_repeat)
-    encode = lambda part: tuple(text.encode(tokenizer, part))
-    return LocalAgent(language.sampler(), language.chat, sampling, role.capacity, tuple(map(encode, prefixes)), chunk)
+    encode = lambda part: tuple(text.encode(tokenizer, part, chat.reply_lead))
+    return LocalAgent(language.sampler(), chat, sampling, role.capacity, tuple(map(encode, prefixes)), chunk)
 
 
 def unspeakable_ids(language: Language) -> set[int]:

@@ -11,6 +11,7 @@ from typing import Any, Optional, Protocol, Sequence
 from flax import struct
 from jaxtyping import Bool, Key
 
+from epo_jax.text.tokenizer import CONTINUATION, Lead
 from epo_jax.text.tokens import Array, Tokens
 
 
@@ -74,6 +75,12 @@ class Player:
     agent: Agent = struct.field(pytree_node=False)
     params: Any
     tokenizer: Any = struct.field(pytree_node=False)
+
+    @property
+    def leads(self) -> tuple[Lead, Lead]:
+        """Return what its chat template, if it has one, puts before a message that it reads and before its reply."""
+        chat = getattr(self.agent, 'chat', None)
+        return (chat.user_lead, chat.reply_lead) if chat else (CONTINUATION, CONTINUATION)
 
 
 @struct.dataclass

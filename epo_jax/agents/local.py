@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int, Key
 
 from epo_jax.models import sampling
 from epo_jax.models.decoder import Decoder
+from epo_jax.runtime.errors import InputError
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokens import Array, Tokens, concat, keep, repeat
 
@@ -39,8 +40,9 @@ class LocalAgent:
 
     def __post_init__(self):
         if len({c[0] for c in self.prefixes}) != len(self.prefixes):
-            raise ValueError('the prefixes of replies must differ in their first tokens, because the first token is '
-                             f'sampled and determines the others; got {self.prefixes}')
+            raise InputError('actor.choose_action: the kinds of action must differ in their first tokens, because the '
+                             f'first token is drawn and determines the others; with this tokenizer they are '
+                             f'{self.prefixes}')
 
     @property
     def width(self) -> int:

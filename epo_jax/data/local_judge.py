@@ -36,6 +36,7 @@ class LocalJudge:
         self._judge = Judge(
             model=language.sampler(), params=language.params, tokenizer=language.tokenizer, chat=language.chat,
             capacity=capacity, batch=batch)
+        self._judge.check()
         self._domain, self._batch, self._capacity = domain, batch, capacity
 
     def ask(self, source: sharegpt.Source, items: Iterator[Any], answers: Any,

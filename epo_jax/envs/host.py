@@ -34,16 +34,18 @@ class HostState:
       failures: object[B], why the environment failed, or None.
       events: object[B], tuples of names.
       messages: object[B], tuples of (seat, message) as the actors wrote them; () for a slot of another process.
+      begun: bool[B, S, 2], whether strategist and actor of a seat have something to read; what comes next continues it.
     """
 
     episodes: np.ndarray
     failures: np.ndarray
     events: np.ndarray
     messages: np.ndarray
+    begun: np.ndarray
 
     def copy(self) -> 'HostState':
         """Return a state whose arrays may be written to."""
-        return HostState(self.episodes.copy(), self.failures.copy(), self.events.copy(), self.messages.copy())
+        return HostState(*(getattr(self, field.name).copy() for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,7 @@ class HostEnvironment:
         """See Environment.start."""
         nothing, empty = np.full(batch, None, object), np.empty(batch, object)
         empty[:] = [()] * batch
-        return HostState(nothing, nothing, empty, empty)
+        return HostState(nothing, nothing, empty, empty, np.zeros((batch, self.num_seats, 2), bool))
 
     def reset(self, state: HostState, queue: Sequence[Any], episode, rows) -> tuple[HostState, tuple[Observation, ...]]:
         """See Environment.reset.
@@ -113,9 +115,9 @@ class HostEnvironment:
 
         first = hosts.share(np.flatnonzero(rows & hosts.local_slots(len(rows))), reset)
         for b in np.flatnonzero(rows):
-            state.failures[b], state.events[b], state.messages[b] = None, (), ()
+            state.failures[b], state.events[b], state.messages[b], state.begun[b] = None, (), (), False
             try:
-                self._encode_observations(observations, b, first[b])
+                self._encode_observations(observations, state, b, first[b])
             except TooLongError as error:
                 raise TooLongError(
                     f'the opening of an episode is too long ({error}): raise rollout.view_tokens') from None
@@ -126,7 +128,7 @@ class HostEnvironment:
         cues = hosts.share(_local(state), lambda b: self.env.cues(state.episodes[b], seat))
         cues = [cues.get(b, Observation('', '')) for b in range(len(state.episodes))]
         return Observation(*(
-            pack([self._encode(seat, role, cue[role]) for cue in cues], CUE_TOKENS) for role in (0, 1)))
+            pack([self._encode(seat, role, cue[role], 'reply') for cue in cues], CUE_TOKENS) for role in (0, 1)))
 
     def choices(self, state: HostState, seat: int) -> Optional[Tokens]:
         """See Environment.choices; the arrays have the shape `choice_shape`, or are None if all replies are allowed.
@@ -134,8 +136,12 @@ class HostEnvironment:
         Raises:
           TooLongError: there are more choices than the shape holds, or one is longer than the actor can write.
         """
-        choices = hosts.share(_local(state), lambda b: self.env.choices(state.episodes[b], seat))
-        rows = [choices.get(b, ()) for b in range(len(state.episodes))]
+        def ask(b):  # choices continue the cue, if there is one
+            choices = self.env.choices(state.episodes[b], seat)
+            return choices, 'part' if choices and self.env.cues(state.episodes[b], seat).actor else 'reply'
+
+        answers = hosts.share(_local(state), ask)
+        rows, places = zip(*(answers.get(b, ((), 'reply')) for b in range(len(state.episodes))))
         if not any(rows):
             return None
         count, width = self.choice_shape
@@ -143,7 +149,7 @@ class HostEnvironment:
         for b, row in enumerate(rows):
             if len(row) > count:
                 raise TooLongError(f'the environment allows {len(row)} replies; at most {count} fit')
-            encoded = [self._encode(seat, 1, choice) for choice in row]
+            encoded = [self._encode(seat, 1, choice, places[b]) for choice in row]
             longest = max(map(len, encoded), default=0)
             if longest >= self.seats[seat].actor.agent.width:  # the end token takes one more
                 raise TooLongError(f'an allowed reply has {longest} tokens: raise actor.max_tokens above that')
@@ -182,8 +188,9 @@ class HostEnvironment:
             done[b], state.events[b] = step.done, (*state.events[b], *step.events)
             if step.rewards:
                 reward[b] = [math.nan if r is None else r for r in step.rewards]
+            state.begun[b, seat] = False  # everything before this turn has been read
             try:
-                self._encode_observations(observations, b, step.observations)
+                self._encode_observations(observations, state, b, step.observations)
             except TooLongError as error:
                 state.failures[b] = str(error)
         failed = np.array([reason is not None for reason in state.failures])
@@ -209,10 +216,16 @@ class HostEnvironment:
         episodes = hosts.share(_local(state), episode_text)
         return [episodes[b] for b in range(len(state.episodes))]
 
-    def _encode(self, seat: int, role: int, part: str) -> list[int]:
-        """Return the ids of what a role (0 strategist, 1 actor) of a seat reads."""
+    def _encode(self, seat: int, role: int, part: str, place: str) -> list[int]:
+        """Return the ids of what a role (0 strategist, 1 actor) of a seat reads.
+
+        `place` is 'message' or 'reply' for text that begins one, and 'part' for text that continues one.
+        """
         player = (self.seats[seat].strategist, self.seats[seat].actor)[role]
-        ids = text.encode(player.tokenizer, part) if player and part else []
+        if not player or not part:
+            return []
+        leads = dict(zip(('message', 'reply', 'part'), (*player.leads, text.CONTINUATION)))
+        ids = text.encode(player.tokenizer, part, leads[place])
         if len(ids) > self.width:
             raise TooLongError(f'a text of {len(ids)} tokens does not fit into {self.width} tokens')
         return ids
@@ -220,10 +233,13 @@ class HostEnvironment:
     def _no_observations(self, batch: int) -> list[Observation]:
         return [Observation([()] * batch, [()] * batch) for _ in range(self.num_seats)]
 
-    def _encode_observations(self, into: list[Observation], b: int, observations: Sequence[Observation]) -> None:
+    def _encode_observations(self, into: list[Observation], state: HostState, b: int,
+                             observations: Sequence[Observation]) -> None:
         for seat, (rows, observation) in enumerate(zip(into, observations, strict=True)):
             for role in (0, 1):
-                rows[role][b] = self._encode(seat, role, observation[role])
+                place = 'part' if state.begun[b, seat, role] else 'message'
+                rows[role][b] = self._encode(seat, role, observation[role], place)
+                state.begun[b, seat, role] |= bool(observation[role])
 
     def _pack(self, observations: Sequence[Observation]) -> tuple[Observation, ...]:
         return tuple(Observation(*(pack(ids, self.width) for ids in rows)) for rows in observations)

@@ -94,7 +94,7 @@ class Judge:
         *numbers, ten = (self.begin_answer(str(number)) for number in range(11))
         before, digits = numbers[0][:-1], [ids[-1] for ids in numbers]
         if any(ids[:-1] != before for ids in numbers) or len(set(digits)) < 10:
-            raise JudgeError("the judge's tokenizer has no token of its own for some digit; choose another judge.model")
+            raise JudgeError("the judge's tokenizer has no single token for some digit; choose another judge.model")
         return {'yes': sorted(yes - no), 'no': sorted(no - yes), 'digits': digits, 'before': before,
                 'ten': ten[-1:] if len(ten) == len(before) + 1 else []}
 

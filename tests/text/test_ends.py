@@ -6,13 +6,13 @@ import gguf
 import jax
 import jax.numpy as jnp
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from epo_jax import language
+from epo_jax import export, language
 from epo_jax.models import weights
 from epo_jax.models.gguf import GGUFFile
 from epo_jax.runtime.parallel import make_mesh
-from epo_jax.testing import byte_tokenizer, dummy_config
+from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 from epo_jax.text.ends import EndsError, declared_ends
 
 
@@ -66,3 +66,11 @@ def test_ends_of_a_gguf_file(tmp_path):
     assert declared_ends(file, 6) == (3, 5)
     with pytest.raises(EndsError, match='tokenizer.ggml.eot_token_id is 5'):
         declared_ends(file, 5)
+
+
+def test_an_export_keeps_the_list_of_the_base(folder, tmp_path):
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': [258, 256]}))
+    loaded = load(folder)
+    export._save_model(tmp_path / 'out', loaded, dummy_params(dummy_config(), stacked=True))
+    assert AutoConfig.from_pretrained(tmp_path / 'out').eos_token_id == [258, 256]
+    assert GenerationConfig.from_pretrained(tmp_path / 'out').eos_token_id == [258, 256]
