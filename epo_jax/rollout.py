@@ -221,7 +221,8 @@ def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
     if speaker.tokenizer is reader.tokenizer:
         return message
     width = 4 * message.ids.shape[1]
-    rows = [text.encode(reader.tokenizer, text.decode(speaker.tokenizer, row))[:width] for row in message.rows()]
+    texts = [text.decode(speaker.tokenizer, row, speaker.leads[1]) for row in message.rows()]
+    rows = [text.encode(reader.tokenizer, part)[:width] for part in texts]
     return pack(rows, width)
 
 

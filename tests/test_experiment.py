@@ -178,7 +178,7 @@ def test_a_run_stops_at_an_iteration_that_trains_nothing(tmp_path, monkeypatch, 
     config = small_config()
     config.reward.update(process='potential', outcome='judge')
     if broken == 'judge':
-        config.judge.capacity = 64  # no conversation fits
+        config.judge.capacity = 256  # its questions fit, but no conversation does
     else:
         def build(*args):
             roles = build_roles(*args)

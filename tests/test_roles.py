@@ -41,7 +41,7 @@ def roles(folder, **changes):
 def test_a_judge_is_checked_when_it_is_built(mistral):
     judge = roles(mistral, reward__outcome='judge').judge
     assert judge.chat.user_lead == Lead(' ')
-    with pytest.raises(JudgeError, match='capacity of 48 tokens; raise judge.capacity'):
+    with pytest.raises(JudgeError, match='capacity of 48 tokens; raise the capacity of the judge'):
         roles(mistral, reward__outcome='judge', judge__capacity=48)
     roles(mistral, reward__outcome='environment', reward__process='none', judge__capacity=48)  # nobody asks it
 

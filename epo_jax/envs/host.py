@@ -161,10 +161,10 @@ class HostEnvironment:
         """See Environment.step. An error, a stall or a wrong return value of the environment fails its own episode."""
         live = np.asarray(live)
         messages = message.rows()
-        tokenizer = self.seats[seat].actor.tokenizer
+        actor = self.seats[seat].actor
         local = [b for b in _local(state) if live[b]]
 
-        texts = {b: text.decode(tokenizer, messages[b]) for b in local}
+        texts = {b: text.decode(actor.tokenizer, messages[b], actor.leads[1]) for b in local}
         calls = [lambda b=b: self._checked_step(state.episodes[b], seat, texts[b]) for b in local]
         results = dict(zip(local, call_all(calls, self.timeout), strict=True))
 

@@ -75,7 +75,7 @@ class Judge:
         longest = len(self.chat.open) + max(len(self.question(part)) for part in (REACHED, RATING)) + 2
         if longest >= self.capacity:
             raise JudgeError(f'a question to the judge takes {longest} tokens, which leaves nothing of its capacity of '
-                             f'{self.capacity} tokens; raise judge.capacity')
+                             f'{self.capacity} tokens; raise the capacity of the judge')
 
     def answers(self) -> dict[str, list[int]]:
         """Return the ids that begin an answer: 'yes', 'no', 'digits' (0 to 9) and 'ten', which is [] if it is spelled.

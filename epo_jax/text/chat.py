@@ -161,23 +161,12 @@ def chat_segments(tokenizer: PreTrainedTokenizerBase, template: Optional[str | o
     if not finished.startswith(text.join(SENTINELS[:2]).removesuffix(text.finish) + space + token):
         raise _error(f'ends earlier replies with {token!r}, but not the last reply: {finished!r}')
     stop = dict.fromkeys(i for i in (finish[at], tokenizer.eos_token_id, *ends) if i is not None)
-    opening = ids(text.open, fresh=True)
-    close = ids(text.close, fresh=False)
-    leads = [_lead(tokenizer, before, fresh, space) for before, fresh, space in (
-        (text.open, True, text.user_space), (text.close, False, text.reply_space))]
+    opening, close = ids(text.open, fresh=True), ids(text.close, fresh=False)
     segments = ChatSegments(
-        tuple(opening), tuple(close), tuple(finish[at + 1:]), finish[at], tuple(stop), *leads, tuple(finish[:at]))
-
-    for count in (1, 3, 5):
-        for shift in range(len(ORDINARY_TEXT)):
-            messages = [ORDINARY_TEXT[(shift + i) % len(ORDINARY_TEXT)] for i in range(count)]
-            rendered = ids(render(messages).removesuffix(text.prompt_space), fresh=True)
-            joined = segments.join(segments.encode(tokenizer, messages))
-            if rendered != joined:
-                at = next((i for i, pair in enumerate(zip(rendered, joined)) if pair[0] != pair[1]), len(joined))
-                show = lambda x: tokenizer.convert_ids_to_tokens(x[max(at - 2, 0):at + 3])
-                raise _error('cannot be split at its messages with this tokenizer: the complete text has the tokens '
-                             f'{show(rendered)}, but the separate messages have the tokens {show(joined)}')
+        tuple(opening), tuple(close), tuple(finish[at + 1:]), finish[at], tuple(stop),
+        user_lead=_lead(tokenizer, text.open, True, text.user_space),
+        reply_lead=_lead(tokenizer, text.close, False, text.reply_space), before_end=tuple(finish[:at]))
+    _check_tokens(tokenizer, segments, lambda messages: render(messages).removesuffix(text.prompt_space))
     return segments
 
 
@@ -239,6 +228,20 @@ def _lead(tokenizer: PreTrainedTokenizerBase, before: str, fresh: bool, space: s
                for text in ORDINARY_TEXT):
             return lead
     return Lead(space, False)
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, segments: ChatSegments, render: Callable[[Sequence[str]], str]):
+    """Raise ChatTemplateError if joined segments and messages have other tokens than the complete text."""
+    for count in (1, 3, 5):
+        for shift in range(len(ORDINARY_TEXT)):
+            messages = [ORDINARY_TEXT[(shift + i) % len(ORDINARY_TEXT)] for i in range(count)]
+            rendered = tokenize(tokenizer, render(messages), fresh=True, ordinary=False)
+            joined = segments.join(segments.encode(tokenizer, messages))
+            if rendered != joined:
+                at = next((i for i, pair in enumerate(zip(rendered, joined)) if pair[0] != pair[1]), len(joined))
+                show = lambda x: tokenizer.convert_ids_to_tokens(x[max(at - 2, 0):at + 3])
+                raise _error('cannot be split at its messages with this tokenizer: the complete text has the tokens '
+                             f'{show(rendered)}, but the separate messages have the tokens {show(joined)}')
 
 
 def _role(i: int) -> str:
