@@ -41,7 +41,7 @@ class GGUFFile:
         """
         self.path = path
         self.metadata, self._tensors = read_header(path)
-        if self.metadata.get('split.count', 1) != 1:
+        if self.metadata.get('split.count', 1) not in (0, 1):
             self.metadata, self._tensors = _read_parts(pathlib.Path(path), self.metadata)
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
@@ -75,6 +75,8 @@ class GGUFFile:
 def _read_parts(path: pathlib.Path, part: dict[str, Any]) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Return the metadata of the first part of a split file, and the tensors of all parts."""
     count = part['split.count']
+    if not isinstance(count, int):
+        raise GGUFError(f'{path}: split.count must be a whole number, not {count!r:.80}')
     named = re.fullmatch(r'(.+)-\d{5}-of-(\d{5})(\.gguf)', path.name, re.IGNORECASE)
     if not named or int(named[2]) != count:
         raise GGUFError(f'{path}: this is a part of a GGUF file that was split into {count}; name it as llama.cpp '
@@ -161,11 +163,12 @@ def _rope_scaling(file: GGUFFile, config: ModelConfig) -> Optional[RopeScaling]:
     if 'rope_freqs.weight' not in file.shapes:
         return None
     divisors = file.read('rope_freqs.weight')
-    scaling = RopeScaling(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0,
+    sound = divisors.shape == (config.head_dim // 2,) and bool((np.isfinite(divisors) & (divisors > 0)).all())
+    scaling = RopeScaling(factor=float(divisors.max()) if sound else 1.0, low_freq_factor=1.0, high_freq_factor=4.0,
                           original_positions=8192)
     scaled = rope_frequencies(dataclasses.replace(config, rope_scaling=scaling))
     expected = rope_frequencies(config) / scaled
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-5, atol=0):
+    if not sound or not np.allclose(divisors, expected, rtol=1e-5, atol=0):
         raise GGUFError(f"{file.path}: 'rope_freqs.weight' is not the rotary scaling of a published Llama 3; "
                         'load the Hugging Face checkpoint instead')
     return scaling

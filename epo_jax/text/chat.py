@@ -49,8 +49,8 @@ TEMPLATES = {
 
 # The date that templates print, Llama 3.2's own default, by the codes of strftime. Conversations must not depend on the
 # day on which a run is started or resumed.
-DATE = {f'%{code}': datetime.datetime(2024, 7, 26).strftime(f'%{code}')
-        for code in [*'aAbBcdHIjmMpSwxXyYfFT', *(f'-{code}' for code in 'dHIjmMS')]}
+DATE = {f'%{code}': datetime.datetime(2024, 7, 26).strftime(f'%{code}') for code in 'aAbBcdHIjmMpSwxXyYf'}
+DATE |= {f'%-{code}': DATE[f'%{code}'].lstrip('0') or '0' for code in 'dHIjmMS'}
 # A template's function `strftime_now` for this date.
 FIXED_DATE = (
     '{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}{% for code, value in fixed_date.items() %}'

@@ -65,7 +65,7 @@ def load_tokenizer(source: str | os.PathLike | GGUFFile) -> PreTrainedTokenizerF
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
             if adds_space(tokenizer) and isinstance(tokenizer.backend_tokenizer.model, models.BPE):
                 # Where the space goes depends on more than tokenizer.json, such as `legacy` in tokenizer_config.json.
-                tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             return tokenizer
         except Exception as error:  # the tokenizers library raises Exception for invalid files
             raise TokenizerError(f'{path}: tokenizer.json or its configuration is damaged ({error})') from error

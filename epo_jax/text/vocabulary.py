@@ -45,6 +45,9 @@ def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     for name, i in ids.items():
         if not isinstance(i, int) or not 0 <= i < len(tokens):
             raise TokenizerError(f'{file.path}: {name} is {i}, but the vocabulary has only {len(tokens)} tokens')
+    template = file.metadata.get('tokenizer.chat_template')
+    if not isinstance(template, (str, type(None))):
+        raise TokenizerError(f'{file.path}: tokenizer.chat_template is not text')
     special = {i for i, of_type in enumerate(types) if of_type == CONTROL}
     if kind == 'gpt2':
         tokenizer = _byte_level(file, vocab)
@@ -54,8 +57,8 @@ def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     tokenizer.add_tokens([AddedToken(tokens[i], special=i in special, normalized=False)
                           for i, of_type in enumerate(types) if i in special or of_type == USER_DEFINED])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, chat_template=file.metadata.get('tokenizer.chat_template'),
-        clean_up_tokenization_spaces=False, **{name: tokens[i] for name, i in ids.items()})
+        tokenizer_object=tokenizer, chat_template=template, clean_up_tokenization_spaces=False,
+        **{name: tokens[i] for name, i in ids.items()})
 
 
 def _list(file: GGUFFile, key: str, kind: type | tuple[type, ...], length: int | None = None) -> list:
