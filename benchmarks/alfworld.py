@@ -1,11 +1,11 @@
-"""Speed of the ALFWorld engine on one core, beside the original where that is installed (extra `alfworld`).
+"""Measure the speed of the ALFWorld engine on one core, and of the original if it is installed (extra `alfworld`).
 
     python -m benchmarks.alfworld [--games=../shared/data/alfworld] [--original=PYTHON]
 
-Times are the process's own, so that a busy machine does not count. Steps a second of chance play over the unseen
-games, each step with what is said, all admissible commands and whether the game is won; games a second from the
-index; and the memory that the index takes when every game in it has been read. The original plays some of the same
-games in turn with ours, sample by sample; --original names an interpreter that has it, where this one has not.
+The benchmark prints the steps per second of random play on the unseen games, where a step includes the observation, all
+admissible commands and whether the game is won; the games loaded per second from the index; and the memory of the index
+when every game has been read. The original plays some of the same games, in alternation with ours; --original names a
+Python interpreter that has it if this one does not. All times are processor times, so other load hardly affects them.
 """
 
 import json
@@ -28,7 +28,7 @@ ORIGINAL_GAMES, ORIGINAL_STEPS = 2, 20  # of one sample: it is slow
 _GAMES = flags.DEFINE_string('games', '', 'Folder of games; empty for the packaged ones.')
 _ORIGINAL = flags.DEFINE_string('original', sys.executable, 'Python interpreter that has alfworld and textworld.')
 
-# Plays games by chance in the original; prints seconds of loading a game, and of a step.
+# Plays random commands in the original; prints the seconds of loading a game, and of a step.
 _PLAYER = """
 import json, random, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -79,13 +79,13 @@ def games_per_second(games: index.Index) -> float:
 
 
 def index_bytes(path: str) -> int:
-    """Memory that a fresh process takes for an index with every game read once, mapped file included."""
+    """Return the memory of an index in a new process that read every game once, including the mapped file."""
     done = subprocess.run([sys.executable, '-c', _MEMORY, path], text=True, capture_output=True, check=True)
     return int(done.stdout)
 
 
 def original(rows, domain: str, grammar: str) -> list[list[float]]:
-    """[seconds of loading, seconds of a step] of every game, in the original.
+    """Return [seconds of loading, seconds of a step] of every game in the original.
 
     Raises:
       RuntimeError: it is not installed, or it failed; the message says how.
@@ -95,7 +95,7 @@ def original(rows, domain: str, grammar: str) -> list[list[float]]:
     tests = pathlib.Path(__file__).resolve().parents[1] / 'tests/envs/alfworld'
     done = subprocess.run([_ORIGINAL.value, '-c', _PLAYER, str(tests)], text=True, capture_output=True,
                           input=json.dumps([domain, grammar, rows, ORIGINAL_STEPS]))
-    if done.returncode:  # an interpreter that has not got it
+    if done.returncode:  # for example, the interpreter lacks alfworld
         raise RuntimeError(done.stderr.strip().rpartition('\n')[2])
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('[')]
 

@@ -45,7 +45,7 @@ def shortened(model: str):
 
 
 def run(cache: str, workdir: str, model: str) -> dict[str, Any]:
-    """Run it in this process with a persistent compilation cache.
+    """Run the shortened quickstart in this process with a persistent compilation cache.
 
     Returns:
       seconds of compiling (reading the cache included), number of programs compiled, of programs found in the cache,

@@ -1,4 +1,4 @@
-"""What the machine can do at best: the work of a job in bytes and operations, and the measured rates.
+"""The limits of the machine: the work of a job in bytes and operations, and the measured rates.
 
 No program can be faster than max(bytes / bandwidth, operations / matrix product rate), step by step.
 
@@ -19,7 +19,7 @@ class Rates(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Work that waits for what came before it: bytes that must be read, operations."""
+    """One of several sequential steps of a job: the bytes that must be read, and the operations."""
 
     bytes: float
     flops: float
@@ -29,13 +29,13 @@ Work = tuple[Step, ...]
 
 
 def layer_matrices(config) -> int:
-    """Parameters of all layers that take part in matrix products."""
+    """Return the number of parameters in the matrix products of all layers."""
     attention = 2 * config.width * config.head_dim * (config.num_heads + config.num_kv_heads)
     return config.num_layers * (attention + 3 * config.width * config.mlp_width)
 
 
 def head_matrix(config) -> int:
-    """Parameters of the vocabulary product."""
+    """Return the number of parameters in the projection to the vocabulary."""
     return config.vocab_size * config.width
 
 
@@ -50,9 +50,9 @@ def cache_bytes(config, itemsize: int) -> int:
 
 
 def decode(config, batch: int, begin: int, new: int, itemsize: int) -> Work:
-    """Sampling `new` tokens in each of `batch` rows that hold `begin` tokens, the last of them not fed yet.
+    """Return the work of sampling `new` tokens in each of `batch` rows of `begin` tokens, the last of them not fed yet.
 
-    Every step reads the weights once (of an embedding table of its own only the rows it needs) and the cache up to
+    Every step reads the weights once (only the needed rows of an untied embedding table) and the cache up to
     the current length.
     """
     weights = (layer_matrices(config) + head_matrix(config)) * itemsize
@@ -64,7 +64,7 @@ def decode(config, batch: int, begin: int, new: int, itemsize: int) -> Work:
 
 
 def prefill(config, batch: int, begin: int, new: int, itemsize: int) -> Work:
-    """Reading `new` tokens in each of `batch` rows that hold `begin` fed tokens; no logits."""
+    """Return the work of prefilling `new` tokens in each of `batch` rows of `begin` fed tokens, without logits."""
     keys = new * begin + new * (new + 1) / 2
     return (Step(
         layer_matrices(config) * itemsize + batch * (begin + new) * cache_bytes(config, itemsize),
@@ -100,7 +100,7 @@ def dialogue(config, batch: int, turns: int, opening: int, new: int, itemsize: i
 
 
 def seconds(work: Work, rates: Rates) -> float:
-    """Least time: for every step the longer of its bytes at full bandwidth and its operations at full rate."""
+    """Return the least time: per step, the longer of its bytes at full bandwidth and its operations at full rate."""
     return sum(max(step.bytes / rates.bandwidth, step.flops / rates.gemm) for step in work)
 
 
@@ -115,7 +115,7 @@ def rates_of(medians: Sequence[Mapping[str, float]]) -> Rates:
 
 
 def _timed(work: Callable[[], None], amount: float, budget: float) -> float:
-    """Amount a second of the fastest of as many runs as fit into `budget` seconds, three at least."""
+    """Return the amount per second of the fastest run, of at least three and as many as fit into `budget` seconds."""
     best, end, runs = float('inf'), time.perf_counter() + budget, 0
     while runs < 3 or time.perf_counter() < end:
         start = time.perf_counter()
@@ -132,7 +132,7 @@ def devices() -> list[str]:
 
 
 def xla_rates(dtype: str, size: int, megabytes: int, budget: float) -> Contender:
-    """Rates that XLA reaches on the default device: a square matrix product, the sum of a large array."""
+    """Measure the rates of XLA on the default device: a square matrix product, and the sum of a large array."""
     import jax
     import jax.numpy as jnp
 

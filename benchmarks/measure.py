@@ -1,8 +1,8 @@
-"""Timing on a machine that one may not have to oneself.
+"""Timing on a machine that other processes may use, too.
 
-Every contender lives in a child process of its own that sleeps on a pipe between samples, so that no thread pool
-spins while another contender is measured. A sample during which anything else used the cores is refused and taken
-again: what all processors did (/proc/stat) less what the measured process and its own children did is foreign.
+Every contender runs in its own child process, which sleeps on a pipe between samples, so that no thread pool spins
+while another contender is measured. A sample during which anything else used the cores is refused and taken again.
+Foreign time is the busy time of all processors (/proc/stat) minus that of the measured process and its children.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class Contender:
     """What a factory returns, inside the child process.
 
     Attributes:
-      run: does the work to its end; may return numbers to keep with the sample.
-      prepare: what has to be done before every run and is not timed.
+      run: does all of the work; may return numbers to keep with the sample.
+      prepare: is called before every run, untimed.
       warm_up: run once, unmeasured, before the first sample (compilation, first touch of memory).
-      rehearse: run once, unmeasured, before every sample: in a virtual machine, memory that was freed before a pause
-        may have gone back to the host and is slow to come again, while work that goes on and on would have kept it.
+      rehearse: run once, unmeasured, before every sample. The host of a virtual machine may reclaim memory that was
+        freed before a pause, and returns it slowly; continuous work would have kept it.
     """
 
     run: Callable[[], Optional[Mapping[str, float]]]
@@ -50,7 +50,7 @@ class Sample:
     """One measured run, or the mean of several short ones.
 
     Attributes:
-      seconds: of a run, by the clock.
+      seconds: wall-clock seconds of a run.
       foreign: share of all cores' time that was spent on something else, 0 to 1; time stolen by the host counts.
       contended: `foreign` is more than the policy allows.
       values: what the last run returned.
@@ -70,7 +70,7 @@ class Policy:
       samples: clean samples wanted of every contender.
       allowed: largest foreign share of the cores in a clean sample.
       retries: samples of one contender that are refused in one group of rows before it is given up.
-      patience: seconds to wait for a quiet machine before a sample is begun all the same.
+      patience: seconds to wait for a quiet machine before a sample is taken anyway.
       accept: contended samples count too, and are marked.
     """
 
@@ -90,11 +90,11 @@ class Measured:
 
     @property
     def contended(self) -> int:
-        """Samples among those that count during which something else ran."""
+        """Return how many of the samples that count are contended."""
         return sum(sample.contended for sample in self.samples)
 
     def median(self, value: Callable[[Sample], Optional[float]]) -> Optional[float]:
-        """Median of a number of every sample; None where no sample has it."""
+        """Return the median of a value over the samples; None if no sample has it."""
         values = [v for v in map(value, self.samples) if v is not None]
         return statistics.median(values) if values else None
 
@@ -106,7 +106,7 @@ def busy_seconds(stat: str) -> float:
 
 
 def own_seconds() -> float:
-    """Processor time of this process, of all its threads and of its children that have ended."""
+    """Return the processor time of this process, with all its threads and the children that have ended."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
@@ -119,20 +119,20 @@ def _reading() -> tuple[float, float, float]:
 
 
 def foreign_share(before: tuple[float, float, float], after: tuple[float, float, float], cores: int) -> float:
-    """Share of the machine's `cores` that others used between two readings, less what the ticks may be wrong by."""
+    """Return the share of the `cores` that others used between two readings, minus the possible error of the ticks."""
     wall, busy, own = (b - a for a, b in zip(before, after))
     return max(0.0, busy - own - cores * TICK) / (cores * wall)
 
 
 def cores() -> int:
-    """Processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def sample(contender: Contender, allowed: float) -> Sample:
     """Take one sample and check for contention; a sample of short work is the mean of several runs.
 
-    What `prepare` does in between is not in the time, but contention is looked for then too.
+    The time excludes `prepare`, but contention during `prepare` counts.
     """
     before, spent, runs, values = _reading(), 0.0, 0, None
     while spent < SHORTEST:
@@ -158,19 +158,19 @@ def wait_until_quiet(patience: float) -> bool:
 
 
 def reset_peak_memory() -> None:
-    """From here on `peak_memory` is that of what follows, not of what was loaded and freed before."""
+    """Make `peak_memory` ignore everything that was loaded and freed before this call."""
     with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
         file.write('5')
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process in bytes since its start or the last reset."""
+    """Return the largest resident size of this process in bytes since its start or the last reset."""
     with open('/proc/self/status', encoding='ascii') as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM'))
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """'package.module:function' -> the function."""
+    """Return the function named 'package.module:function'."""
     module, function = name.split(':')
     return getattr(importlib.import_module(module), function)
 
@@ -193,14 +193,14 @@ def _serve(pipe, name: str, options: Mapping[str, Any], once: bool, allowed: flo
             pipe.send(sample(made, allowed))
     except Unavailable as error:
         pipe.send(error)
-    except Exception:  # whatever it is, the parent must hear of it rather than wait
+    except Exception:  # the parent would wait forever if any error were not reported
         pipe.send(BenchmarkError(f'{name} failed:\n{traceback.format_exc()}'))
-    except KeyboardInterrupt:  # the parent has got it too
+    except KeyboardInterrupt:  # the parent receives it, too
         return
 
 
 def _asked(pipe) -> bool:
-    """Sleeps until the parent wants something: True for a sample, False for the end, its own included."""
+    """Wait for the parent; return True if it requests a sample, False if it asks to stop or has ended."""
     try:
         return pipe.recv() is not None
     except EOFError:
@@ -216,7 +216,7 @@ class Child:
         Args:
           factory: 'package.module:function', called with `options` in the child; returns a Contender.
           allowed: largest foreign share of a clean sample.
-          once: the factory's result is no Contender but what is wanted; see `call`.
+          once: whether the factory returns the final result instead of a Contender; see `call`.
 
         Raises:
           Unavailable: the factory said so.
@@ -240,7 +240,7 @@ class Child:
         except EOFError:
             self._process.join()
             raise BenchmarkError(f'{self.factory}: its process died with exit code {self._process.exitcode} '
-                                 '(negative: a signal; -9 is mostly a lack of memory)') from None
+                                 '(a negative code is a signal; -9 usually means too little memory)') from None
         if isinstance(got, (Unavailable, BenchmarkError)):
             raise got
         return got
@@ -251,7 +251,7 @@ class Child:
         return self._receive()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         try:
             self._pipe.send(None)
         except OSError:  # it has ended already
@@ -291,12 +291,12 @@ def _take(child: Any, policy: Policy, retries: int) -> tuple[Optional[Sample], i
 
 def alternate(children: Mapping[str, Any], policy: Policy,
               tell: Callable[[str, Optional[Sample]], None] = lambda name, sample: None) -> dict[str, Measured]:
-    """Samples of all contenders in turn: one of each, then one of each again, ...
+    """Sample all contenders in turn: one sample of each, then one of each again, ...
 
     Args:
       children: contenders by name, in their order; anything with a method `sample`.
       policy: how many samples, and which count.
-      tell: called after every turn with the contender's name and its sample; None: it was given up.
+      tell: called after every turn with the contender's name and its sample, or None if it was given up.
 
     Returns:
       What was measured, by name. A contender whose retries are used up gets no further samples.

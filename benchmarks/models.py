@@ -96,7 +96,7 @@ def dequantise(source: str, target: str) -> None:
 
 
 def decode(model: str, dtype: str, batch: int, prompt: int, new: int, chunk: int) -> Contender:
-    """Samples `new` tokens at temperature 1 from the whole vocabulary in every row, after a prompt that was read."""
+    """Sample `new` tokens at temperature 1 from the whole vocabulary in every row, after a prefilled prompt."""
     config, params = load(model, dtype, stacked=False)
     decoder = Transformer(config, jnp.dtype(dtype))
     settings = sampling.SamplingConfig(max_tokens=new, min_tokens=new, stop=(2,), temperature=1.0)
@@ -119,7 +119,7 @@ def decode(model: str, dtype: str, batch: int, prompt: int, new: int, chunk: int
 
 
 def prefill(model: str, dtype: str, batch: int, prompt: int, chunk: int) -> Contender:
-    """Feeds `prompt` tokens in every row of an empty session (one more is appended: the pending one)."""
+    """Prefill `prompt` tokens in every row of an empty session (one more is appended: the pending one)."""
     config, params = load(model, dtype, stacked=False)
     ids = prompt_ids(config, batch, prompt + 1)
     read = _read(Transformer(config, jnp.dtype(dtype)), params, ids, prompt + 1, chunk)
@@ -140,10 +140,10 @@ def _read(decoder: Transformer, params, ids: np.ndarray, tokens: int, chunk: int
 
 
 def train(model: str, dtype: str, batch: int, length: int, micro_batch: int, remat: str) -> Contender:
-    """`Learner.step` on full rows whose every token but the first was sampled: each takes part in the loss.
+    """Run `Learner.step` on full rows in which all tokens but the first were sampled and take part in the loss.
 
-    Returns with every sample the memory of the compiled step in bytes ('memory': arguments, temporaries and results
-    that are not arguments), that of parameters and optimiser ('state'), and the process's peak ('peak').
+    Every sample has the memory of the compiled step in bytes ('memory': arguments, temporaries and results that are not
+    arguments), that of parameters and optimizer ('state'), and the peak of the process ('peak').
     """
     config, params = load(model, 'float32', stacked=True)
     learner = Learner(

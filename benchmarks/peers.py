@@ -1,4 +1,4 @@
-"""Other libraries at the same work on the same weights: transformers on torch, llama.cpp. Imported in children.
+"""Peers on the same work with the same weights: transformers on torch, and llama.cpp. Imported in child processes.
 
 They decode greedily, which is less work than sampling.
 """
@@ -13,7 +13,7 @@ from benchmarks.measure import Contender, Unavailable
 
 
 def prompt_ids(vocab_size: int, batch: int, length: int) -> np.ndarray:
-    """i64[batch, length], the same ids as `models.prompt_ids`."""
+    """Return i64[batch, length], the same ids as `models.prompt_ids`."""
     return np.random.default_rng(0).integers(3, vocab_size, (batch, length))
 
 
@@ -45,7 +45,7 @@ def _synchronise(torch, device: str) -> None:
 
 def transformers_decode(folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, batch: int,
                         prompt: int, new: int) -> Contender:
-    """`generate`, greedy, `new` tokens in every row after a prompt whose keys and values are in the cache already."""
+    """Decode `new` tokens greedily in every row with `generate`, after a prompt that is in the cache already."""
     torch, model = load(folder, shape, dtype, device)
     ids = torch.tensor(prompt_ids(shape['vocab_size'], batch, prompt), device=device)
     with torch.inference_mode():
@@ -81,9 +81,9 @@ def transformers_prefill(folder: Optional[str], shape: Mapping[str, Any], dtype:
 
 def transformers_train(folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, batch: int,
                        length: int, micro_batch: int) -> Contender:
-    """Cross-entropy of every token but the first, backward, clipping, AdamW; float32 parameters.
+    """Train with the cross-entropy of every token but the first, gradient clipping and AdamW, on float32 parameters.
 
-    With another dtype than float32 the products run in it (autocast).
+    With a dtype other than float32, matrix products run in that dtype (autocast).
     """
     torch, model = load(folder, shape, 'float32', device)
     model.train()
@@ -140,7 +140,7 @@ class LlamaCpp:
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
     def feed(self, ids: np.ndarray, position: int, logits: bool) -> Optional[np.ndarray]:
-        """ids[batch, K] at `position` and after it; with `logits`, those of every row's last token: f32[batch, V]."""
+        """Feed ids[batch, K] from `position` on; with `logits`, return those of each row's last token f32[batch, V]."""
         rows, length = ids.shape
         part = self.api.llama_batch_init(rows * length, 0, 1)
         part.n_tokens = rows * length
@@ -159,14 +159,14 @@ class LlamaCpp:
         return np.ctypeslib.as_array(at, (rows, self.vocab_size))
 
     def rewind(self, position: int) -> None:
-        """Forgets what stands at `position` and after it."""
+        """Forget the tokens from `position` on."""
         for b in range(self.batch):
             if not self.api.llama_memory_seq_rm(self._memory, b, position, -1):
                 raise RuntimeError('llama.cpp cannot forget part of a sequence')
 
 
 def llama_cpp_decode(gguf: str, batch: int, prompt: int, new: int) -> Contender:
-    """Greedy decoding of all rows in one batch, after a prompt that was read."""
+    """Decode all rows greedily in one batch, after a prompt that is in the cache already."""
     model = LlamaCpp(gguf, batch, _capacity(prompt + new))
     ids = prompt_ids(model.vocab_size, batch, prompt)
     model.feed(ids[:, :-1], 0, logits=False)

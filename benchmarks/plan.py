@@ -62,7 +62,7 @@ class Entry:
 
     Attributes:
       amount: units of work in one run, where it is not that of the whole group.
-      equal: it computes in the same precision; others are shown and not compared with.
+      equal: whether it computes in the same precision; others are shown but not compared.
     """
 
     factory: str
@@ -78,8 +78,8 @@ class Row:
     Attributes:
       name, unit: unit is 'tokens/s', 'episodes/min', 's' or 'MB'.
       field: the number of a sample that it shows; 'seconds' for the clock.
-      limit: 'work': the least time of the group's work; or the name of the number of our own samples that is it,
-        and by which factor; None: there is no limit.
+      limit: 'work' for the least time of the group's work; or the name of a number in our own samples, and the factor
+        that makes it the limit; None for no limit.
     """
 
     name: str
@@ -95,10 +95,10 @@ class Group:
     Attributes:
       rows: what comes out.
       entries: by name, OURS first.
-      work: what has to be done at least; () where that is not known.
+      work: the least work that the contenders must do; () if it is not known.
       amount: units of work in one run: tokens or episodes.
-      steps: sequential steps in one run, for milliseconds a step; 0: not shown.
-      what: in words.
+      steps: sequential steps in one run, for the milliseconds per step; 0 hides them.
+      what: description of the work.
     """
 
     rows: tuple[Row, ...]
@@ -112,11 +112,11 @@ class Group:
 def groups(settings: Settings, model: str, peer: Mapping[str, Any], dtype: str, device: str,
            suffix: str = '', parts: tuple[str, ...] = ('decode', 'prefill', 'train', 'episodes', 'compile'),
            extra: bool = False) -> list[Group]:
-    """Everything that is measured of one model.
+    """Return all groups of measurements of one model.
 
     Args:
       model: see `models.load`.
-      peer: what `models.export` says of it.
+      peer: the result of `models.export`.
       dtype: of activations, and of the weights that sample.
       device: 'cpu' or 'cuda', where PyTorch computes.
       suffix: appended to the rows' names.

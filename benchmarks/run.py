@@ -1,13 +1,13 @@
-"""One table of speed and memory: ours, its peers at the same work, and what the machine can do at best.
+"""Measure speed and memory in one table: epo_jax, its peers on the same work, and the limits of the machine.
 
     python -m benchmarks.run --out=results.json              about an hour; it needs the machine to itself
     python -m benchmarks.run --out=results.json --quick      minutes: less work, two samples
     python -m benchmarks.run --out=results.json --only=decode_b8,train
     python -m benchmarks.run --out=results.json --gpu        bfloat16 on an NVIDIA GPU, 1B and 8B shapes too
 
-Writes results.json and, next to it, results.md; both are complete after every group of rows, so that a run that is
-killed leaves what it has measured. Samples during which anything else used the cores are taken again;
---allow_contention keeps them and says so.
+Writes results.json and, next to it, results.md. Both are written after every group of rows, so that a killed run keeps
+what it has measured. Samples during which anything else used the cores are taken again; --allow_contention keeps them
+and marks them.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ _QUICK = flags.DEFINE_bool('quick', False, 'Less work and two samples.')
 _GPU = flags.DEFINE_bool('gpu', False, 'Measure on an NVIDIA GPU, in bfloat16.')
 _ONLY = flags.DEFINE_list('only', [], 'Names of rows; default: all.')
 _MODEL = flags.DEFINE_string('model', 'smollm2', "A model as in config.model.path, or 'dummy' to try the harness.")
-_EXTRA = flags.DEFINE_bool('extra', False, 'Peers in other precisions too; they are shown and not compared with.')
+_EXTRA = flags.DEFINE_bool('extra', False, 'Also measure peers in other precisions; they are shown but not compared.')
 _SAMPLES = flags.DEFINE_integer('samples', None, 'Clean samples of every contender.')
 _CONTENTION = flags.DEFINE_bool('allow_contention', False, 'Keep contended samples and mark them.')
-_RETRIES = flags.DEFINE_integer('retries', 10, 'Refused samples after which a contender is given up in a group.')
+_RETRIES = flags.DEFINE_integer('retries', 10, 'Refused samples after which a contender is skipped in a group.')
 _PATIENCE = flags.DEFINE_float('patience', 30.0, 'Seconds to wait for a quiet machine before a sample.')
 _CHUNK = flags.DEFINE_integer('chunk', None, 'Tokens of a row that our sampler reads at once.')
 _MICRO_BATCH = flags.DEFINE_integer('micro_batch', None, 'Rows our gradient step runs through the model at once.')
@@ -44,7 +44,7 @@ _REMAT = flags.DEFINE_enum('remat', None, ['none', 'dots', 'full'], 'What our ba
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch', 'transformers', 'llama-cpp-python')
-RATES = 'rates of '  # the names of contenders that measure the machine begin so
+RATES = 'rates of '  # beginning of the names of contenders that measure the machine
 
 
 def machine(devices: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def run_group(group: plan.Group, rate_children: Mapping[str, measure.Child],
             rate_children = {}
 
         def tell(name: str, sample: Optional[measure.Sample]) -> None:
-            said = 'given up, the machine is never quiet'
+            said = 'skipped, because the machine was never quiet'
             if sample is not None:
                 said = f'{sample.seconds:.3g} s, {100 * sample.foreign:.0f} % foreign'
                 said += ' CONTENDED' if sample.contended else ''
@@ -125,7 +125,7 @@ def settings_from_flags() -> plan.Settings:
 
 
 def prepare(settings: plan.Settings, folder: str) -> list[plan.Group]:
-    """Exports the models for the peers into `folder` and plans all groups."""
+    """Export the models for the peers into `folder`, and plan all groups."""
     dtype, device = ('bfloat16', 'cuda') if _GPU.value else ('float32', 'cpu')
     wanted = [(_MODEL.value, '', ('decode', 'prefill', 'train', 'episodes', 'compile'))]
     if _GPU.value:  # a learner's float32 parameters and moments of the 8B model exceed one GPU
@@ -140,7 +140,7 @@ def prepare(settings: plan.Settings, folder: str) -> list[plan.Group]:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children end and a gigabyte of weights goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children end and the exported weights are removed
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # for all: as launch/quickstart.sh sets it

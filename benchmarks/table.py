@@ -1,4 +1,4 @@
-"""From samples to the rows of the table, and from rows to markdown."""
+"""Convert samples to rows of the table, and rows to Markdown."""
 
 from typing import Any, Mapping, Optional, Sequence
 
@@ -11,7 +11,7 @@ LARGER_IS_BETTER = {'tokens/s': True, 'episodes/min': True, 's': False, 'MB': Fa
 
 
 def in_unit(unit: str, number: float, amount: float) -> float:
-    """Return a cell of the table: the seconds of a run of `amount` units of work, or bytes."""
+    """Convert `number`, the seconds of a run of `amount` units of work or a number of bytes, to the unit of a row."""
     return {'tokens/s': lambda: amount / number, 'episodes/min': lambda: 60 * amount / number,
             's': lambda: number, 'MB': lambda: number / 1e6}[unit]()
 
@@ -42,8 +42,8 @@ def rows_of(group: Group, measured: Mapping[str, Measured], rates: Optional[Rate
 
     Args:
       measured: samples by the name of the contender, and of those that measured the machine.
-      rates: of the machine, measured meanwhile; None: not known.
-      policy: by which samples were taken.
+      rates: rates of the machine, measured at the same time; None if they are not known.
+      policy: the policy for samples.
       missing: contenders that could not run, and why.
     """
     present = {name: measured.get(name, Measured()) for name in group.entries if name not in missing}
@@ -91,7 +91,7 @@ def _details(group: Group, row: Row, present: Mapping[str, Measured], least: Opt
     """Return seconds of a run, milliseconds a step, share of the matrix product rate, and what our runs reported."""
     details = {}
     if row.field == 'seconds':
-        # Of a contender that does a part of the work only, the seconds that all of it would take.
+        # For a contender that does only a part of the work, show the seconds that all of it would take.
         scale = {name: group.amount / (group.entries[name].amount or group.amount) for name in present}
         seconds = {name: m.median(lambda s: s.seconds * scale[name]) for name, m in present.items()}
         seconds['limit'] = least
@@ -120,8 +120,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f'{", ".join(result["machine"]["devices"])}. Commit {result["commit"]}, {result["date"]}. '
         + ', '.join(f'{name} {version}' for name, version in result['versions'].items()) + '.', '',
         f'{result["precision"]}; medians of {result["settings"]["samples"]} samples, contenders alternating'
-        f'{" (quick: less work)" if result["quick"] else ""}. A ratio above 1 is in our favour, whichever way the '
-        'unit points; that to the peer is against the best one at equal precision, that to the limit against '
+        f'{" (quick: less work)" if result["quick"] else ""}. A ratio above 1 means that epo_jax is '
+        'better, in every unit. Peer ratios compare with the best peer at equal precision, limit ratios with '
         'max(bytes / measured bandwidth, operations / measured matrix product rate).', '',
         '| row | ours | unit | peers | × best peer | limit | × limit | ms a step: ours, best peer, limit | clean |',
         '| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | --- |']

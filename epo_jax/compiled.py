@@ -1,7 +1,7 @@
 """A whole self-play iteration as one compiled program: collect, judge, assign credit, update.
 
-It takes the same functions as the host loop of iteration.py. All agents, the environment and the judge have to be on
-the device; what was said is read from the returned episodes afterwards.
+It calls the same functions as the host loop of iteration.py. All agents, the environment and the judge must be on the
+device; texts are decoded from the returned episodes afterwards.
 
 Axis letters: E episodes of a match, S seats, N trained conversations, T turns of one seat, B conversations of one
 gradient step.
@@ -34,11 +34,11 @@ from epo_jax.runtime.hosts import fetch
 
 @dataclasses.dataclass(frozen=True)
 class ProgramConfig:
-    """What does not change during a run; static.
+    """Settings that do not change during a run; static.
 
     Attributes:
       learner: the gradient step.
-      dtype: in which the policy samples.
+      dtype: dtype in which the policy samples.
       slots: number of episodes played at once.
       group: number of episodes of one scenario.
       process: method of the process reward, see `process.assess`.
@@ -57,7 +57,7 @@ class ProgramConfig:
 
 @struct.dataclass
 class ProgramResult:
-    """What the program leaves besides the new state.
+    """The results of the program besides the new state.
 
     Attributes:
       episodes, verdicts: of every match; verdicts are on all seats, seat-major.
@@ -81,7 +81,7 @@ def iteration_program(
     """Run one iteration.
 
     Args:
-      config: see there.
+      config: the settings of the program.
       train: the learner's state; donated.
       tables: of every match. Trained seats come without weights and get them from `train`.
       queues: the encoded scenarios of every match.
@@ -124,10 +124,10 @@ def run_program(exp: Experiment, train: TrainState, matches: Sequence[tuple[Matc
     """Run one iteration as a program, and read its result.
 
     Args:
-      exp: what is run.
+      exp: the parts of the run.
       train: the learner's state; donated.
       matches: see `Experiment.matches`.
-      scenarios: of the whole iteration.
+      scenarios: those of the whole iteration.
       iteration: its number, from 0.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A fake OpenAI-compatible server with the failures of real ones; its answers depend only on the request."""
+"""A fake OpenAI-compatible server that fails as real ones do; its answers depend only on the request."""
 
 import collections
 import contextlib
@@ -19,7 +19,7 @@ class FakeEndpoint(http.server.ThreadingHTTPServer):
     Attributes:
       answer: (prompt, seed) -> text of the answer, or None for a refusal.
       failures: prompt -> the failures, in order, that come before the answer.
-      requests: (prompt, seed) of every request that got an answer; headers, times, statuses: of every request.
+      requests: (prompt, seed) of every request that got an answer; headers, times, bodies: those of every request.
       peak: largest number of concurrent requests.
     """
 

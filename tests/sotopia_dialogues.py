@@ -1,6 +1,6 @@
-"""Real SOTOPIA dialogues as raw rows: what one of the two said is taken for the strategies, for want of any.
+"""Real SOTOPIA dialogues as raw rows. They have no strategies, so the lines of one character are used instead.
 
-The data lies beside the repository; whoever has it not skips what needs it.
+The data is beside the repository; tests that need it are skipped if it is missing.
 """
 
 import json

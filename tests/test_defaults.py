@@ -72,7 +72,7 @@ def test_a_compiled_iteration_needs_an_environment_on_the_device(monkeypatch):
     config = default_config('counting')
     config.rollout.compiled = True
     monkeypatch.setattr(counting, 'DOMAIN', dataclasses.replace(counting.DOMAIN, device_environment=None))
-    assert complaints(config) == 'rollout.compiled: the environment counting has no form on the device'
+    assert complaints(config) == 'rollout.compiled: the environment counting cannot be compiled; set it to False'
 
 
 @pytest.mark.parametrize('name', PRESETS)

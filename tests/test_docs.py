@@ -1,4 +1,4 @@
-"""The documentation runs: its examples as they stand, its generated page as it is generated."""
+"""The documentation is up to date: its examples run, and its generated page matches the code."""
 
 import pathlib
 import re

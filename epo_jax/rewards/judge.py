@@ -1,10 +1,10 @@
 """The judge: a language model that reads an episode and answers with its probabilities.
 
-Nothing is sampled and nothing is parsed. A question is a short text after what was read so far, and the answer is the
+Nothing is sampled and nothing is parsed. A question is a short text appended to what was read so far; the answer is the
 distribution over a few tokens. Reading continues from the key/value cache, and a question leaves no trace in it. All
 functions are array code: a host loop calls them batch by batch, and a compiled iteration contains them.
 
-Axis letters: N judged conversations (one an episode and seat), T turns of that seat, K tokens, V vocabulary, I answer
+Axis letters: N judged conversations (one per episode and seat), T turns of that seat, K tokens, V vocabulary, I answer
 ids.
 """
 
@@ -165,8 +165,8 @@ def read_stages(judge: Judge, stages: Tokens, ask: Bool[Array, ''], rate: bool) 
 def name_critical(judge: Judge, prompt: Tokens, turn_mask: Bool[Array, 'N T']) -> jax.Array:
     """Ask for every strategy of finished conversations whether it was critical.
 
-    The answer is built strategy by strategy: 'Strategy 1:' Yes, 'Strategy 2:' No, and so on; each is asked with the
-    answers before it in view.
+    The answer is built strategy by strategy: 'Strategy 1:' Yes, 'Strategy 2:' No, and so on; each question
+    follows the answers to the earlier ones.
 
     Args:
       judge: the judge.

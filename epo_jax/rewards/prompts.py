@@ -1,6 +1,6 @@
-"""What a judge reads of finished episodes: as text from the host, or as tokens that are already on the device.
+"""What a judge reads about finished episodes: text from the host, or tokens that are already on the device.
 
-Both end as a `JudgeInput`; everything after that is the same (process.py).
+Both become a `JudgeInput`; everything after that is the same (process.py).
 
 Axis letters: E episodes, S seats, N = S E judged conversations (seat-major: seat 0 of all episodes, then seat 1, ...),
 A actions of all seats, T turns of one seat, K tokens.
@@ -36,9 +36,9 @@ class JudgePrompt:
       prompt: situation, people and goals.
       seat: the seat whose goal is judged.
       lines: (seat, text) of the transcript.
-      strategies: the strategies of the seat, one a turn.
+      strategies: the strategies of the seat, one per turn.
       reward: what the environment itself gave the seat, in [0, 1], or None to ask the judge.
-      complete: whether the episode came to its end (was not cut off).
+      complete: whether the episode ended without being cut off.
     """
 
     prompt: str
@@ -74,7 +74,7 @@ class JudgeInput:
       stages: the transcript in stages, Tokens [N, T + 1, K]; None where the judge reads none.
       question: for critical turns, Tokens [N, K] before the score (transcript included) and after it; else None.
       turn_mask: turns that took place.
-      complete: episodes that came to their end.
+      complete: episodes that ended without being cut off.
       reward: what the environment itself gave, in [0, 1]; NaN to ask the judge.
     """
 
@@ -149,7 +149,7 @@ def gather_prompts(judge: Optional[Judge], table: Table, queue: Any, episodes: E
     """Put the tokens of an environment on the device together (traceable).
 
     Args:
-      judge: who will read them; None where nobody does.
+      judge: the judge that will read them; None if there is none.
       table: who played.
       queue: the encoded scenarios.
       episodes: what was played.
@@ -190,7 +190,7 @@ def _question(judge: Judge, prompt: Tokens, lines: Tokens, episodes: Episodes, s
               S: int) -> tuple[Tokens, Tokens]:
     """Return Tokens [E, K] before and after the score in the question about a seat's critical strategies.
 
-    Strategies are text for the judge, in the form in which a host loop gives them (`jax.pure_callback`).
+    The strategies are encoded from text on the host (`jax.pure_callback`), as in a host loop.
     """
     E, A = lines.length.shape
     at = lambda tokens, a: keep(jax.tree.map(lambda x: x[:, a], tokens), a < episodes.actions)

@@ -1,4 +1,4 @@
-"""From finished episodes to rows for the learner, one for each trained conversation.
+"""Convert finished episodes to rows for the learner, one for each trained conversation.
 
 Axis letters: E episodes, S seats, N trained conversations (seat-major: all episodes of one trained seat, then of the
 next), T turns of one seat, L token positions.

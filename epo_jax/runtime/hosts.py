@@ -3,7 +3,7 @@
 All processes derive the same scenarios and random keys from the same configuration and dispatch the same programs in
 the same order; the mesh gives every device its part of the rows. Work outside the devices is divided by slots: only the
 process that owns a slot steps its environment or calls its endpoint, and `share` sends the result to all processes, so
-that they take the same decisions. Process 0 prints and writes the files; Orbax writes checkpoints from all processes.
+that they make the same decisions. Process 0 prints and writes the files; Orbax writes checkpoints from all processes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Draw the outcome of every iteration of a bargaining run beside the best that is possible.
+"""Plot the outcome of every iteration of a bargaining run against the best possible outcomes.
 
     python -m epo_jax.tools.bargain_curve --workdir=runs/bargain --out=curve.svg
 """
@@ -20,7 +20,7 @@ def main() -> None:
         prog='python -m epo_jax.tools.bargain_curve', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', required=True, help='a run against the family, with its evaluation')
-    parser.add_argument('--out', required=True, help='the picture to write, .svg or .png')
+    parser.add_argument('--out', required=True, help='image file to write, .svg or .png')
     args = parser.parse_args()
     workdir = Path(args.workdir)
     try:

@@ -1,8 +1,9 @@
-"""The game itself: what the ALFRED domain allows, what it changes, when it is won.
+"""The rules of the game: which actions the ALFRED domain allows, what they change, and when the game is won.
 
-The domain is written out in Python, on bit masks. Objects, receptacles and locations of a game are numbered in the
-order of their PDDL ids, which is the order in which texts list them; a set of them is an integer whose bit i stands
-for number i. So a state is a tuple of small integers: equal states are equal, hashable, and cheap to keep.
+The domain is implemented in Python with bit masks. Objects, receptacles and locations of a game are numbered in the
+order of their PDDL ids, which is the order in which texts list them; a set of them is an integer whose bit i
+represents number i. A state is therefore a tuple of integers, which is hashable, compares by value and takes little
+memory.
 
 Letters in names and loops: o object, r receptacle, l location.
 """
@@ -20,7 +21,7 @@ class GameError(InputError):
 
 
 class Action(NamedTuple):
-    """One ground action: a verb, what it is done to, and with or where (NOTHING where the verb has none).
+    """One ground action: a verb, what it acts on, and the tool or the place (NOTHING where the verb takes none).
 
     Verbs and their arguments: look, inventory, help; go r; open r; close r; examine r (a receptacle); inspect o (an
     object); take o r; put o r; clean, heat, cool o r; use o; slice o knife.
@@ -43,7 +44,7 @@ class State(NamedTuple):
       opened: mask of receptacles.
       clean, hot, cool, sliced, used: masks of objects.
       contents: for every receptacle the mask of objects in or on it.
-      at: mask of pairs, bit o * locations + l: the domain's objectAtLocation, which slicing asks for.
+      at: mask of pairs, bit o * locations + l: the domain's objectAtLocation, which slicing requires.
       left: mask of pairs, bit o * receptacles + r: o was taken from r and not put back since.
     """
 
@@ -62,12 +63,12 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What has to be reached.
+    """The goal of a game.
 
     Attributes:
       kind: task type, one of KINDS.
-      objects: mask of the objects that will do.
-      targets: mask of the receptacles that will do; for 'look' the lamps, a mask of objects.
+      objects: mask of the objects that can fulfill the goal.
+      targets: mask of the receptacles that can; for 'look', the mask of the lamps, which are objects.
     """
 
     kind: str
@@ -75,7 +76,7 @@ class Goal:
     targets: int
 
 
-# Task types by what their goal asks of an object.
+# Kind of goal -> task type in ALFWorld.
 KINDS = {
     'place': 'pick_and_place_simple', 'look': 'look_at_obj_in_light', 'clean': 'pick_clean_then_place_in_recep',
     'heat': 'pick_heat_then_place_in_recep', 'cool': 'pick_cool_then_place_in_recep', 'two': 'pick_two_obj_and_place'}
@@ -83,12 +84,12 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Game:
-    """A game's things and rules, which never change.
+    """The parts of a game that never change.
 
     Attributes:
-      id, split, task: split is 'train', 'seen' or 'unseen', the task is what the game says it is.
+      id, split, task: the split is 'train', 'seen' or 'unseen'; the task is in the words of the game.
       objects, receptacles, locations: their names, by number.
-      things: kind ('object' or 'receptacle') and number of every name.
+      things: maps every name to its kind ('object' or 'receptacle') and number.
       home, trips: location of every receptacle, and the action of going there.
       near: for every location the receptacles there.
       openable, sinks, microwaves, fridges: masks of receptacles.
@@ -168,7 +169,7 @@ def actions(game: Game, state: State) -> Iterator[Action]:
                 yield Action('put', held, r)
     if held == NOTHING:
         return
-    # The domain means to let objects in sight be examined too, but names a type that does not exist ('location,').
+    # The domain also intends objects in sight to be examined, but names a type that does not exist ('location,').
     yield Action('inspect', held)
     for verb, able, places in (('clean', game.cleanable, game.sinks), ('heat', game.heatable, game.microwaves),
                                ('cool', game.coolable, game.fridges)):
@@ -215,7 +216,7 @@ def apply(game: Game, state: State, action: Action) -> State:
         return state._replace(used=state.used | 1 << first)
     if verb == 'slice':
         return state._replace(sliced=state.sliced | 1 << first)
-    return state  # look, inventory, help, examine and inspect only tell
+    return state  # look, inventory, help, examine and inspect change nothing
 
 
 def accessible(game: Game, state: State, r: int) -> bool:
@@ -236,7 +237,7 @@ def on_floor(game: Game, state: State) -> list[int]:
 
 
 def ready(game: Game, state: State) -> int:
-    """Mask of the goal's objects that are clean, hot or cool, as the goal asks."""
+    """Return the mask of the goal's objects that are clean, hot or cool, as the goal requires."""
     done = {'clean': state.clean, 'heat': state.hot, 'cool': state.cool}
     return game.goal.objects & done.get(game.goal.kind, -1)
 
@@ -244,8 +245,9 @@ def ready(game: Game, state: State) -> int:
 def conditions(game: Game, state: State) -> tuple[bool, ...]:
     """Return which of the goal's conditions hold, as ALFRED counts them; the game is won when all do.
 
-    place: an object is there. two: one, and a second in the same place. look: the object is held; its lamp is here
-    and was switched on. clean, heat, cool: an object is so; an object is there; one object is both.
+    The objects and targets are those of the goal. place: an object is in a target. two: an object is in a target; two
+    objects are in the same target. look: an object is held; a lamp that was switched on is at this location. clean,
+    heat, cool: an object has the property; an object is in a target; one object satisfies both.
     """
     goal = game.goal
     if goal.kind == 'look':
@@ -269,6 +271,6 @@ def won(game: Game, state: State) -> bool:
 
 
 def progress(game: Game, state: State) -> float:
-    """Share of the goal's conditions that hold."""
+    """Return the share of the goal's conditions that hold."""
     met = conditions(game, state)
     return sum(met) / len(met)

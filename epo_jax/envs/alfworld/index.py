@@ -1,9 +1,8 @@
-"""All games in one file: built once, compressed, mapped into memory, shared by every worker.
+"""All games in one compressed file, which is built once, memory-mapped, and shared by all processes of a machine.
 
-    python -m epo_jax.envs.alfworld.index --games=../shared/data/alfworld --out=alfworld.index
-
-The file is a line that names the format, the length of the head (8 bytes), the head (JSON, compressed: who is where),
-and the records of the games, each compressed by itself with a dictionary common to all.
+`open_games` builds it at first use. The file consists of a line that names the format, the length of the header (8
+bytes), the header (compressed JSON: ids and sizes of the games), and the records of the games, each compressed on its
+own with a common dictionary.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from epo_jax.envs.alfworld.problem import build_game
 from epo_jax.runtime.files import write_atomically
 
 _FORMAT = b'epo_jax alfworld index 1\n'
-_DICTIONARY = 32  # records that make the dictionary
+_DICTIONARY = 32  # number of records that the dictionary is made from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Scenario:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Games in a mapped file.
+    """Games in a memory-mapped file.
 
     Attributes:
       path: of the file.
       version: name of the release whose texts they came with.
       ids, splits, categories, tasks: of the games, by number; splits are 'train', 'seen' or 'unseen'.
       order: numbers of the unseen games in the order in which they are to be played.
-      left_out: games that ALFWorld itself leaves out.
+      left_out: number of games that ALFWorld itself leaves out.
     """
 
     path: str
@@ -74,7 +73,7 @@ class Index:
         return len(self.ids)
 
     def game(self, number: int) -> Game:
-        """Game number `number`."""
+        """Return the game with this number."""
         start = self._ends[number - 1] if number else self._ends[-1]
         record = zlib.decompressobj(zdict=self._dictionary)
         return build_game(json.loads(record.decompress(self._data[start:self._ends[number]])))
@@ -93,20 +92,20 @@ def build(games: source.Source, path) -> int:
     """Write the index of some games atomically, and return their number.
 
     Raises:
-      GameError: a game is malformed or cannot be solved, two have one id, or a game of the test order is not there.
+      GameError: a game is malformed or cannot be solved, two games share an id, or a game of the test order is missing.
     """
     version, records = source.read(games)
     read = [*records]
     kept = [record for record in read if record is not None]
     if not kept:
-        raise GameError(f'{games.root} has no games but {len(read)} that ALFWorld leaves out')
+        raise GameError(f'{games.root} has only games that ALFWorld leaves out ({len(read)} of them)')
     numbers = {record['id']: n for n, record in enumerate(kept)}
     if len(numbers) < len(kept):
         twice = next(record['id'] for n, record in enumerate(kept) if numbers[record['id']] != n)
-        raise GameError(f'{games.root}: there are two games {twice!r}')
+        raise GameError(f'{games.root}: two games have the id {twice!r}')
     missing = [name for name in games.order if name not in numbers]
     if missing:
-        raise GameError(f'{games.root}: {source.TEST_ORDER} names {missing[0]!r}, which is not there')
+        raise GameError(f'{games.root}: {source.TEST_ORDER} names the game {missing[0]!r}, which is missing')
     texts = [json.dumps(record, separators=(',', ':')).encode() for record in kept]
     dictionary = b''.join(text[-4096:] for text in texts[::max(1, len(texts) // _DICTIONARY)])[-32768:]
     blobs = []
@@ -125,13 +124,13 @@ def load(path) -> Index:
     """Open the index of a file.
 
     Raises:
-      GameError: the file is missing, damaged, or no index of this format.
+      GameError: the file is missing, damaged, or not an index of this format.
     """
     try:
         with open(path, 'rb') as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if data[:len(_FORMAT)] != _FORMAT:
-            raise GameError(f'{path} is no index of games in the format of this version; build it anew')
+            raise GameError(f'{path} is not a game index of this version of epo_jax; remove it to have it built again')
         start = len(_FORMAT) + 8
         end = start + int.from_bytes(data[start - 8:start], 'little')
         head = json.loads(zlib.decompress(data[start:end]))
@@ -148,7 +147,7 @@ def load(path) -> Index:
 def open_games(path: str = '') -> Index:
     """Return the index of the games at a path ('': those of the package); a path may itself be an index.
 
-    It is built at first use, in the user's cache folder, and built anew when the files have changed.
+    It is built in the user's cache folder at first use, and again when the files have changed.
 
     Raises:
       GameError: see build and load.

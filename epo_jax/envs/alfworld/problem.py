@@ -1,8 +1,7 @@
-"""Reads a game: PDDL problem -> record -> Game.
+"""Read a game: PDDL problem -> record -> Game.
 
-A record is plain data (dicts, lists, numbers, strings: what JSON holds) with everything that the engine needs, about
-a fiftieth of the problem in size; the index keeps records. Reading a problem takes milliseconds, building a Game from
-its record a fraction of one.
+A record is JSON data with everything that the engine needs and has about a fiftieth of the size of the problem; the
+index stores records. Reading a problem takes milliseconds; building a Game from its record takes a fraction of one.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ PROPERTIES = ('pickupable', 'cleanable', 'heatable', 'coolable', 'sliceable', 't
 _RELATIONS = {  # predicates of two arguments, by what their arguments are
     'receptacleatlocation', 'objectatlocation', 'inreceptacle', 'inreceptacleobject', 'receptacletype', 'objecttype',
     'cancontain', 'atlocation', 'holds'}
-_UNSEEN = {  # predicates that neither change what may be done nor what is said
+_UNSEEN = {  # predicates that affect neither the possible actions nor the texts
     'ison', 'wasinreceptacle', 'checked', 'examined', 'full', 'isreceptacleobjectfull', 'holdsanyreceptacleobject',
     'holdsany', 'distance', 'total-cost'}
 
@@ -38,7 +37,7 @@ _GOALS = {
             (inreceptacle ?ot ?r)))(exists(?o - object ?a - agent)(and(objecttype ?o O)(holds ?a ?o))))'''}
 
 
-# Digests of the texts that the engine is written after, without comments, spacing and task: the files of releases
+# Digests of the texts that the engine implements, without comments, spacing and task: the files of releases
 # 0.2.2 to 0.3.3 and 0.4, and the 0.4 files of the games themselves.
 _KNOWN = {'5c2cadb4af4fefe2': '0.4', 'df14fe48b5cd6eb4': '0.4', '6d8e196f1da371d4': '0.3'}
 
@@ -47,17 +46,17 @@ def version_of(domain: str, grammar: str, where: str) -> Version:
     """Return the release whose PDDL domain and text grammar these are.
 
     Raises:
-      GameError: they are of no release that the engine knows.
+      GameError: the engine knows no release with this domain and grammar.
     """
     name = _KNOWN.get(digest(domain, grammar))
     if name is None:
-        raise GameError(f'{where}: this PDDL domain and text grammar are not those of an ALFWorld release that is '
-                        f'known ({", ".join(VERSIONS)}); name the one to play by with a variant')
+        raise GameError(f'{where}: this PDDL domain and text grammar are not those of an ALFWorld release that '
+                        f'epo_jax knows ({", ".join(VERSIONS)}); name the release to play with a variant')
     return VERSIONS[name]
 
 
 def digest(domain: str, grammar: str) -> str:
-    """Return what identifies a domain and a grammar, whatever their comments, spacing and task."""
+    """Return a digest of a domain and a grammar that does not depend on comments, spacing and task."""
     grammar = re.sub(r'("task":\s*\[\s*\{\s*"rhs":\s*")[^"]*', r'\1', grammar)
     texts = (re.sub(r';[^\n]*', '', domain), grammar)
     return hashlib.sha256('\0'.join(''.join(text.split()) for text in texts).encode()).hexdigest()[:16]
@@ -67,7 +66,7 @@ def task_of(grammar: str, where: str) -> str:
     """Return the task that the grammar of a game states.
 
     Raises:
-      GameError: it tells none.
+      GameError: the grammar states no task.
     """
     match = re.search(r'"task":\s*\[\s*\{\s*"rhs":\s*"([^"]*)"', grammar)
     if match is None:
@@ -82,7 +81,7 @@ def read_problem(game_id: str, split: str, task: str, problem: str, walkthrough:
       problem: its PDDL; case does not matter.
 
     Raises:
-      GameError: it is malformed, has facts or a goal that the ALFRED domain does not, or cannot be solved.
+      GameError: it is malformed, has facts or a goal outside the ALFRED domain, or cannot be solved.
     """
     init, goal = _sections(problem, game_id)
     facts = {name: [] for name in (*PROPERTIES, *_RELATIONS, *_UNSEEN, 'openable', 'opened')}
@@ -222,7 +221,7 @@ def _goal(goal: str, game_id: str) -> tuple[str, str, str]:
 
 
 def _solvable(game: Game, goal: tuple[str, str, str]):
-    """Raise GameError if things are missing that the goal needs."""
+    """Raise GameError if the game lacks things that the goal needs."""
     kind, wanted, target = goal
     needed = 2 if kind == 'two' else 1
     movable = game.pickupable
@@ -240,7 +239,7 @@ def _require(holds: Any, message: str):
 
 
 def _by_type(rows: Sequence[Sequence[Any]]) -> dict[str, int]:
-    """For every type the mask of what is of it."""
+    """Return, for every type, the mask of the things of that type."""
     masks = {}
     for i, row in enumerate(rows):
         masks[row[1]] = masks.get(row[1], 0) | 1 << i

@@ -1,7 +1,7 @@
 """Every text that a model reads in an ALFWorld episode. The same texts serve training, evaluation and serving.
 
-They give the information that ALFWorld's agents and EPO give, in the same places, in our own words. The worked
-examples are games of the package, played by the engine, so that their texts are those of the release in play.
+They give the same information as the prompts of ALFWorld's agents and EPO, in the same places, in our own words. The
+worked examples are games of the package, played by the engine, so that their texts match the release that is played.
 """
 
 from typing import Mapping
@@ -12,7 +12,7 @@ from epo_jax.envs.alfworld.problem import build_game
 from epo_jax.envs.alfworld.replay import replay
 from epo_jax.envs.alfworld.text import Version
 
-# How a strategy, an action and an answer of the game begin.
+# The beginnings of a strategy, an action and an observation.
 THOUGHT, ACTION, OBSERVATION = 'Thought:', 'Action:', 'Observation:'
 
 NO_ACTION = f'{text.NOTHING_HAPPENS} Write one command, as "{ACTION} ...".'
@@ -39,12 +39,12 @@ def said(observation: str, version: Version) -> str:
 
 
 def exchange(command: str, observation: str) -> str:
-    """Return an action and its answer."""
+    """Return an action and its observation."""
     return f'{ACTION} {command}\n{OBSERVATION} {observation}'
 
 
 def examples(version: Version) -> Mapping[str, str]:
-    """By task type, a game that is won step by step, with a thought before every action."""
+    """Return, by task type, a game that is won step by step, with a thought before every action."""
     worked = {}
     for where, split, row in source.rows_of(source.find(str(source.PACKAGED / 'examples.jsonl'))):
         game = build_game(source.record_of(where, split, row))

@@ -1,4 +1,4 @@
-"""Playing a game by its commands."""
+"""Play a game by commands."""
 
 from typing import Any, Sequence
 

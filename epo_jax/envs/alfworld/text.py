@@ -1,4 +1,4 @@
-"""What the game says, and the words of its commands: the text grammars of ALFWorld's releases.
+"""The observations and commands of the game: the text grammars of ALFWorld's releases.
 
 A `Version` holds what differs between releases; everything else is the same in all of them. Names are listed in the
 order of their numbers, in the form 'a bed 1, a desk 2, and a desk 1'.
@@ -20,9 +20,10 @@ class Version:
 
     Attributes:
       name: '0.4' or '0.3'.
-      put: command for putting something somewhere; done: what is said then.
-      arrives_at_receptacle: the place that is named on arrival is the receptacle, not the location.
-      help: what the command `help` says; '': there is no such command.
+      put: verb and preposition of the command that puts an object somewhere.
+      done: verb and preposition of the observation after it.
+      arrives_at_receptacle: whether the observation on arrival names the receptacle instead of the location.
+      help: text of the command `help`; '' if there is no such command.
     """
 
     name: str
@@ -64,7 +65,7 @@ def read_variant(name: str) -> tuple[Version, str]:
       GameError: there is no such variant.
     """
     if name not in VARIANTS:
-        raise GameError(f'unknown variant {name!r}; there are {", ".join(VARIANTS)}')
+        raise GameError(f'unknown variant {name!r}; choose one of {", ".join(VARIANTS)}')
     _, version, split = name.split('-')
     return VERSIONS[version], split
 
@@ -75,7 +76,7 @@ _JOINED = {'take': 'from', 'clean': 'with', 'heat': 'with', 'cool': 'with', 'sli
 
 
 def command(game: Game, version: Version, action: Action) -> str:
-    """Return the command that does an action."""
+    """Return the command for an action."""
     verb, first, second = action
     if first == engine.NOTHING:
         return verb
@@ -96,14 +97,14 @@ def command(game: Game, version: Version, action: Action) -> str:
 def read_command(game: Game, version: Version, text: str) -> Optional[Action]:
     """Return the action that a command names, whether possible now or not; None if the game has no such command.
 
-    Commands are exact, case and spaces included.
+    Commands must match exactly, including case and spaces.
     """
     action = _read(game, version, text)
     return action if action is not None and command(game, version, action) == text else None
 
 
 def _read(game: Game, version: Version, text: str) -> Optional[Action]:
-    """Return what `text` seems to name; spelling is not checked in full."""
+    """Return the action that `text` seems to name, without checking its exact spelling."""
     verb, _, rest = text.partition(' ')
     if not rest:
         return Action(verb) if verb in ('look', 'inventory') or verb == 'help' and version.help else None
@@ -194,7 +195,7 @@ def describe(game: Game, version: Version, state: State, action: Action) -> str:
 
 
 def listing(game: Game, objects: Sequence[int]) -> str:
-    """Objects with their article, in one phrase."""
+    """Return objects with their articles, in one phrase."""
     return _join([f'a {game.objects[o]}' for o in objects])
 
 

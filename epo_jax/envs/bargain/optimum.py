@@ -1,4 +1,4 @@
-"""Upper bounds: the best rewards with full information and with partial information, and the solutions of theory.
+"""Upper bounds: the best rewards with full and with partial information, and the solutions of bargaining theory.
 
 Axis letters: E episodes, N sequences of intents, R rounds, P splits.
 """

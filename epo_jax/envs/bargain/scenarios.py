@@ -110,7 +110,7 @@ def encode(scenarios: Sequence[Scenario]) -> Queue:
     """Return scenarios as arrays.
 
     Raises:
-      ValueError: the items, values or opponent of a scenario are against the rules.
+      ValueError: the items, values or opponent of a scenario break the rules.
     """
     counts = np.array([s.counts for s in scenarios], np.int32)
     values = np.array([s.values for s in scenarios], np.int32)
@@ -122,7 +122,7 @@ def encode(scenarios: Sequence[Scenario]) -> Queue:
     if not valid.all():
         wrong = int(np.flatnonzero(~valid)[0])
         raise ValueError(
-            f'scenario {wrong} ({scenarios[wrong].id}) is against the rules: it needs 5 to 7 items, values that add up '
-            f'to {TOTAL} points for either side, and as opponent one of {", ".join(opponents.NAMES)} or None')
+            f'scenario {wrong} ({scenarios[wrong].id}) breaks the rules: it needs 5 to 7 items, values that add up to '
+            f'{TOTAL} points for either side, and an opponent that is {", ".join(opponents.NAMES)} or None')
     kind = np.array([kinds[s.opponent] for s in scenarios], np.int32)
     return Queue(same_board.argmax(axis=1).astype(np.int32), values, kind)

@@ -3,8 +3,8 @@
     pip install -e '.[alfworld]'
     python -m pytest -m slow tests/envs/alfworld/test_alfworld_lockstep.py
 
-500 games of all task types and both splits by release 0.4, and 24 by the older one; each is played by chance, with
-commands that do nothing among the others, and by an expert.
+500 games of all task types and both splits by release 0.4, and 24 by the older one; each is played at random,
+including commands that do nothing, and by an expert.
 """
 
 import random
