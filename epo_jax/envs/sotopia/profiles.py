@@ -2,17 +2,19 @@
 
 The files have the form in which the `sotopia` package exports them: JSON lists or JSONL, with ids under their own name
 or `pk`. The folder `data/` contains the set that comes with epo_jax. Four optional fields of an environment profile are
-extensions: `category`, `split` ('train' or 'held_out'), `hard`, and `goal_rules` (see goals.py).
+extensions: `category`, `split` ('train' or 'held_out'), `hard`, and `goal_rules` (see goals.py). All texts may have
+mark-up (see markup.py).
 """
 
 import dataclasses
 import importlib.resources
 import json
 import pathlib
-import re
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, NamedTuple, Optional
 
+from epo_jax.data.rows import BadRows, RowError, read_rows
 from epo_jax.envs.sotopia.goals import RuleError, check_rule
+from epo_jax.envs.sotopia.markup import ENVIRONMENT, MarkupError, visible
 from epo_jax.runtime.errors import InputError
 
 STRANGER, BY_NAME, ACQUAINTANCE, FRIEND, ROMANTIC, FAMILY = range(6)
@@ -50,8 +52,8 @@ class Scenario:
     Attributes:
       id: id of this combination of situation and characters.
       environment: id of the situation.
-      text: the situation, known to both characters.
-      goals: the goal of each seat without markup, known to that seat only.
+      text: the situation, without what only one viewer may read.
+      goals: the goal of each seat, known to that seat only.
       goal_rules: for each seat the rule that scores its goal (see goals.py), or None to ask the judge.
       relationship: from 0 (strangers) to 5 (family).
       story: how the two characters know each other, or ''.
@@ -59,7 +61,9 @@ class Scenario:
       category: kind of task, or the source of the situation; evaluations report each category.
       split: 'train' or 'held_out'.
       hard: whether the situation belongs to the hard subset.
+      seat_texts: the situation as each seat reads it; () if both read `text`.
       judge_text: the situation with the parts that only the judge may read, or '' if there are none.
+      judge_goals: the goals with the parts that only the judge may read; () if there are none.
     """
 
     id: str
@@ -73,7 +77,9 @@ class Scenario:
     category: str
     split: str
     hard: bool
+    seat_texts: tuple[str, ...] = ()
     judge_text: str = ''
+    judge_goals: tuple[str, ...] = ()
 
 
 # Stems of file names by content: that of the exports, then that of the set in data/.
@@ -83,6 +89,18 @@ _FILES = {
     'relationship': ('relationship_profiles', 'relationships'),
     'combo': ('env_agent_combo_storages', 'env_agent_combos', 'combos'),
 }
+
+
+class _Row(NamedTuple):
+    """A row of a file.
+
+    Attributes:
+      fields: its fields.
+      where: the file, the number of the row and, once it is known, its id, for errors.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
 
 
 def load_scenarios(folder: str = '') -> list[Scenario]:
@@ -100,75 +118,121 @@ def load_scenarios(folder: str = '') -> list[Scenario]:
     root = pathlib.Path(folder) if folder else importlib.resources.files('epo_jax.envs.sotopia') / 'data'
     environments = _read_by_id(root, 'environment', 'env_id')
     characters = {key: _character(row, key) for key, row in _read_by_id(root, 'character', 'agent_id').items()}
-    stories = _stories(root)
+    stories = _stories(root, characters)
     hard = _hard(root)
     held_out = set(sorted(environments)[4::5])
-    scenarios = []
-    for i, combo in enumerate(_read(root, 'combo')):
-        name = f'combo {combo.get("combo_id", combo.get("pk", i))}'
-        env_id, people = combo.get('env_id'), combo.get('agent_ids') or ()
-        if env_id not in environments:
-            raise ProfileError(f'{name}: there is no environment {env_id!r} in {root}')
-        if len(people) != 2 or any(p not in characters for p in people):
-            raise ProfileError(f'{name}: agent_ids must name two known characters, not {list(people)}')
+    scenarios = {}
+    for i, row in enumerate(_read(root, 'combo')):
+        name = row.fields.get('combo_id') or row.fields.get('pk')
+        where = f'{row.where}: combo {name or i}'
+        if not isinstance(name, (str, type(None))):
+            raise ProfileError(f'{where}: combo_id must be text')
+        env_id, people = row.fields.get('env_id'), row.fields.get('agent_ids')
+        if not isinstance(env_id, str) or env_id not in environments:
+            raise ProfileError(f'{where}: there is no environment {env_id!r} in {root}')
+        if (not isinstance(people, list) or len(people) != 2 or people[0] == people[1]
+                or any(not isinstance(p, str) or p not in characters for p in people)):
+            raise ProfileError(f'{where}: agent_ids must name two known characters, not {people!r}')
+        name = name or f'{env_id}/{i}'
+        if name in scenarios:
+            raise ProfileError(f'{where}: the id {name!r} is that of another combo too')
         environment = environments[env_id]
-        goals = environment.get('agent_goals') or ()
-        if len(goals) != 2:
-            raise ProfileError(f'environment {env_id}: agent_goals must be two goals, not {len(goals)}')
-        if not environment.get('scenario'):
-            raise ProfileError(f'environment {env_id}: the field scenario is missing or empty')
-        text, judge_text = (_visible(environment['scenario'], viewer) for viewer in ('', 'environment'))
-        level = _relationship(environment.get('relationship', 0), env_id)
-        scenarios.append(Scenario(
-            id=str(combo.get('combo_id') or combo.get('pk') or f'{env_id}/{i}'),
-            environment=env_id,
-            text=text,
-            goals=tuple(_visible(goal, f'agent_{seat}') for seat, goal in enumerate(goals)),
-            goal_rules=_goal_rules(environment.get('goal_rules') or (None, None), env_id),
-            relationship=level,
-            story=_one_line(stories.get((frozenset(people), str(level)), '')),
-            characters=tuple(characters[p] for p in people),
-            category=environment.get('category') or environment.get('source') or '',
-            split=_split(environment.get('split') or ('held_out' if env_id in held_out else 'train'), env_id),
-            hard=bool(environment.get('hard', env_id in hard)),
-            judge_text=judge_text if judge_text != text else ''))
+        situation = _situation(environment, ('train', 'held_out')[env_id in held_out], env_id in hard)
+        scenarios[name] = Scenario(
+            id=name, environment=env_id, characters=tuple(characters[p] for p in people),
+            story=stories.get((frozenset(people), situation['relationship']), ''), **situation)
     if not scenarios:
         raise ProfileError(f'there are no scenarios in {root}: its combo file is empty')
-    return scenarios
+    return list(scenarios.values())
 
 
-def strip_tags(text: str) -> str:
-    """Remove tags such as <extra_info> and <strategy_hint>, and keep the text between them."""
-    return re.sub(r'</?[a-z_]+(\s[^<>]*)?>', '', text)
-
-
-def _visible(text: str, viewer: str) -> str:
-    """Return a text in one line, without markup and without the <p viewer="..."> parts meant for other viewers.
+def _situation(row: _Row, split: str, hard: bool) -> dict[str, Any]:
+    """Return the fields of a Scenario that an environment profile determines.
 
     Args:
-      text: the text of a profile.
-      viewer: 'agent_0' or 'agent_1' for a seat, '' for what both seats may read, 'environment' for everything.
+      row: the profile.
+      split: the split if the profile does not name one.
+      hard: whether the situation is hard if the profile does not say so.
     """
-    keep = lambda part: part[2] if viewer in (part[1], 'environment') else ''
-    return _one_line(strip_tags(re.sub(r'<p viewer="([^"]*)">(.*?)</p>', keep, str(text), flags=re.DOTALL)))
+    goals, rules = row.fields.get('agent_goals'), row.fields.get('goal_rules')
+    if not isinstance(goals, list) or len(goals) != 2:
+        count = len(goals) if isinstance(goals, list) else 0 if goals is None else repr(goals)
+        raise ProfileError(f'{row.where}: agent_goals must be two goals, not {count}')
+    read = lambda name, value, viewer: _read_text(value, f'{row.where}: {name}', viewer)
+    seats = ('agent_0', 'agent_1')
+    scenario = row.fields.get('scenario')
+    text, judge_text = (read('the field scenario', scenario, viewer) for viewer in ('', ENVIRONMENT))
+    seat_texts = tuple(read('the field scenario', scenario, seat) for seat in seats)
+    own_goals = tuple(read('a goal', goal, seat) for seat, goal in zip(seats, goals))
+    judge_goals = tuple(read('a goal', goal, ENVIRONMENT) for goal in goals)
+    if not all(seat_texts):
+        raise ProfileError(f'{row.where}: the field scenario is missing or empty')
+    if not all(own_goals):
+        raise ProfileError(f'{row.where}: a goal of agent_goals is missing or empty')
+    own_hard = row.fields.get('hard')
+    if not isinstance(own_hard, (bool, type(None))):
+        raise ProfileError(f'{row.where}: hard must be true or false, not {own_hard!r}')
+    own_split = row.fields.get('split') or split
+    if own_split not in ('train', 'held_out'):
+        raise ProfileError(f"{row.where}: split must be 'train' or 'held_out', not {own_split!r}")
+    return {
+        'text': text, 'seat_texts': seat_texts if seat_texts != (text, text) else (),
+        'judge_text': judge_text if judge_text != text else '',
+        'goals': own_goals, 'judge_goals': judge_goals if judge_goals != own_goals else (),
+        'goal_rules': _goal_rules(rules, row.where),
+        'relationship': _whole_number(row, 'relationship', STRANGER, FAMILY),
+        'category': _text(row, 'category') or _text(row, 'source'), 'split': own_split,
+        'hard': hard if own_hard is None else own_hard}
 
 
-def _one_line(text: str) -> str:
-    return ' '.join(str(text).split())
+def _read_text(value: Any, where: str, viewer: str = '') -> str:
+    """Return what a viewer may read of a text (see `markup.visible`) in one line; '' for null."""
+    if not isinstance(value, (str, type(None))):
+        raise ProfileError(f'{where} must be text, not {value!r:.100}')
+    try:
+        return ' '.join(visible(value or '', viewer).split())
+    except MarkupError as error:
+        raise ProfileError(f'{where} has unclear mark-up: {error}') from None
 
 
-def _stories(root) -> dict[tuple[frozenset, str], str]:
+def _text(row: _Row, name: str) -> str:
+    """Return what both seats may read of a field."""
+    return _read_text(row.fields.get(name), f'{row.where}: {name}')
+
+
+def _whole_number(row: _Row, name: str, low: int, high: int) -> int:
+    """Return a field that is a whole number, which may be written as 3, 3.0 or "3"; `low` if there is no such field."""
+    value = number = row.fields.get(name, low)
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if type(number) is not int or not low <= number <= high:
+        raise ProfileError(f'{row.where}: {name} must be a whole number from {low} to {high}, not {value!r:.100}')
+    return number
+
+
+def _stories(root, characters: Mapping[str, Character]) -> dict[tuple[frozenset, int], str]:
     """Return how two characters know each other, by (pair of ids, relationship).
 
     A pair may have several relationships, each with its story. The exports contain stories of strangers too; these are
     dropped.
     """
-    rows = _read(root, 'relationship', optional=True)
-    for i, row in enumerate(rows):
-        if not (row.get('agent1_id') and row.get('agent2_id')):
-            raise ProfileError(f'{_find(root, "relationship")}, row {i + 1}: agent1_id or agent2_id is missing')
-    return {(frozenset((row['agent1_id'], row['agent2_id'])), str(row.get('relationship'))):
-            row.get('background_story') or '' for row in rows if str(row.get('relationship')) != str(STRANGER)}
+    stories = {}
+    for row in _read(root, 'relationship', optional=True):
+        pair = [row.fields.get(name) for name in ('agent1_id', 'agent2_id')]
+        if any(not isinstance(p, str) or p not in characters for p in pair) or pair[0] == pair[1]:
+            raise ProfileError(f'{row.where}: agent1_id and agent2_id must name two known characters, not {pair}')
+        if row.fields.get('relationship') is None:
+            raise ProfileError(f'{row.where}: the field relationship is missing')
+        key = frozenset(pair), _whole_number(row, 'relationship', STRANGER, FAMILY)
+        if key in stories:
+            raise ProfileError(f'{row.where}: an earlier row has the same characters and the same relationship')
+        stories[key] = _text(row, 'background_story')
+    return {key: story for key, story in stories.items() if key[1] != STRANGER}
 
 
 def _hard(root) -> set[str]:
@@ -177,54 +241,41 @@ def _hard(root) -> set[str]:
     if not path.is_file():
         return set()
     try:
-        return set(json.loads(path.read_text('utf-8')).get('sotopia_hard_env', ()))
-    except (ValueError, AttributeError, TypeError) as error:
+        ids = json.loads(path.read_text('utf-8-sig')).get('sotopia_hard_env', [])
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ProfileError(f'{path}: must be a JSON object with a list of ids as sotopia_hard_env ({error})') from None
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise ProfileError(f'{path}: sotopia_hard_env must be a list of ids, not {ids!r:.100}')
+    return set(ids)
 
 
-def _goal_rules(rules: Any, env_id: str) -> tuple[Optional[Mapping[str, Any]], Optional[Mapping[str, Any]]]:
-    if len(rules) != 2:
-        raise ProfileError(f'environment {env_id}: goal_rules must be two rules, with null for a goal without one; '
-                           f'there are {len(rules)}')
+def _goal_rules(rules: Any, where: str) -> tuple[Optional[Mapping[str, Any]], Optional[Mapping[str, Any]]]:
+    if rules is None:
+        return (None, None)
+    if not isinstance(rules, list) or len(rules) != 2:
+        raise ProfileError(f'{where}: goal_rules must be a list of two rules, with null for a goal without one, not '
+                           f'{rules!r:.100}')
     try:
-        for rule in filter(None, rules):
-            check_rule(rule)
+        for rule in rules:
+            if rule is not None:
+                check_rule(rule)
     except RuleError as error:
-        raise ProfileError(f'environment {env_id}: {error}') from None
+        raise ProfileError(f'{where}: {error}') from None
     return tuple(rules)
 
 
-def _split(value: str, env_id: str) -> str:
-    if value not in ('train', 'held_out'):
-        raise ProfileError(f"environment {env_id}: split must be 'train' or 'held_out', not {value!r}")
-    return value
-
-
-def _relationship(value: Any, env_id: str) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if not STRANGER <= number <= FAMILY:
-        raise ProfileError(f'environment {env_id}: relationship must be a number from 0 to 5, not {value!r}')
-    return number
-
-
-def _character(row: Mapping[str, Any], key: str) -> Character:
-    text = lambda name: _one_line(row.get(name) or '')
+def _character(row: _Row, key: str) -> Character:
+    text = lambda name: _text(row, name)
     if not text('first_name'):
-        raise ProfileError(f'character {key}: the field first_name is missing or empty')
-    try:
-        age = int(row.get('age') or 0)
-    except (TypeError, ValueError):
-        raise ProfileError(f'character {key}: age must be a whole number, not {row["age"]!r}') from None
+        raise ProfileError(f'{row.where}: the field first_name is missing or empty')
     return Character(
-        id=key, first_name=text('first_name'), last_name=text('last_name'), age=age,
+        id=key, first_name=text('first_name'), last_name=text('last_name'),
+        age=_whole_number(row, 'age', 0, 999) if row.fields.get('age') is not None else 0,
         occupation=text('occupation'), gender=text('gender'), pronouns=text('gender_pronoun'),
         public_info=text('public_info'), personality=text('personality_and_values'), secret=text('secret'))
 
 
-def _read(root, kind: str, optional: bool = False) -> list[Mapping[str, Any]]:
+def _read(root, kind: str, optional: bool = False) -> list[_Row]:
     """Return the rows of a file.
 
     Args:
@@ -232,27 +283,17 @@ def _read(root, kind: str, optional: bool = False) -> list[Mapping[str, Any]]:
       kind: a key of _FILES.
       optional: return no rows if there is no such file.
     """
-    path = _find(root, kind)
+    path = next((root / name for name in _names(kind) if (root / name).is_file()), None)
     if path is None:
         if optional:
             return []
         raise ProfileError(f'{root} has no {kind} file; expected one of {", ".join(_names(kind))}')
-    try:
-        text = path.read_text('utf-8')
-        if path.name.endswith('.json'):
-            rows = json.loads(text)
-        else:  # not splitlines(): texts may contain other line separators such as U+2028
-            rows = [json.loads(line) for line in text.split('\n') if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ProfileError(f'{path}: this is not valid UTF-8 JSON: {error}') from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if path.name.endswith('.json') and not path.read_bytes().removeprefix(b'\xef\xbb\xbf').lstrip().startswith(b'['):
         raise ProfileError(f'{path}: must be a list of JSON objects')
-    return rows
-
-
-def _find(root, kind: str):
-    """Return the path of a kind of file, or None."""
-    return next((root / name for name in _names(kind) if (root / name).is_file()), None)
+    try:
+        return [_Row(row, f'{path}, row {span.number}') for span, row in read_rows(path, BadRows(False))]
+    except RowError as error:
+        raise ProfileError(str(error)) from None
 
 
 def _names(kind: str) -> list[str]:
@@ -260,12 +301,12 @@ def _names(kind: str) -> list[str]:
     return [f'{stem}.{suffix}' for stem in _FILES[kind] for suffix in ('jsonl', 'json')]
 
 
-def _read_by_id(root, kind: str, name: str) -> dict[str, Mapping[str, Any]]:
+def _read_by_id(root, kind: str, name: str) -> dict[str, _Row]:
     """Return the rows of a kind of file by their id, which is the field `name` or `pk`."""
     by_id = {}
-    for i, row in enumerate(_read(root, kind)):
-        key = row.get(name) or row.get('pk')
-        if not key or key in by_id:
-            raise ProfileError(f'{_find(root, kind)}, row {i + 1}: {name} must be present and unique, not {key!r}')
-        by_id[key] = row
+    for row in _read(root, kind):
+        key = row.fields.get(name) or row.fields.get('pk')
+        if not isinstance(key, str) or not key or key in by_id:
+            raise ProfileError(f'{row.where}: {name} must be present, text and unique, not {key!r}')
+        by_id[key] = row._replace(where=f'{row.where}: {kind} {key}')
     return by_id

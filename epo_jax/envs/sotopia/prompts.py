@@ -58,13 +58,14 @@ def context(scenario: Scenario, seat: int, short: bool = False) -> str:
       short: leave out the characters and their relationship.
     """
     own, other = scenario.characters[seat], scenario.characters[1 - seat]
+    text = scenario.seat_texts[seat] if scenario.seat_texts else scenario.text
     if short:
         return '\n'.join((
-            f'Situation: {scenario.text}',
+            f'Situation: {text}',
             f"{own.first_name}'s goal: {scenario.goals[seat]}"))
     relation = RELATIONSHIPS[scenario.relationship] + (f' {scenario.story}' if scenario.story else '')
     return '\n'.join((
-        f'Situation: {scenario.text}',
+        f'Situation: {text}',
         f'{own.first_name} and {other.first_name}: {relation}',
         f'About {own.first_name}: {about_self(own)}',
         f'About {other.first_name}: {about_other(other, scenario.relationship)}',
@@ -139,11 +140,12 @@ def choices(allowed: tuple[str, ...]) -> tuple[str, ...]:
 def judge_opening(scenario: Scenario, seat: int) -> str:
     """Return what the judge of a seat reads before the transcript: the situation, and the goals of both sides."""
     own, other = scenario.characters[seat], scenario.characters[1 - seat]
+    goals = scenario.judge_goals or scenario.goals
     return '\n'.join((
         f'Read this conversation between {own.first_name} and {other.first_name} and judge how well '
         f'{own.first_name} reaches the goal.',
         f'Situation: {scenario.judge_text or scenario.text}',
         f'{own.first_name} and {other.first_name}: {RELATIONSHIPS[scenario.relationship]}',
-        f"{own.first_name}'s goal: {scenario.goals[seat]}",
-        f"{other.first_name}'s goal: {scenario.goals[1 - seat]}",
+        f"{own.first_name}'s goal: {goals[seat]}",
+        f"{other.first_name}'s goal: {goals[1 - seat]}",
         'Conversation:'))

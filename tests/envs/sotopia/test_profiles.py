@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 import epo_jax.envs.sotopia
-from epo_jax.envs.sotopia import prompts
+from epo_jax.envs.sotopia import markup, prompts
 from epo_jax.envs.sotopia.actions import Action
-from epo_jax.envs.sotopia.profiles import FAMILY, STRANGER, Character, ProfileError, load_scenarios, strip_tags
+from epo_jax.envs.sotopia.profiles import FAMILY, STRANGER, Character, ProfileError, load_scenarios
 from epo_jax.presets import load_config
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -164,6 +164,24 @@ def test_only_the_story_of_the_same_relationship_is_used_and_none_of_strangers(t
     assert [story(level) for level in (3, '3', 2, 0)] == ['Old friends.', 'Old friends.', '', '']
 
 
+@pytest.mark.parametrize('level', [3, 3.0, '3', '3.0', ' 3'])
+def test_whole_numbers_are_read_alike_in_every_file(tmp_path, level):
+    agents = [AGENTS[0], AGENTS[1] | {'age': type(level)('41')}]
+    scenario, = load_scenarios(folder(tmp_path, environment(relationship=3), agents,
+                                      [RELATIONSHIP | {'relationship': level}]))
+    assert (scenario.story, scenario.characters[1].age) == ('Old friends.', 41)
+    assert load_scenarios(folder(tmp_path, environment(relationship=level)))[0].relationship == 3
+
+
+def test_every_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = folder(tmp_path)
+    write(tmp_path / 'env_splits.json', {'sotopia_hard_env': ['e1']})
+    expected = load_scenarios(path)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b'\xef\xbb\xbf' + file.read_bytes())
+    assert load_scenarios(path) == expected and expected[0].hard
+
+
 def test_line_separators_within_texts_do_not_end_a_row(tmp_path):
     path = pathlib.Path(folder(tmp_path)) / 'environments.jsonl'
     row = json.dumps(ENVIRONMENT | {'scenario': 'One\u2028two\x85three.'}, ensure_ascii=False)
@@ -179,6 +197,24 @@ def test_parts_for_one_viewer_are_hidden_from_the_others(tmp_path):
     assert scenario.text == 'A party. Music.'
     assert scenario.goals == ('Win. For agent_0.', 'Win. For agent_1.')
     assert 'A party. For environment. For agent_0. Music.' in prompts.judge_opening(scenario, 0)
+    assert 'A party. For agent_0. Music.\n' in prompts.actor_opening(scenario, 0, True)
+    assert 'A party. Music.\n' in prompts.strategist_opening(scenario, 1)
+    assert "Bob's goal: Win. For agent_0. For agent_1." in prompts.judge_opening(scenario, 0)
+
+
+@pytest.mark.parametrize('secret', [
+    "<p viewer='environment'>S3CRET</p>", '<p id="1" viewer = environment >S3CRET</p >', '<secret>S3CRET</secret>',
+    '<p viewer="environment"><p viewer="agent_0">S3CRET</p></p>', '<p viewer="environment">S3CRET'])
+def test_only_the_judge_reads_what_is_for_the_environment(tmp_path, secret):
+    agents = [row | {name: f'Public. {secret}' for name in ('public_info', 'personality_and_values')} for row in AGENTS]
+    scenario, = load_scenarios(folder(
+        tmp_path, environment(scenario=f'A party. {secret}', agent_goals=[f'Win. {secret}', f'Lose. {secret}']), agents,
+        [RELATIONSHIP | {'background_story': f'Old friends. {secret}'}]))
+    for seat in (0, 1):
+        for short in (False, True):
+            assert 'S3CRET' not in prompts.strategist_opening(scenario, seat, short)
+            assert 'S3CRET' not in prompts.actor_opening(scenario, seat, True, short=short)
+        assert prompts.judge_opening(scenario, seat).count('S3CRET') == 3
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -188,7 +224,7 @@ def test_parts_for_one_viewer_are_hidden_from_the_others(tmp_path):
     ('3 < 5 and 5 > 3', '3 < 5 and 5 > 3'),
     ('plain', 'plain')])
 def test_tags_are_removed_and_their_content_stays(text, expected):
-    assert strip_tags(text) == expected
+    assert markup.visible(text, markup.ENVIRONMENT) == expected
 
 
 def test_every_fifth_environment_is_held_out_and_hard_ones_come_from_the_split_file(tmp_path):
@@ -233,6 +269,47 @@ def test_every_fifth_environment_is_held_out_and_hard_ones_come_from_the_split_f
     (dict(environments=environment(goal_rules=[None, {'kind': 'price'}])), 'environment e1: .*two different numbers'),
     (dict(environments=environment(goal_rules=[PRICE])), 'environment e1: .*goal_rules'),
     (dict(environments=environment(split='test')), "environment e1: split .*'test'"),
+    (dict(environments=environment(split=['train'])), 'environments.jsonl, row 1: environment e1: split'),
+    (dict(environments=environment(relationship=True)), 'environment e1: relationship must be a whole number'),
+    (dict(environments=environment(relationship=2.5)), 'environment e1: relationship must be a whole number'),
+    (dict(environments=environment(relationship='nan')), 'environment e1: relationship must be a whole number'),
+    (dict(environments=environment(scenario=['A party'])), r"environment e1: the field scenario must be text, not \['A"),
+    (dict(environments=environment(scenario='<p viewer="environment">x</p>')), 'e1: the field scenario .* empty'),
+    (dict(environments=environment(scenario='A <p viewer="judge">x</p>')), 'e1: the field scenario has unclear mark-up'),
+    (dict(environments=environment(agent_goals='ab')), "environment e1: agent_goals must be two goals, not 'ab'"),
+    (dict(environments=environment(agent_goals=[None, 'Buy'])), 'row 1: environment e1: a goal .* missing or empty'),
+    (dict(environments=environment(agent_goals=['Sell', ' '])), 'environment e1: a goal .* missing or empty'),
+    (dict(environments=environment(agent_goals=['Sell', 7])), 'environment e1: a goal must be text, not 7'),
+    (dict(environments=environment(agent_goals=['Sell <p viewer="agent_0"', 'Buy'])), 'e1: a goal has unclear mark-up'),
+    (dict(environments=environment(goal_rules=5)), 'row 1: environment e1: goal_rules must be a list of two .* not 5'),
+    (dict(environments=environment(goal_rules={})), 'environment e1: goal_rules must be a list of two'),
+    (dict(environments=environment(goal_rules='ab')), 'environment e1: goal_rules must be a list of two'),
+    (dict(environments=environment(goal_rules=[{}, None])), 'environment e1: a goal rule has the unknown kind'),
+    (dict(environments=environment(goal_rules=['x', None])), 'environment e1: a goal rule must be a mapping'),
+    (dict(environments=environment(goal_rules=[PRICE | {'target': float('nan')}, None])), 'environments.jsonl, row 1: .*NaN'),
+    (dict(environments=environment(goal_rules=[PRICE | {'target': '90'}, None])), 'e1: .*two different numbers'),
+    (dict(environments=environment(hard='false')), "environments.jsonl, row 1: environment e1: hard .* not 'false'"),
+    (dict(environments=environment(category=3)), 'environment e1: category must be text, not 3'),
+    (dict(environments=environment(env_id=None)), 'environments.jsonl, row 1: env_id must be present'),
+    (dict(environments=environment(env_id=['e1'])), 'environments.jsonl, row 1: env_id must be present, text'),
+    (dict(agents=[AGENTS[0], {'first_name': 'Bob'}]), 'agents.jsonl, row 2: agent_id must be present'),
+    (dict(agents=[AGENTS[0], AGENTS[1] | {'age': float('inf')}]), 'agents.jsonl, row 2: .*Infinity'),
+    (dict(agents=[AGENTS[0], AGENTS[1] | {'age': 1.5}]), 'agents.jsonl, row 2: character a2: age .*, not 1.5'),
+    (dict(agents=[AGENTS[0], AGENTS[1] | {'age': -3}]), 'character a2: age must be a whole number from 0 to 999, not -3'),
+    (dict(agents=[AGENTS[0], AGENTS[1] | {'secret': {}}]), 'character a2: secret must be text'),
+    (dict(combos=[COMBO, COMBO]), "combos.jsonl, row 2: combo c1: the id 'c1' is that of another combo too"),
+    (dict(combos=[COMBO | {'combo_id': 5}]), 'combos.jsonl, row 1: combo 5: combo_id must be text'),
+    (dict(combos=[COMBO | {'env_id': ['e1']}]), 'combos.jsonl, row 1: combo c1: there is no environment'),
+    (dict(combos=[COMBO | {'agent_ids': ['a1', 'a1']}]), 'combo c1: .* two known characters'),
+    (dict(combos=[COMBO | {'agent_ids': 'a1'}]), 'combo c1: .* two known characters'),
+    (dict(combos=[COMBO | {'agent_ids': [['a1'], 'a2']}]), 'combo c1: .* two known characters'),
+    (dict(relationships=[RELATIONSHIP | {'relationship': '7'}]), "relationships.jsonl, row 1: relationship .* '7'"),
+    (dict(relationships=[RELATIONSHIP | {'relationship': 'friend'}]), 'relationships.jsonl, row 1: relationship'),
+    (dict(relationships=[RELATIONSHIP | {'relationship': None}]), 'relationships.jsonl, row 1: .* relationship is missing'),
+    (dict(relationships=[RELATIONSHIP | {'agent1_id': 'a9'}]), "relationships.jsonl, row 1: .*'a9'"),
+    (dict(relationships=[RELATIONSHIP | {'agent1_id': 'a1'}]), 'relationships.jsonl, row 1: .* two known characters'),
+    (dict(relationships=[RELATIONSHIP, RELATIONSHIP | {'relationship': 3.0}]), 'relationships.jsonl, row 2: an earlier row'),
+    (dict(relationships=[RELATIONSHIP | {'background_story': 1}]), 'relationships.jsonl, row 1: background_story'),
 ])
 def test_an_error_names_the_row_and_field(tmp_path, changes, message):
     with pytest.raises(ProfileError, match=message):
@@ -241,7 +318,8 @@ def test_an_error_names_the_row_and_field(tmp_path, changes, message):
 
 @pytest.mark.parametrize('name, text', [
     ('environments.jsonl', '{"env_id": "e1"'), ('agents.jsonl', '[1]\n'), ('combos.jsonl', '"text"\n'),
-    ('relationships.jsonl', '{"agent1_id": "a1"}\n'), ('env_splits.json', '{'), ('env_splits.json', '[]')])
+    ('relationships.jsonl', '{"agent1_id": "a1"}\n'), ('env_splits.json', '{'), ('env_splits.json', '[]'),
+    ('env_splits.json', '{"sotopia_hard_env": "e1"}'), ('env_splits.json', '{"sotopia_hard_env": [1]}')])
 def test_an_error_names_a_damaged_file(tmp_path, name, text):
     path = folder(tmp_path)
     (tmp_path / name).write_text(text, 'utf-8')
