@@ -3,11 +3,11 @@
 Messages are numbered from 0, as in `location`. The question shows the numbers of the strategies in brackets.
 """
 
-import json
 import re
 from typing import Any, Mapping, Sequence
 
 from epo_jax.data import sharegpt
+from epo_jax.envs.replies import cut_reasoning, find_objects
 
 # By domain: what an assistant message is called, its plural, the setting, and the meaning of the score.
 WORDS = {
@@ -21,8 +21,6 @@ WORDS = {
                  'An adviser gives an agent that does a household task a thought before each of its actions.',
                  '1 if the task was done, else 0'),
 }
-
-_OBJECT = re.compile(r'\{\s*"')
 
 
 class AnswerError(ValueError):
@@ -62,7 +60,8 @@ def read_answer(text: str, strategies: Sequence[int]) -> tuple[tuple[int, ...], 
     """Parse which messages an answer names.
 
     Args:
-      text: The answer. Its JSON object may be inside a code fence or between other text; the last one counts.
+      text: The answer. Its JSON object may be inside a code fence or between other text; the last one counts, and none
+        that is part of the model's reasoning.
       strategies: Indexes of the messages to choose from.
 
     Returns:
@@ -71,14 +70,9 @@ def read_answer(text: str, strategies: Sequence[int]) -> tuple[tuple[int, ...], 
     Raises:
       AnswerError: If there is no such object, or if its numbers do not identify strategies.
     """
-    decoder, answers, position = json.JSONDecoder(strict=False), [], 0  # not strict: strings may hold line breaks
-    while begin := _OBJECT.search(text, position):
-        position = begin.start() + 1  # if this object has no "indexes", an object inside it may
-        try:
-            value, end = decoder.raw_decode(text, begin.start())
-        except (ValueError, RecursionError):
-            continue
-        if 'indexes' in value:
+    answers, position = [], 0
+    for value, begin, end in find_objects(cut_reasoning(text)[0]):
+        if begin >= position and 'indexes' in value:
             answers.append(value['indexes'])
             position = end
     if not answers:

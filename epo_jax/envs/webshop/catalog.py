@@ -26,7 +26,8 @@ import numpy as np
 from epo_jax.envs.webshop import search
 from epo_jax.runtime.errors import InputError
 
-_CACHE_VERSION = 1      # increment when the format of the cache changes
+_CACHE_VERSION = 2      # increment when the format of the cache changes
+_ASIN = re.compile(r'[A-Z0-9]+')
 _MAX_PARSED = 20_000    # catalogs of up to this many products are parsed at once and kept in memory
 
 
@@ -48,7 +49,7 @@ class Product:
       bullets: short descriptions.
       price_text: price as shown.
       pricing: one price, or both ends of a range, in dollars.
-      options: option name -> values, in lower case.
+      options: option name -> values, as `_normalize_option` returns them; a click on one must name it in this form.
       attributes: short phrases found in the product's texts; goals ask for them.
       rating: average rating as shown.
       reviews: each has a title, a score and a body.
@@ -164,8 +165,8 @@ def read_object(path: Path) -> dict[str, Any]:
       CatalogError: the file contains something else.
     """
     try:
-        content = json.loads(path.read_text('utf-8'))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text('utf-8-sig'))
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f'{path}: not valid JSON: {error}') from None
     if not isinstance(content, dict):
         raise CatalogError(f'{path}: expected an object with asins as keys, found a {type(content).__name__}')
@@ -186,19 +187,21 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if not isinstance(row, dict):
                 raise CatalogError(f'{path}, row {number}: expected an object, found a {type(row).__name__}')
             yield number, row
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except CatalogError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f'{path}, after row {number}: not valid JSON: {error}') from None
 
 
 def _read_lines(path: Path) -> Iterator[Any]:
-    with open(path, encoding='utf-8', newline='\n') as file:
+    with open(path, encoding='utf-8-sig', newline='\n') as file:
         yield from (json.loads(line) for line in file if line.strip())
 
 
 def _read_elements(path: Path, size: int = 1 << 20) -> Iterator[Any]:
     """Yield the elements of a JSON list while reading the file in chunks of `size` characters."""
     decoder, text = json.JSONDecoder(), ''
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8-sig') as file:
         text = file.read(size).lstrip()
         if not text.startswith('['):
             raise CatalogError(f'{path}: expected a JSON list of products')
@@ -238,7 +241,7 @@ def _build_cache(items: Path, attributes: Path, entry: Path) -> None:
                     if not isinstance(asin, str) or asin == 'nan' or not 0 < len(asin) <= 10 or asin in asins:
                         continue
                     asins[asin] = None
-                    product = _parse_product(row, known.get(asin) or {}, f'{items}, row {rows} ({asin})')
+                    product = _parse_product(row, known.get(asin) or {}, f'{items}, row {rows} ({asin})', attributes)
                     file.write(json.dumps(dataclasses.asdict(product), ensure_ascii=False).encode() + b'\n')
                     starts.append(file.tell())
                     pricing.append((product.pricing + (math.nan,))[:2])
@@ -262,21 +265,35 @@ def _build_cache(items: Path, attributes: Path, entry: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _parse_product(row: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Product:
-    """Parse a row of the official file, or of one in which prices and options have been parsed already."""
+def _parse_product(row: Mapping[str, Any], known: Any, where: str, attributes_file: Path) -> Product:
+    """Parse a row of the official file, or of one in which prices and options have been parsed already.
+
+    Args:
+      row: the row.
+      known: the value of the product in the file of attributes.
+      where: the file and the row, for errors.
+      attributes_file: the file of attributes, for errors.
+    """
+    if not _ASIN.fullmatch(row['asin']):
+        raise CatalogError(f'{where}: asin must consist of capital letters A to Z and digits')
+    if not isinstance(known, dict):
+        raise CatalogError(f'{attributes_file}, {row["asin"]}: expected an object, found {known!r:.100}')
     text = lambda name: _parse_text(row.get(name), f'{where}: {name}')
-    bullets = row.get('small_description') or ()
+    bullets = row.get('small_description') or []
+    if not isinstance(bullets, (str, list)):
+        raise CatalogError(f'{where}: small_description must be a list of strings; it is {bullets!r:.100}')
     pricing, price_text = _parse_pricing(row.get('pricing'), where)
     attributes = known.get('attributes', ['DUMMY_ATTR'])
     if not isinstance(attributes, list) or not all(isinstance(attribute, str) for attribute in attributes):
-        raise CatalogError(f'{where}: attributes must be a list of strings; they are {attributes!r:.100}')
+        raise CatalogError(f'{attributes_file}, {row["asin"]}: attributes must be a list of strings; they are '
+                           f'{attributes!r:.100}')
     return Product(
         asin=row['asin'], category=text('category'), query=text('query').lower().strip(),
         product_category=text('product_category'), title=text('name'), description=text('full_description'),
         bullets=tuple(_parse_text(bullet, f'{where}: small_description')
                       for bullet in ([bullets] if isinstance(bullets, str) else bullets)),
         price_text=price_text, pricing=pricing, options=_parse_options(row, where), attributes=tuple(attributes),
-        rating=str(row.get('Rating') or 'N.A.'), reviews=tuple(row.get('Reviews') or ()))
+        rating=str(row.get('Rating') or 'N.A.'), reviews=_parse_reviews(row.get('Reviews') or [], where))
 
 
 def _parse_text(value: Any, what: str) -> str:
@@ -297,27 +314,45 @@ def _parse_pricing(value: Any, where: str) -> tuple[tuple[float, ...], str]:
             prices = [float(Decimal(re.sub(r'[^\d.]', '', part))) for part in value.split('$')[1:]]
         else:
             prices = [float(price) for price in value or ()]
-    except (InvalidOperation, TypeError, ValueError):
+    except (InvalidOperation, OverflowError, TypeError, ValueError):
         prices = []
-    if not prices and value:
+    if not prices and value or not all(math.isfinite(price) and price >= 0 for price in prices):
         raise CatalogError(f'{where}: pricing contains no price: {value!r:.100}')
     prices = prices[:2] or [100.0]
     return tuple(prices), ' to '.join(f'${price}' for price in prices)
 
 
+def _parse_reviews(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list) or not all(
+            isinstance(review, dict) and all(isinstance(review.get(name, ''), str) for name in ('title', 'body'))
+            for review in value):
+        raise CatalogError(f'{where}: Reviews must be a list of objects whose title and body are strings; they are '
+                           f'{value!r:.100}')
+    return tuple(value)
+
+
 def _parse_options(row: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    official = 'customization_options' in row
-    raw = row.get('customization_options' if official else 'options')
+    raw = row.get('customization_options' if 'customization_options' in row else 'options')
     options = {}
     try:
         for name, values in (raw or {}).items():
-            if values is not None:
-                texts = [value if isinstance(value, str) else value['value'] for value in values]
-                options[name.lower()] = tuple(
-                    text.strip().replace('/', ' | ').lower() if official else text for text in texts)
+            if not isinstance(values, (list, type(None))):
+                raise TypeError
+            texts = [value if isinstance(value, str) else value['value'] for value in values or ()]
+            if chosen := tuple(filter(None, map(_normalize_option, texts))):
+                options[name.lower()] = chosen
     except (AttributeError, KeyError, TypeError):
         raise CatalogError(f'{where}: options must map names to lists of values; they are {raw!r:.100}') from None
     return options
+
+
+def _normalize_option(value: str) -> str:
+    """Return an option's value as the official engine shows it. A normalized value stays as it is.
+
+    Clicks are converted to lower case and end with their line, so a value with capitals or line feeds could not be
+    chosen.
+    """
+    return value.replace('\n', ' ').strip().replace('/', ' | ').strip().lower()
 
 
 def _indexed_text(product: Product) -> str:

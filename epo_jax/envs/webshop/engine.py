@@ -127,10 +127,11 @@ class Shop:
         if kind == 'search':
             hits = tuple(self.catalog.index.search(value, HITS))
             return dataclasses.replace(visit, page=RESULTS, hits=hits, number=1, item=None, options={})
-        if kind == 'click' and value != 'search':
-            clicks = self._clicks(visit)
-            if value in clicks:
-                return self._click(visit, value, clicks[value])
+        clicks = {} if visit.page == INDEX else self._clicks(visit)  # a click on 'search' there has no effect
+        if action.startswith('click[') and action.endswith(']') and action[6:-1].lower() in clicks:
+            kind, value = 'click', action[6:-1].lower()  # may contain brackets
+        if kind == 'click' and value in clicks:
+            return self._click(visit, value, clicks[value])
         return dataclasses.replace(visit, invalid=visit.invalid + 1)
 
     def _click(self, visit: Visit, value: str, option: Optional[str]) -> Visit:
@@ -146,10 +147,10 @@ class Shop:
             return replace(number=visit.number + (1 if value == pages.NEXT.lower() else -1))
         if value == pages.PREVIOUS.lower():
             return replace(page=RESULTS, item=None, options={}) if visit.page == ITEM else replace(page=ITEM)
-        if value in _SUB_PAGES:
-            return replace(page=value)
         if visit.page == RESULTS:
             return replace(page=ITEM, item=self.catalog.number(value.upper()))
+        if value in _SUB_PAGES:
+            return replace(page=value)
         return replace(page=ITEM, options={**visit.options, option: value})
 
     def _clicks(self, visit: Visit) -> dict[str, Optional[str]]:

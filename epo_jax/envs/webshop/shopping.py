@@ -5,11 +5,12 @@ import re
 from typing import Any, Callable, Optional, Sequence
 
 from epo_jax.envs.base import Observation, TextEnvironment, TextStep
+from epo_jax.envs.replies import cut_reasoning
 from epo_jax.envs.webshop import prompts
 from epo_jax.envs.webshop.engine import INDEX, Shop, Visit
 
 _SEARCH = f'{prompts.ACTION} search['
-_COMMAND = re.compile(r'(search|click)\s*\[([^\]\n]*)(\]?)', re.IGNORECASE)
+_COMMAND = re.compile(r'(search|click)\s*\[(.*)', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +106,11 @@ class WebShop(TextEnvironment):
     def step(self, state: Trip, seat: int, message: str) -> tuple[Trip, TextStep]:
         """See TextEnvironment.step. An unparsable reply takes a turn and changes nothing, like an invalid action."""
         shop, visit = state.scenario.shop, state.visit
+        message, reasoned = cut_reasoning(message)
         if self.begun:
             message = self.cues(state, seat).actor + message
-        action, repair = (self.script(shop, visit), None) if self.script else read_action(message)
+        action, repair = ((self.script(shop, visit), None) if self.script
+                          else read_action(message, shop.available(visit).clicks))
         after = dataclasses.replace(visit, invalid=visit.invalid + 1) if action is None else shop.step(visit, action)
         invalid = action is not None and after.invalid > visit.invalid
         if action is None:
@@ -119,6 +122,7 @@ class WebShop(TextEnvironment):
         state = Trip(state.scenario, after, state.steps + (step,))
         kind = 'unparsable' if action is None else 'invalid' if invalid else action.partition('[')[0]
         events = (f'action/{kind}',) + ((f'action/{repair}',) if repair else ())
+        events += ('action/reasoning',) if reasoned else ()
         if after.done:
             events += ('purchase',) + (('purchase/success',) if after.reward == 1 else ())
         observation = Observation(prompts.line(*step), f'{prompts.OBSERVATION} {page}')
@@ -150,7 +154,7 @@ class WebShop(TextEnvironment):
         return '+'.join([name, *suffixes, *([self.script.__name__] if self.script else [])])
 
 
-def read_action(text: str) -> tuple[Optional[str], Optional[str]]:
+def read_action(text: str, offered: Sequence[str] = ()) -> tuple[Optional[str], Optional[str]]:
     """Find the action in a reply.
 
     The expected form is 'Action: search[...]' or 'Action: click[...]'. Surrounding text, a missing 'Action:' and a
@@ -158,13 +162,24 @@ def read_action(text: str) -> tuple[Optional[str], Optional[str]]:
 
     Args:
       text: the actor's reply.
+      offered: what can be clicked, in lower case; such a value may contain brackets.
 
     Returns:
       (action, event): the event is None if the reply had the expected form and 'repaired' otherwise. (None, None) if
       the reply contains no action.
     """
+    text = text.strip()
     match = _COMMAND.search(text.partition(prompts.ACTION)[2] or text)
-    if not match or not match[2].strip():
+    if not match:
         return None, None
-    action = f'{match[1].lower()}[{match[2]}]'
-    return action, None if text.strip() == f'{prompts.ACTION} {action}' else 'repaired'
+    kind, value = match[1].lower(), match[2].partition(']')[0]
+    if kind == 'click':
+        line = match[2].lower()
+        value = max((click for click in offered if line.startswith(f'{click}]') or line == click), key=len,
+                    default=value)
+        as_written = match[2][:len(value)]
+        value = as_written if as_written.lower() == value else value
+    if not value.strip():
+        return None, None
+    action = f'{kind}[{value}]'
+    return action, None if text == f'{prompts.ACTION} {action}' else 'repaired'

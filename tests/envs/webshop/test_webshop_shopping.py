@@ -40,6 +40,27 @@ def test_read_action(text, expected):
     assert read_action(text) == expected
 
 
+@pytest.mark.parametrize('text, expected', [
+    ('Action: click[large [us 10]]', ('click[large [us 10]]', None)),
+    ('Action: click[Large [US 10', ('click[Large [US 10]', 'repaired')),
+    ('Action: click[large [us 10]', ('click[large [us 10]]', 'repaired')),
+    ('click[large] and then click[buy now]', ('click[large]', 'repaired')),
+    ('Action: click[red]', ('click[red]', None))])
+def test_clicks_on_what_is_offered_may_contain_brackets(text, expected):
+    assert read_action(text, ('large', 'large [us 10]', 'buy now')) == expected
+
+
+def test_reasoning_is_cut_and_counted(scenario):
+    env = WebShop(15)
+    _, (step,) = play(env, scenario, '<think>I could click[buy now].</think>Action: search[soap]')
+    assert step.events == ('action/search', 'action/reasoning')
+    assert step.observations[0].strategist.startswith('Action: search[soap]\n')
+    _, (step,) = play(env, scenario, '<think>I could try Action: search[soap]')
+    assert step.events == ('action/unparsable', 'action/reasoning')
+    _, (step,) = play(WebShop(15, begun=True), scenario, 'soap, hm</think>soap]')
+    assert step.events == ('action/search', 'action/reasoning')
+
+
 def test_strategist_and_actor_read_every_page_once(scenario):
     env = WebShop(15)
     _, (opening,) = env.reset(scenario, (True,))
