@@ -12,7 +12,7 @@ rewards r_t and in how the returns R_t become weights:
              weights whether its score was 1 or 10; an unlabeled one counts as having no critical turn.
   corrected  r_t = weight * (1 if selected), plus the score at the last turn. The weight of the turn is R_t, so better
              conversations weigh more. Rows without a valid label are left out, and the canned "OK" at the start of
-             WebShop and ALFWorld conversations gets weight 0.
+             WebShop and ALFWorld conversations is not trained.
 
 A summary (`.summary.json`) and histograms of scores and weights (`.svg`) are written next to the output.
 """
@@ -28,7 +28,7 @@ import sys
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.data import sharegpt
-from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer
+from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer, whole_number
 from epo_jax.runtime.files import write_atomically
 
 MODES = ('official', 'corrected')
@@ -41,7 +41,7 @@ FINDINGS = {
     'not_labelled': ('the row was never labeled', 'counts as nothing selected', 'left out'),
     'odd_location': ("'location' names a message that is not a strategy", 'ignored', 'left out'),
     'number_as_text': ("'location' holds numbers as text", 'ignored', 'read as numbers'),
-    'acknowledgement': ('the conversation starts with a canned "OK"', 'trained like a strategy', 'gets no weight'),
+    'acknowledgement': ('the conversation starts with a canned "OK"', 'trained like a strategy', 'not trained'),
     'all_zero': ('every weight is 0', 'kept', 'kept'),
     'score_out_of_range': ('the score is out of range', 'used as it is', 'a bad row'),
 }
@@ -54,6 +54,7 @@ class Prepared:
     Attributes:
       row: The row to write, or None if it is left out.
       weights: Weights of the assistant's turns.
+      untrained: Number of turns at the beginning that are not trained; their weights are 0.
       score: Score of the conversation in [0, 1].
       findings: Keys of `FINDINGS`.
     """
@@ -62,6 +63,7 @@ class Prepared:
     weights: tuple[float, ...]
     score: float
     findings: tuple[str, ...]
+    untrained: int = 0
 
 
 def official_rewards(score: float, location: Sequence[Any], count: int) -> list[float]:
@@ -118,45 +120,67 @@ def prepare_row(row: Mapping[str, Any], domain: str, mode: str, gamma: float, we
             raise ValueError(f'the score is {raw}, but a score of {domain} is between 0 and {sharegpt.BEST[domain]}')
         findings.append('score_out_of_range')
     count = len(messages) // 2
-    strategies = [i for i in range(1, len(messages), 2) if not (acknowledged and i == 1)]
-    location, label_findings = _parse_location(row, strategies)
+    selected, label_findings = _selected_turns(row, count, acknowledged, mode)
     findings += label_findings
-    if location is not None and not location:
-        findings.append('nothing_selected')
-    if location and strategies[-1] in location:
-        findings.append('last_turn_selected')
-
+    untrained = int(acknowledged and mode == 'corrected')
     if mode == 'official':
-        try:
-            rewards = official_rewards(score, row.get('location', []), count)
-        except TypeError as error:
-            raise ValueError(f"'location' is {row['location']!r}, not a list of numbers") from error
-        weights = normalized(returns(rewards, gamma))
-    elif location is None and weight != 0:
+        weights = normalized(returns(official_rewards(score, selected, count), gamma))
+    elif selected is None and weight != 0:
         return Prepared(None, (), score, tuple(findings))
     else:
-        weights = returns(corrected_rewards(score, location or (), count, weight), gamma)
-        weights = [0.0] + weights[1:] if acknowledged else weights
+        weights = returns(corrected_rewards(score, selected or (), count, weight), gamma)
+        weights = [0.0] * untrained + weights[untrained:]
     if not any(weights):
         findings.append('all_zero')
     kept = {key: value for key, value in row.items() if key not in ('score', 'location', 'location_missing')}
     out = [{key: value for key, value in message.items() if key not in ('index', 'score')} for message in messages]
-    for message, value in zip(out[1::2], weights):
-        message['score'] = str(value)
-    return Prepared(kept | {layout.messages: out}, tuple(weights), score, tuple(findings))
+    for t, message in enumerate(out[1::2]):
+        message['score'] = None if t < untrained else str(weights[t])
+    return Prepared(kept | {layout.messages: out}, tuple(weights), score, tuple(findings), untrained)
 
 
-def _parse_location(row: Mapping[str, Any], strategies: Sequence[int]) -> tuple[Optional[tuple[int, ...]], list[str]]:
-    """Return the indexes of the selected messages (None if the label is missing or invalid) and the findings."""
+def _selected_turns(row: Mapping[str, Any], count: int, acknowledged: bool,
+                    mode: str) -> tuple[Optional[tuple[int, ...]], list[str]]:
+    """Return the indexes of the messages that the label selects, and the findings about the label.
+
+    Official mode selects what the released code selects: the messages whose index equals an entry. Corrected mode reads
+    entries as whole numbers and takes a label as a whole or not at all.
+
+    Args:
+      row: The row.
+      count: Number of turns; turn t is message 2 t + 1.
+      acknowledged: Whether message 1 is the canned "OK".
+      mode: One of `MODES`.
+
+    Returns:
+      The indexes, None in corrected mode if the label is missing or invalid, and keys of `FINDINGS`.
+
+    Raises:
+      ValueError: If official mode cannot read the label.
+    """
+    official = mode == 'official'
+    strategies = range(1 if official or not acknowledged else 3, 2 * count, 2)
     location = row.get('location')
-    if location is None:
-        return None, ['not_labelled']
-    entries = location if isinstance(location, list) else [location]
-    numbers = [int(x) if isinstance(x, str) and x.strip().isdecimal() else x for x in entries]
-    findings = ['number_as_text'] if numbers != entries else []
-    if any(isinstance(x, bool) or not isinstance(x, int) or x not in strategies for x in numbers):
-        return None, findings + ['odd_location']
-    return tuple(sorted(set(numbers))), findings
+    if location is None and (not official or 'location' not in row):
+        return () if official else None, ['not_labelled']
+    entries = location if isinstance(location, list) or official else [location]
+    try:
+        entries = list(set(entries)) if official else list(entries)
+    except TypeError as error:
+        raise ValueError(f"'location' is {location!r:.100}, not a list of numbers") from error
+    as_text = [isinstance(entry, str) and whole_number(entry) is not None for entry in entries]
+    numbers = entries if official else [whole_number(entry) for entry in entries]
+    selected = tuple(i for i in strategies if i in numbers)
+    findings = ['number_as_text'] if any(as_text) else []
+    if any(number not in strategies and not (official and text) for number, text in zip(numbers, as_text)):
+        findings.append('odd_location')
+        if not official:
+            return None, findings
+    if not selected:
+        findings.append('nothing_selected')
+    elif selected[-1] == strategies[-1]:
+        findings.append('last_turn_selected')
+    return selected, findings
 
 
 def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamma: float = 0.99, weight: float = 1.0,
@@ -195,9 +219,10 @@ def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamm
             if prepared.row is None:
                 continue
             write(prepared.row)
-            written, turns = written + 1, turns + len(prepared.weights)
+            trained = prepared.weights[prepared.untrained:]
+            written, turns = written + 1, turns + len(trained)
             scores[round(prepared.score, 3)] += 1
-            weights.update(round(value, 3) for value in prepared.weights)
+            weights.update(round(value, 3) for value in trained)
         if not written:
             raise sharegpt.DataError(
                 f'{source.path} has nothing to train on ({bad.count} bad rows skipped, {rows} left out)'

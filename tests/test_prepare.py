@@ -96,7 +96,8 @@ def test_corrected_mode_keeps_the_score_that_official_mode_loses():
 
 @pytest.mark.parametrize('location, kept, finding', [
     (None, False, 'not_labelled'), ([2], False, 'odd_location'), ([7], False, 'odd_location'),
-    (['1'], True, 'number_as_text'), (1, True, None), ([True], False, 'odd_location'), ([1.5], False, 'odd_location'),
+    (['1'], True, 'number_as_text'), (1, True, None), ([1.0], True, None), ('1', True, 'number_as_text'),
+    ([None], False, 'odd_location'), ([[1]], False, 'odd_location'), ([True], False, 'odd_location'), ([1.5], False, 'odd_location'),
     ([], True, 'nothing_selected'), ([1, 1], True, None)])
 def test_an_invalid_label_does_not_count_as_nothing_selected(location, kept, finding):
     row = {'conversations': [{'from': f, 'value': 'x'} for f in ('human', 'gpt') * 2], 'score': 5}
@@ -108,12 +109,45 @@ def test_an_invalid_label_does_not_count_as_nothing_selected(location, kept, fin
     assert prepare.prepare_row(row, 'sotopia', 'corrected', 1.0, weight=0.0).weights == (0.5, 0.5)
 
 
+def test_findings_of_official_mode_are_what_its_weights_do():
+    def made(location, score=5):
+        row = {'conversations': [{'from': f, 'value': v} for f, v in zip(('human', 'gpt') * 4, ['a', 'OK', *'bcdefg'])],
+               'score': score} | ({} if location is None else {'location': location})
+        return prepare.prepare_row(row, 'webshop', 'official', 0.9)
+
+    rng = random.Random(0)
+    unselected = made([]).weights
+    seen = set()
+    for _ in range(500):
+        location = [rng.choice((1, 1.0, True, 3, 5, 7, 7.0, 2, 0, -1, 1.5, 9, '1', '3.0', 'x', None))
+                    for _ in range(rng.randrange(5))]
+        weights, findings = made(location).weights, set(made(location).findings)
+        text = [entry for entry in location if entry in ('1', '3.0')]
+        expected = {'acknowledgement', 'score_out_of_range'}
+        if weights == unselected:
+            expected.add('nothing_selected')
+        elif weights == made(location, 3).weights:  # whatever the score is
+            expected.add('last_turn_selected')
+        if text:
+            expected.add('number_as_text')
+        if any(made([entry]).weights == unselected for entry in location if entry not in text):
+            expected.add('odd_location')
+        assert findings == expected, location
+        seen |= findings
+    assert len(seen) == 6
+    assert 'not_labelled' in made(None).findings and made(None).weights == unselected
+    with pytest.raises(ValueError, match="'location' is 1, not a list"):
+        made(1)
+
+
 @pytest.mark.parametrize('domain', ['webshop', 'alfworld'])
 def test_the_canned_ok_gets_no_weight(domain):
     row = {'conversations': [{'from': f, 'value': v} for f, v in zip(('human', 'gpt') * 3, 'aOcdef')], 'score': 1,
            'location': [3]}
     row['conversations'][1]['value'] = 'OK'
-    assert prepare.prepare_row(row, domain, 'corrected', 1.0).weights == (0, 2, 1)
+    corrected = prepare.prepare_row(row, domain, 'corrected', 1.0)
+    assert corrected.weights == (0, 2, 1)
+    assert [message['score'] for message in corrected.row['conversations'][1::2]] == [None, '2.0', '1.0']
     assert prepare.prepare_row(row, domain, 'official', 1.0).weights == (1, 1, 0.5)
     row['location'] = [1, 3]
     assert prepare.prepare_row(row, domain, 'corrected', 1.0).row is None
@@ -127,6 +161,18 @@ def broken(change):
     row = copy.deepcopy(GOOD)
     change(row)
     return row
+
+
+@pytest.mark.parametrize('column', ['system', 'tools'])
+def test_declared_columns_that_nothing_reads_must_be_empty(tmp_path, capsys, column):
+    (tmp_path / 'x.json').write_text(json.dumps([GOOD | {column: ''}, GOOD | {column: 'You advise.'}]))
+    info = {'a': {'file_name': 'x.json', 'formatting': 'sharegpt',
+                  'columns': {'messages': 'conversations', 'system': 'system', 'tools': 'tools'}}}
+    (tmp_path / 'dataset_info.json').write_bytes(b'\xef\xbb\xbf' + json.dumps(info).encode())
+    with pytest.raises(RowError, match=f"x.json, row 2: the column '{column}', which dataset_info.json declares"):
+        prepare.prepare_file(str(tmp_path), str(tmp_path / 'out.json'), 'sotopia')
+    summary = prepare.prepare_file(str(tmp_path), str(tmp_path / 'out.json'), 'sotopia', skip_bad=True)
+    assert (summary['written'], summary['bad']) == (1, 1)
 
 
 BAD = [

@@ -29,9 +29,9 @@ class Example:
 
     Attributes:
       ids: Token ids of the conversation.
-      turn: Per position, t for the tokens of the t-th strategy and its end-of-turn token, -1 for context.
-      weights: Weights of the turns that fit.
-      dropped: Number of turns that did not fit.
+      turn: Per position, t for the tokens of the t-th trained turn and its end-of-turn token, -1 for context.
+      weights: Weights of the trained turns that fit.
+      dropped: Number of trained turns that did not fit.
     """
 
     ids: list[int]
@@ -40,7 +40,7 @@ class Example:
     dropped: int
 
 
-def tokenize(texts: Sequence[str], weights: Sequence[float], tokenizer: PreTrainedTokenizerFast, chat: ChatSegments,
+def tokenize(texts: Sequence[str], weights: Sequence[Optional[float]], tokenizer: PreTrainedTokenizerFast, chat: ChatSegments,
              capacity: int) -> Example:
     """Tokenize a conversation exactly as a rollout would.
 
@@ -48,28 +48,29 @@ def tokenize(texts: Sequence[str], weights: Sequence[float], tokenizer: PreTrain
 
     Args:
       texts: Messages that alternate between user and assistant and end with the assistant's.
-      weights: Weights of the assistant's messages.
+      weights: Weights of the assistant's messages, None for one that is context and not trained.
       tokenizer: Tokenizer of the model.
       chat: Segments of the model's chat template.
       capacity: Length of the longest conversation in tokens.
     """
-    ids, turn = [], []
-    for t in range(len(weights)):
+    ids, turn, trained = [], [], []
+    for t, weight in enumerate(weights):
         message, strategy = chat.encode(tokenizer, texts[2 * t:2 * t + 2])
         context = [*(chat.between if t else chat.open), *message, *chat.close]
         reply = [*strategy, *chat.before_end, chat.end]
         if len(ids) + len(context) + len(reply) > capacity:
-            return Example(ids, turn, tuple(weights[:t]), len(weights) - t)
+            return Example(ids, turn, tuple(trained), sum(weight is not None for weight in weights[t:]))
         ids += context + reply
-        turn += [-1] * len(context) + [t] * len(reply)
-    return Example(ids, turn, tuple(weights), 0)
+        turn += [-1] * len(context) + [-1 if weight is None else len(trained)] * len(reply)
+        trained += [] if weight is None else [weight]
+    return Example(ids, turn, tuple(trained), 0)
 
 
 class Dataset:
     """A file of prepared conversations with random access.
 
     Attributes:
-      turns: Largest number of turns in a conversation.
+      turns: Largest number of trained turns in a conversation.
       size: i64[rows], bytes of every row, a proxy for its number of tokens.
       bad: Rows that were skipped.
     """
@@ -103,7 +104,7 @@ class Dataset:
             number.append(span.number)
             start.append(span.start)
             size.append(span.size)
-            self.turns = max(self.turns, len(weights))
+            self.turns = max(self.turns, sum(weight is not None for weight in weights))
         if not number:
             raise sharegpt.DataError(f'{source.path} has no rows to train on ({self.bad.count} bad rows skipped)')
         self._number, self._start, self.size = (np.frombuffer(a, np.int64) for a in (number, start, size))
@@ -133,20 +134,23 @@ class Dataset:
         """Close the file."""
         self._file.close()
 
-    def _check(self, row: dict[str, Any]) -> tuple[list[str], list[float]]:
+    def _check(self, row: dict[str, Any]) -> tuple[list[str], list[Optional[float]]]:
         """Return the texts and weights of a row; raise ValueError if it is not a prepared conversation."""
         conversation = sharegpt.messages(row, self._source.layout)
         return ([message[self._source.layout.content] for message in conversation],
                 sharegpt.turn_weights(conversation))
 
-    def _require_a_turn(self, texts: Sequence[str], weights: Sequence[float]) -> None:
-        """Raise ValueError if not even the first turn fits into the capacity."""
+    def _require_a_turn(self, texts: Sequence[str], weights: Sequence[Optional[float]]) -> None:
+        """Raise ValueError if not even the first trained turn fits into the capacity."""
+        turns = next(t for t, weight in enumerate(weights) if weight is not None) + 1
+        texts = texts[:2 * turns]
         # Normalized text has at most one token per byte, plus the spaces of the template and the tokenizer. This bound
         # saves tokenizing almost every row.
-        most = len(self._chat.open) + len(self._chat.close) + 8 + sum(len(text.encode()) for text in texts[:2])
-        if most <= self._capacity and all(unicodedata.is_normalized('NFC', text) for text in texts[:2]):
+        template = max(len(self._chat.open), len(self._chat.between)) + len(self._chat.close) + 8
+        most = turns * template + sum(len(text.encode()) for text in texts)
+        if most <= self._capacity and all(unicodedata.is_normalized('NFC', text) for text in texts):
             return
-        first = tokenize(texts[:2], weights[:1], self._tokenizer, self._chat, 1 << 62)
+        first = tokenize(texts, weights[:turns], self._tokenizer, self._chat, 1 << 62)
         if len(first.ids) > self._capacity:
             raise ValueError(f'the first turn is {len(first.ids)} tokens long, but the capacity is {self._capacity}')
 

@@ -126,6 +126,18 @@ def parse_row(data: bytes) -> dict[str, Any]:
     return row
 
 
+def whole_number(value: Any) -> Optional[int]:
+    """Return a number that may be written as 3, 3.0 or "3", or None if the value is not a whole number."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
 def _refuse_constant(constant: str):
     raise ValueError(f'not JSON: the number {constant} is not finite')
 

@@ -3,7 +3,8 @@
 Stages:
   raw: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...], "score": 7}
   labeled: The same with "location": [1, 5], the indexes of the messages whose strategies were critical (from 0).
-  prepared: {"conversations": [..., {"from": "gpt", "value": ..., "score": "0.98"}, ...]}, a weight for every turn.
+  prepared: {"conversations": [..., {"from": "gpt", "value": ..., "score": "0.98"}, ...]}, a weight for every turn;
+    null for a turn that is not trained.
 
 Messages alternate between user and assistant, the user's first and the assistant's last. The assistant's messages
 are the strategies.
@@ -31,13 +32,20 @@ class DataError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names of the keys and roles of a row, which LLaMA-Factory's dataset_info.json may change."""
+    """Names of the keys and roles of a row, which LLaMA-Factory's dataset_info.json may change.
+
+    Attributes:
+      messages, role, content: keys of the messages, and of the role and the text of a message.
+      user, assistant: the roles.
+      unused: further declared columns, such as that of the system prompt; they must be empty, as nothing reads them.
+    """
 
     messages: str = 'conversations'
     role: str = 'from'
     content: str = 'value'
     user: str = 'human'
     assistant: str = 'gpt'
+    unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +102,7 @@ def _choose(sources: Mapping[str, Source], name: Optional[str], path: Path, want
 
 def _read_info(path: Path) -> dict[str, Source]:
     try:
-        info = json.loads(path.read_text(encoding='utf-8'))
+        info = json.loads(path.read_text(encoding='utf-8-sig'))
         entries = {name: entry for name, entry in info.items() if isinstance(entry, dict)}
     except (ValueError, AttributeError) as error:
         raise DataError(f'{path} is not a JSON object ({error})') from error
@@ -106,7 +114,8 @@ def _read_info(path: Path) -> dict[str, Source]:
         try:
             sources[name] = Source(path.parent / entry['file_name'], Layout(
                 columns.get('messages', 'conversations'), tags.get('role_tag', 'from'),
-                tags.get('content_tag', 'value'), tags.get('user_tag', 'human'), tags.get('assistant_tag', 'gpt')))
+                tags.get('content_tag', 'value'), tags.get('user_tag', 'human'), tags.get('assistant_tag', 'gpt'),
+                tuple(column for name, column in columns.items() if name != 'messages' and column)))
         except (AttributeError, TypeError) as error:
             raise DataError(f"{path}: {name!r} is not in LLaMA-Factory's form ({error})") from error
     return sources
@@ -142,6 +151,10 @@ def messages(row: Mapping[str, Any], layout: Layout = Layout()) -> list[dict[str
         raise ValueError(f'no list {layout.messages!r}')
     if not conversation:
         raise ValueError('the conversation is empty')
+    for column in layout.unused:
+        if row.get(column):
+            raise ValueError(f'the column {column!r}, which {INFO} declares, is not empty; only messages are read, so '
+                             'move its content to the first message or take it out of the columns')
     for i, message in enumerate(conversation):
         if not isinstance(message, dict):
             raise ValueError(f'message {i} is {type(message).__name__}, not an object')
@@ -169,23 +182,26 @@ def trajectory_score(row: Mapping[str, Any]) -> float:
     return _finite(row['score'], 'the score')
 
 
-def turn_weights(conversation: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the weight of every assistant message of a prepared conversation.
+def turn_weights(conversation: Sequence[Mapping[str, Any]]) -> list[Optional[float]]:
+    """Return the weight of every assistant message of a prepared conversation, None for one that is not trained.
 
     Raises:
-      ValueError: If a message has no weight or the weight is not a finite number; names the message.
+      ValueError: If a message has no weight or the weight is not a finite number (names the message), or if no message
+        is trained.
     """
     weights = []
     for i, message in enumerate(conversation[1::2]):
         i, score = 2 * i + 1, message.get('score')
-        if score is None:
+        if 'score' not in message:
             raise ValueError(f'message {i} has no score; prepare the file with epo_jax.prepare first')
         if isinstance(score, str):
             try:
                 score = float(score)
             except ValueError:
                 raise ValueError(f'the score of message {i} is {score!r}, not a number') from None
-        weights.append(float(_finite(score, f'the score of message {i}')))
+        weights.append(None if score is None else float(_finite(score, f'the score of message {i}')))
+    if all(weight is None for weight in weights):
+        raise ValueError('no message has a score; prepare the file with epo_jax.prepare first')
     return weights
 
 

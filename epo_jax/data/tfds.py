@@ -31,7 +31,7 @@ class Epo(tfds.core.GeneratorBasedBuilder):
       score: Score of the conversation, as text.
       location: Indexes of the selected messages.
       labelled: Whether the row has a location.
-      weights: Weights of the assistant's turns, as text.
+      weights: Weights of the assistant's turns, as text; '' for a turn that is not trained.
       row: Number of the row in the file.
 
     Scores and weights are text, as in EPO's files, because TFDS would round them to float32.
@@ -91,7 +91,7 @@ def to_example(row: dict[str, Any], source: Source) -> dict[str, Any]:
     score = row.get('score')
     if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
         raise ValueError(f'the score is {score!r}, not a number')
-    weights = [repr(weight) for weight in turn_weights(conversation)] if prepared else []
+    weights = ['' if weight is None else repr(weight) for weight in turn_weights(conversation)] if prepared else []
     return {'messages': [message[source.layout.content] for message in conversation],
             'score': '' if score is None else repr(score), 'labelled': location is not None,
             'location': location or [], 'weights': weights}

@@ -57,6 +57,32 @@ def test_turns_that_do_not_fit_are_dropped_as_a_whole_from_the_end():
         assert cut.ids == whole.ids[:ends[kept - 1] if kept else 0]
 
 
+def test_a_message_without_a_weight_is_context():
+    texts = ['task', 'OK', 'state', 'go', 'state', 'stop']
+    whole = tokenize(texts, [0.0, 1.0, 2.0], TOKENIZER, CHAT, 1000)
+    example = tokenize(texts, [None, 1.0, 2.0], TOKENIZER, CHAT, 1000)
+    assert example.ids == whole.ids and example.weights == (1.0, 2.0)
+    assert example.turn == [max(turn - 1, -1) for turn in whole.turn]
+    batch = collate([example], 2, 8, 1000)
+    assert batch.valid.tolist() == [[True, True]]  # T = 2: the canned reply does not make the others count less
+    cut = tokenize(texts, [None, 1.0, 2.0], TOKENIZER, CHAT, len(whole.ids) - 1)
+    assert (cut.weights, cut.dropped) == ((1.0,), 1)
+
+
+def test_rows_whose_first_trained_turn_does_not_fit_are_refused(tmp_path):
+    texts = ['task', 'OK', 'x' * 50, 'go']
+    row = prepared(texts, [None, 1.0])
+    row['conversations'][1]['score'] = None
+    needed = len(tokenize(texts, [None, 1.0], TOKENIZER, CHAT, 1000).ids)
+    data = Dataset(write(tmp_path / 'a.json', [row]), TOKENIZER, CHAT, needed)
+    assert data.turns == 1 and data[0].weights == (1.0,)
+    with pytest.raises(RowError, match=f'row 1: the first turn is {needed} tokens long'):
+        Dataset(write(tmp_path / 'a.json', [row]), TOKENIZER, CHAT, needed - 1)
+    row['conversations'][3]['score'] = None
+    with pytest.raises(RowError, match='row 1: no message has a score'):
+        Dataset(write(tmp_path / 'a.json', [row]), TOKENIZER, CHAT, needed)
+
+
 def test_random_access_gives_every_row(tmp_path):
     rng = np.random.default_rng(2)
     rows = [(conversation(rng, int(turns)), [float(w) for w in rng.normal(size=turns)])

@@ -12,7 +12,7 @@ import json
 import pathlib
 from typing import Any, Mapping, NamedTuple, Optional
 
-from epo_jax.data.rows import BadRows, RowError, read_rows
+from epo_jax.data.rows import BadRows, RowError, read_rows, whole_number
 from epo_jax.envs.sotopia.goals import RuleError, check_rule
 from epo_jax.envs.sotopia.markup import ENVIRONMENT, MarkupError, visible
 from epo_jax.runtime.errors import InputError
@@ -180,7 +180,7 @@ def _situation(row: _Row, split: str, hard: bool) -> dict[str, Any]:
         'judge_text': judge_text if judge_text != text else '',
         'goals': own_goals, 'judge_goals': judge_goals if judge_goals != own_goals else (),
         'goal_rules': _goal_rules(rules, row.where),
-        'relationship': _whole_number(row, 'relationship', STRANGER, FAMILY),
+        'relationship': _level(row, 'relationship', STRANGER, FAMILY),
         'category': _text(row, 'category') or _text(row, 'source'), 'split': own_split,
         'hard': hard if own_hard is None else own_hard}
 
@@ -200,17 +200,11 @@ def _text(row: _Row, name: str) -> str:
     return _read_text(row.fields.get(name), f'{row.where}: {name}')
 
 
-def _whole_number(row: _Row, name: str, low: int, high: int) -> int:
-    """Return a field that is a whole number, which may be written as 3, 3.0 or "3"; `low` if there is no such field."""
-    value = number = row.fields.get(name, low)
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            pass
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    if type(number) is not int or not low <= number <= high:
+def _level(row: _Row, name: str, low: int, high: int) -> int:
+    """Return a field that is a whole number; `low` if there is no such field."""
+    value = row.fields.get(name, low)
+    number = whole_number(value)
+    if number is None or not low <= number <= high:
         raise ProfileError(f'{row.where}: {name} must be a whole number from {low} to {high}, not {value!r:.100}')
     return number
 
@@ -228,7 +222,7 @@ def _stories(root, characters: Mapping[str, Character]) -> dict[tuple[frozenset,
             raise ProfileError(f'{row.where}: agent1_id and agent2_id must name two known characters, not {pair}')
         if row.fields.get('relationship') is None:
             raise ProfileError(f'{row.where}: the field relationship is missing')
-        key = frozenset(pair), _whole_number(row, 'relationship', STRANGER, FAMILY)
+        key = frozenset(pair), _level(row, 'relationship', STRANGER, FAMILY)
         if key in stories:
             raise ProfileError(f'{row.where}: an earlier row has the same characters and the same relationship')
         stories[key] = _text(row, 'background_story')
@@ -270,7 +264,7 @@ def _character(row: _Row, key: str) -> Character:
         raise ProfileError(f'{row.where}: the field first_name is missing or empty')
     return Character(
         id=key, first_name=text('first_name'), last_name=text('last_name'),
-        age=_whole_number(row, 'age', 0, 999) if row.fields.get('age') is not None else 0,
+        age=_level(row, 'age', 0, 999) if row.fields.get('age') is not None else 0,
         occupation=text('occupation'), gender=text('gender'), pronouns=text('gender_pronoun'),
         public_info=text('public_info'), personality=text('personality_and_values'), secret=text('secret'))
 
