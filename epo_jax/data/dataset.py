@@ -40,8 +40,8 @@ class Example:
     dropped: int
 
 
-def tokenize(texts: Sequence[str], weights: Sequence[Optional[float]], tokenizer: PreTrainedTokenizerFast, chat: ChatSegments,
-             capacity: int) -> Example:
+def tokenize(texts: Sequence[str], weights: Sequence[Optional[float]], tokenizer: PreTrainedTokenizerFast,
+             chat: ChatSegments, capacity: int) -> Example:
     """Tokenize a conversation exactly as a rollout would.
 
     Turns that do not fit into the capacity are dropped as a whole, the last one first.

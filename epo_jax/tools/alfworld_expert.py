@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog='python -m epo_jax.tools.alfworld_expert', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--games', required=True, help='file or folder of games')
+    parser.add_argument('--games', default='', help='file or folder of games (default: those of the package)')
     parser.add_argument('--out', required=True, help='file to write, one row a game')
     parser.add_argument('--variant', default='', help=f'one of {", ".join(text.VARIANTS)}')
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """Plays games by given commands and writes down everything that is said: how the engine is checked against another.
 
-    python -m epo_jax.tools.alfworld_replay --games=FILE.jsonl.xz --out=OUT.jsonl
+    python -m epo_jax.tools.alfworld_replay --out=OUT.jsonl [--games=FILE.jsonl.xz]
         [--commands=CMDS.jsonl] [--variant=alfworld-0.4-unseen]
 
 Each game's walkthrough is played, or the commands that a row {"id", "commands"} of CMDS.jsonl gives for it; they are
@@ -64,7 +64,7 @@ def replay_all(games: str, commands: Optional[Mapping[str, Sequence[str]]] = Non
             yield replay(game, version, chosen) | {'seconds': time.perf_counter() - start}
         start = time.perf_counter()
     if left:
-        raise GameError(f'{games}: there is no game {next(iter(left))!r}, for which commands are given')
+        raise GameError(f'{games or "the package"} has no game {next(iter(left))!r}, for which commands are given')
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog='python -m epo_jax.tools.alfworld_replay', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--games', required=True, help='file or folder of games')
+    parser.add_argument('--games', default='', help='file or folder of games (default: those of the package)')
     parser.add_argument('--out', required=True, help='file to write, one row a game')
     parser.add_argument('--commands', help='file of rows {"id", "commands"}')
     parser.add_argument('--variant', default='', help=f'one of {", ".join(text.VARIANTS)}')

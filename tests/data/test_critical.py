@@ -1,6 +1,7 @@
 """Parsing answers about critical turns."""
 
 import json
+import time
 
 import pytest
 
@@ -67,3 +68,25 @@ def test_the_question_shows_all_messages_and_all_numbers(domain):
     assert json.dumps(conversation) == before
     assert all(f'[{i}] ' in prompt and texts[i] in prompt for i in strategies)
     assert ', '.join(map(str, strategies)) in prompt
+
+
+def test_reasoning_is_no_answer():
+    assert read_answer('<think>{"indexes": [1]}</think>{"indexes": [3]}', (1, 3))[0] == (3,)
+    with pytest.raises(AnswerError, match='no JSON object'):
+        read_answer('<think>Perhaps {"indexes": [1]}', (1, 3))
+
+
+@pytest.mark.parametrize('unit', ['{"', '{"a":', '{"a":"', '{"a":{"b":1}} ', '{"indexes":', '{"indexes":[1]}', '{ ', '1, '])
+def test_the_time_to_read_an_answer_grows_with_its_length(unit):
+    def seconds(length):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            try:
+                read_answer(unit * (length // len(unit)), (1, 3))
+            except AnswerError:
+                pass
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(400_000) < 10 * seconds(100_000) + 0.1

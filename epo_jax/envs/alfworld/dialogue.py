@@ -10,6 +10,7 @@ from epo_jax.envs.alfworld.index import Scenario
 from epo_jax.envs.alfworld.replay import run_command
 from epo_jax.envs.alfworld.text import Version
 from epo_jax.envs.base import Observation, TextEnvironment, TextStep
+from epo_jax.envs.replies import cut_reasoning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Alfworld(TextEnvironment):
 
     def step(self, state: Episode, seat: int, message: str) -> tuple[Episode, TextStep]:
         """See TextEnvironment.step. A reply without a command, and a command that does nothing, are actions too."""
+        message, reasoned = cut_reasoning(message)
         command, event = read_reply(message, self.begun or self.constrained)
-        events = (event,) if event else ()
+        events = ((event,) if event else ()) + (('action/reasoning',) if reasoned else ())
         if event == 'action/unparsable':
             after, observation, did = state.state, prompts.NO_ACTION, False
         else:

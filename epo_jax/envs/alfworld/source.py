@@ -2,7 +2,8 @@
 
 Three forms are read. A file SPLIT.jsonl or SPLIT.jsonl.xz has one game a row (`id`, `task`, `pddl_problem`,
 `walkthrough`, `solvable`), with alfred.pddl and alfred.twl2.template beside it. A folder may hold such files for
-several splits. Or a folder is ALFWorld's own, json_2.1.1: one game.tw-pddl for every game, in folders by split.
+several splits. Or a folder is ALFWorld's own, json_2.1.1: one game.tw-pddl for every game, in folders by split; one
+such file, a folder of a split, and a folder around json_2.1.1 will do, too.
 """
 
 import importlib.resources
@@ -44,19 +45,39 @@ def find(path: str = '') -> Source:
       GameError: there are none.
     """
     root = pathlib.Path(path) if path else PACKAGED
-    own = None if path else VERSIONS['0.4']
+    own = VERSIONS['0.4'] if PACKAGED in (root.resolve(), root.resolve().parent) else None
     if not root.exists():
         raise GameError(f'{root} does not exist')
     if root.is_file():
-        return Source(root, ((SPLITS.get(root.name.split('.')[0], 'train'), root),), version=own)
-    files = [(split, root / f'{name}{suffix}') for name, split in SPLITS.items() for suffix in ('.jsonl', '.jsonl.xz')
-             if (root / f'{name}{suffix}').is_file()]
-    files = files or [(split, file) for name, split in SPLITS.items() for file in sorted((root / name).rglob(_GAME))]
+        split = _split_of(root) if root.name == _GAME else SPLITS.get(root.name.split('.')[0])
+        return Source(root, ((split or 'train', root),), version=own)
+    files = _split_files(root) or _game_files(root)
     if not files:
+        near = [folder for folder in sorted(root.glob('*/')) if _split_files(folder)]
         raise GameError(f'{root} has no games: neither {", ".join(SPLITS)} as .jsonl or .jsonl.xz, nor folders of '
-                        f'these names with {_GAME} files')
+                        f'these names with {_GAME} files' + (f'; name {near[0]} instead' if near else ''))
     order = root / TEST_ORDER
-    return Source(root, tuple(files), tuple(order.read_text('utf-8').split()) if order.is_file() else (), own)
+    return Source(root, tuple(files), tuple(order.read_text('utf-8-sig').split()) if order.is_file() else (), own)
+
+
+def _split_files(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    """Return (split, file) of the files of many games in a folder."""
+    return [(split, root / f'{name}{suffix}') for name, split in SPLITS.items() for suffix in ('.jsonl', '.jsonl.xz')
+            if (root / f'{name}{suffix}').is_file()]
+
+
+def _game_files(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    """Return (split, file) of ALFWorld's own files anywhere below a folder, by split.
+
+    The folder may be json_2.1.1, one around it, or one inside of it.
+    """
+    files = [(_split_of(file), file) for file in sorted(root.rglob(_GAME))]
+    return [found for split in SPLITS.values() for found in files if found[0] == split]
+
+
+def _split_of(file: pathlib.Path) -> Optional[str]:
+    """Return the split of a file SPLIT/TASK/TRIAL/game.tw-pddl or SPLIT/TRIAL/game.tw-pddl, or None."""
+    return next((SPLITS[folder.name] for folder in file.absolute().parents[1:3] if folder.name in SPLITS), None)
 
 
 def read(source: Source, version: Optional[Version] = None) -> tuple[Version, Iterator[Optional[dict[str, Any]]]]:
@@ -95,12 +116,12 @@ def rows_of(source: Source) -> Iterator[tuple[str, str, dict[str, Any]]]:
             row = _object(_text(file), str(file))
             for name in ('pddl_domain', 'grammar'):
                 _field(row, name, str, str(file))
-            parts = file.relative_to(source.root).parent.parts[1:]
-            yield str(file), split, {'id': '/'.join(parts), 'task': task_of(row['grammar'], str(file)), **row}
+            trial, task = file.absolute().parent, task_of(row['grammar'], str(file))
+            yield str(file), split, {'id': f'{trial.parent.name}/{trial.name}', 'task': task, **row}
             continue
         opened = lzma.open if file.suffix == '.xz' else open
         try:
-            with opened(file, 'rt', encoding='utf-8') as lines:
+            with opened(file, 'rt', encoding='utf-8-sig') as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         where = f'{file}, row {number}'
@@ -139,6 +160,6 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 def _text(file: pathlib.Path) -> str:
     try:
-        return file.read_text('utf-8')
+        return file.read_text('utf-8-sig')
     except (OSError, UnicodeDecodeError) as error:
         raise GameError(f'{file}: {error}') from None

@@ -93,7 +93,7 @@ class Sotopia(TextEnvironment):
         done = action.kind == 'leave' or stale or len(actions) >= self.max_turns
         rewards = tuple(rule_reward(rule, actions) if done else None for rule in scenario.goal_rules)
         return Dialogue(scenario, actions), TextStep(
-            tuple(observations if seat == 0 else observations[::-1]), done, rewards, action_events(action))
+            tuple(observations if seat == 0 else observations[::-1]), done, rewards, action.events)
 
     def transcript(self, state: Dialogue, messages: Sequence[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
         """See TextEnvironment.transcript."""
@@ -116,11 +116,6 @@ def rule_reward(rule: Optional[dict[str, Any]], actions: Sequence[tuple[int, Act
     """
     score = None if rule is None else goals.score(rule, actions)
     return None if score is None else score / 10
-
-
-def action_events(action: Action) -> tuple[str, ...]:
-    """Return the names of the events that an action counts as."""
-    return (f'action/{action.kind}',) + ((f'action/{action.event}',) if action.event else ())
 
 
 def describe(scenario: Scenario) -> dict[str, Any]:

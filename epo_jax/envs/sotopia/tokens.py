@@ -20,15 +20,14 @@ import numpy as np
 
 from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation
 from epo_jax.envs.sotopia import prompts
-from epo_jax.envs.sotopia.actions import KINDS, Action
-from epo_jax.envs.sotopia.dialogue import Sotopia, action_events, describe, rule_reward
+from epo_jax.envs.sotopia.actions import KINDS, Action, from_code
+from epo_jax.envs.sotopia.dialogue import Sotopia, describe, rule_reward
 from epo_jax.envs.sotopia.profiles import Scenario
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Array, Tokens, TooLongError, concat, keep, pack, repeat
 
 CUE_TOKENS = 48     # longest beginning of a reply
 ABOUT_BYTES = 1024  # longest JSON of names and goal rules
-EVENTS = (None, 'repaired', 'unparsable')  # the values of Action.event, by number
 
 
 @struct.dataclass
@@ -61,7 +60,7 @@ class Dialogues:
       spoke: whether a seat has acted.
       lines: the transcript, Tokens [B, A, K].
       kinds: kind of every action, as an index into KINDS.
-      events: the event of every action, as an index into EVENTS.
+      events: the events of every action, see Action.code.
     """
 
     cue: Tokens
@@ -205,7 +204,7 @@ class TokenSotopia:
             facts = _unpack_about(about[b])
             names, first_name = facts['names'], facts['first_names'][seat]
             action = self.rules.read(text.decode(self.tokenizer, messages[b]), names[seat], names[1 - seat])
-            kinds[b], events[b] = KINDS.index(action.kind), EVENTS.index(action.event)
+            kinds[b], events[b] = KINDS.index(action.kind), action.code
             lines[b] = self._ids(prompts.line(first_name, action))
         packed = pack([line[:self.width] for line in lines], self.width)
         return kinds, events, packed.ids, np.array([min(len(line), self.width + 1) for line in lines], np.int32)
@@ -250,7 +249,7 @@ class TokenSotopia:
             for a in range(state.actions[e]):
                 ids = state.lines.ids[e, a, :state.lines.length[e, a]].tolist()
                 lines.append((a % 2, text.decode(self.tokenizer, ids)))
-                events += action_events(Action(KINDS[state.kinds[e, a]], '', EVENTS[state.events[e, a]]))
+                events += from_code(KINDS[state.kinds[e, a]], '', state.events[e, a]).events
             episodes.append(EpisodeText(
                 describe(scenario), lines, [prompts.judge_opening(scenario, seat) for seat in (0, 1)], events))
         return episodes

@@ -47,20 +47,32 @@ def _hold_out_first(share: float) -> Callable[[int], tuple[Sequence[int], Sequen
     return lambda count: (range(int(count * share), count), range(int(count * share)))
 
 
-def _epo_splits(count: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Return EPO's indices: 1,824 training goals and 200 test goals, 21 of which are also training goals."""
+def _official_splits(count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return WebShop's split: 500 goals for testing, then 1,000 for development, and the rest for training."""
+    return range(1500, count), range(500)
+
+
+def _epo_splits(test: str) -> Callable[[int], tuple[Sequence[int], Sequence[int]]]:
+    """Return `Variant.splits` that give EPO's indices: 1,824 training goals and one of its lists of test goals.
+
+    Of the list 'test' (200 goals), 21 are training goals, too; of 'test_500', none is.
+    """
     path = importlib.resources.files('epo_jax.envs.webshop') / 'data' / 'epo_indices.json'
-    indices = json.loads(path.read_text())
-    return indices['train'], indices['test']
+    indices = json.loads(path.read_text('utf-8'))
+    return lambda count: (indices['train'], indices[test])
 
 
 VARIANTS = {variant.name: variant for variant in (
     Variant('webshop-small-synth-6', False, 6, None, None, _hold_out_first(0.2), packaged=True),
     Variant('webshop-small-synth-15', False, 15, None, None, _hold_out_first(0.2), packaged=True),
-    # The official split of synthetic goals: 500 for testing, 1,000 for development, the rest for training.
-    Variant('webshop-1k-synth-15', False, 15, 1000, 6910, lambda count: (range(1500, count), range(500))),
+    Variant('webshop-1k-synth-15', False, 15, 1000, 6910, _official_splits),
     Variant('webshop-1k-human', True, 15, 1000, None, _hold_out_first(0.5)),
-    Variant('webshop-full-human-200', True, 10, None, 12087, _epo_splits))}
+    Variant('webshop-full-human-200', True, 10, None, 12087, _epo_splits('test')),
+    Variant('webshop-full-human-epo-500', True, 10, None, 12087, _epo_splits('test_500')),
+    Variant('webshop-full-human-500', True, 15, None, 12087, _official_splits),
+    # Catalogs of other sizes.
+    Variant('webshop-any-synth-15', False, 15, None, None, _hold_out_first(0.2)),
+    Variant('webshop-any-human-15', True, 15, None, None, _hold_out_first(0.2)))}
 
 
 def load_shop(name: str, data: str = '', tagger: str = 'words', seed: int = SEED,

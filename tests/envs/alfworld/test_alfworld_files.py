@@ -102,6 +102,48 @@ def test_alfworlds_own_folders_are_read(tmp_path):
         (row['id'], 'train' if i else 'seen', row['task']) for i, row in enumerate(small_rows()[:3])}
 
 
+@here
+def test_any_folder_of_alfworlds_own_and_a_single_game_are_read(tmp_path):
+    domain, grammar = ((FOLDER / name).read_text() for name in ('alfred.pddl', 'alfred.twl2.template'))
+    root = tmp_path / 'train' / 'json_2.1.1'  # a folder further up does not name the split
+    splits = ('train', 'valid_seen', 'valid_unseen')
+    for name, row in zip((*splits, 'valid_train'), small_rows()):
+        folder = root / name / row['id']
+        folder.mkdir(parents=True)
+        (folder / 'game.tw-pddl').write_text(json.dumps({
+            'pddl_domain': domain, 'grammar': grammar.replace('@@TASK@@', row['task']), 'solvable': True,
+            'pddl_problem': row['pddl_problem'], 'walkthrough': row['walkthrough']}), 'utf-8-sig')
+
+    def found(path):
+        return [(record['id'], record['split']) for record in source.read(source.find(path))[1]]
+
+    expected = [(row['id'], source.SPLITS[name]) for name, row in zip(splits, small_rows())]
+    assert found(root) == found(root.parent) == found(tmp_path) == expected
+    for name, game_ in zip(splits, expected):
+        assert found(root / name) == [game_]
+        file, = (root / name).rglob('game.tw-pddl')
+        for path in (file, file.parent, file.parent.parent):
+            assert found(path) == [game_]
+    assert [row['id'] for row in replay_all(str(file))] == [expected[-1][0]]
+    movable = root / 'train' / 'pick_and_place_with_movable_recep-Mug-None-Desk-1' / 'trial_1' / 'game.tw-pddl'
+    movable.parent.mkdir(parents=True)
+    shutil.copy(file, movable)
+    assert [*source.read(source.find(movable))[1]] == [None]
+
+
+def test_the_error_names_the_folder_to_give(tmp_path):
+    (tmp_path / 'games').mkdir()
+    write_jsonl(tmp_path / 'games' / 'train.jsonl', small_rows()[:1])
+    with pytest.raises(GameError, match=f'{tmp_path} has no games: .*; name {tmp_path / "games"} instead'):
+        source.find(tmp_path)
+
+
+def test_the_games_of_the_package_can_be_replayed_by_their_path():
+    everything = [row['id'] for row in replay_all('')]
+    assert len(everything) == 12 and everything == [row['id'] for row in replay_all(str(source.PACKAGED))]
+    assert [row['won'] for row in replay_all(str(source.PACKAGED / 'train.jsonl'))] == [True] * 6
+
+
 @pytest.mark.parametrize('line, message', [
     ('{', 'not JSON'), ('[]', 'expected an object'), ('{"id": "a"}', "'task' is missing"),
     ('{"id": 3, "task": ""}', "'id' is missing")])

@@ -121,6 +121,16 @@ def test_replies_are_read(reply, begun, command, event):
     assert read_reply(reply, begun) == (command, event)
 
 
+@pytest.mark.parametrize('begun', [False, True])
+def test_reasoning_is_cut_and_counted(begun):
+    env, scenarios = table(begun=begun)
+    cue = '' if begun else 'Action: '
+    after, (step,) = play(env, scenarios[0], f'<think>Perhaps Action: inventory</think>{cue}look')
+    assert after.lines[-1][0] == 'look' and step.events == ('action/reasoning', 'action/done')
+    _, (step,) = play(env, scenarios[0], '<think>Action: look')
+    assert step.events == ('action/unparsable', 'action/reasoning')
+
+
 def test_what_is_not_possible_or_no_action_counts_as_such_and_changes_nothing():
     env, scenarios = table()
     state, steps = play(env, scenarios[0], 'Action: go to moon 1', 'fly', 'Action: Look', 'Action: look')

@@ -1,10 +1,11 @@
 """Replies of models, and the actions they are parsed as."""
 
 import random
+import time
 
 import pytest
 
-from epo_jax.envs.sotopia.actions import KINDS, Action, read_action
+from epo_jax.envs.sotopia.actions import KINDS, Action, from_code, read_action
 from epo_jax.envs.sotopia.prompts import line
 
 SPEAK, GESTURE, ACTION, LEAVE, NONE = KINDS
@@ -204,3 +205,62 @@ def test_random_text_gives_an_allowed_action_or_an_unparsable_one():
     '\ud800 a lone surrogate', '{"action_type": ["speak"], "argument": {"a": 1}}'], ids=lambda text: text[:9])
 def test_pathological_text_raises_no_error(text):
     assert read(text).kind in KINDS
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('<think>He may lie.</think>\n\nHello, Bob.', Action(SPEAK, 'Hello, Bob.', reasoning=True)),
+    ('He may lie.</think>Hello, Bob.', Action(SPEAK, 'Hello, Bob.', reasoning=True)),
+    ('<THINK>\n{"action_type": "leave"}\n</THINK>gesture: nods', Action(GESTURE, 'nods', reasoning=True)),
+    ('<think>a</think>Ava said: "Hello."', Action(SPEAK, 'Hello.', 'repaired', reasoning=True)),
+    ('<think>I should say hello', Action(NONE, '', 'unparsable', reasoning=True)),
+    ('<think>a</think>', Action(NONE, '', 'unparsable', reasoning=True)),
+    ('I think 3 < 5.', Action(SPEAK, 'I think 3 < 5.'))])
+def test_reasoning_is_not_spoken_and_counted(text, expected):
+    assert read(text) == expected
+    assert ('action/reasoning' in read(text).events) == expected.reasoning
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('Turn #3\nAva said: "Hello."', Action(SPEAK, 'Hello.', 'repaired')),
+    ('Turn #3: Ava Li said: "Hello."\n\nTurn #4\nBob said: "Hi."', Action(SPEAK, 'Hello.', 'repaired')),
+    ('turn # 3\nHello.', Action(SPEAK, 'Hello.', 'repaired')),
+    ('Hello.\nTurn #4', Action(SPEAK, 'Hello.', 'repaired')),
+    ('Turn #3\n', Action(NONE, '', 'unparsable')),
+    ('said: "Hello."', Action(SPEAK, 'Hello.', 'repaired')),
+    ('Turn around, Bob.', Action(SPEAK, 'Turn around, Bob.')),
+    ('It is turn #3 now.', Action(SPEAK, 'It is turn #3 now.'))])
+def test_the_number_of_a_turn_is_not_spoken(text, expected):
+    assert read(text) == expected
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('Bob: I can pay $60.', Action(SPEAK, 'Bob: I can pay $60.', None, False, True)),
+    ('Bob Stone said: "Hi."\nAva said: "Hello."', Action(SPEAK, 'Hello.', 'repaired', False, True)),
+    ('Turn #2\nBob said: Hi.\nTurn #3\nAva: Hello.\nBob: Bye.', Action(SPEAK, 'Hello.', 'repaired', False, True)),
+    ('Ava: Hello.\nBob: Hi.', Action(SPEAK, 'Hello.', 'repaired')),
+    ('Bob, hello.', Action(SPEAK, 'Bob, hello.'))])
+def test_a_line_of_the_partner_is_counted(text, expected):
+    assert read(text) == expected
+    assert ('action/partner' in read(text).events) == expected.partner
+
+
+def test_codes_hold_all_events():
+    actions = [Action(SPEAK, 'x', event, reasoning, partner) for event in (None, 'repaired', 'unparsable')
+               for reasoning in (False, True) for partner in (False, True)]
+    assert [from_code(SPEAK, 'x', action.code) for action in actions] == actions
+    assert len({action.code for action in actions}) == 12
+
+
+@pytest.mark.parametrize('unit', ['\n', ' ', '{"', '{"a":', '{"a":"', '{"a":[1,2],"x', '"action_type": ', '\nAva', '*(',
+                                  '<think>', '</think>', 'Turn #3\n', '\nBob ', '[', '“'])
+def test_the_time_to_read_a_reply_grows_with_its_length(unit):
+    def seconds(length):
+        text = unit * (length // len(unit))
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            read(text)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(400_000) < 10 * seconds(100_000) + 0.1

@@ -177,11 +177,22 @@ def test_unknown_variants_and_data_of_another_variant(data, cache):
         load_shop('webshop-1k-human', cache=cache)
 
 
+def test_catalogs_of_any_size_have_a_variant(data, cache):
+    folder = data([ROW | {'asin': f'B{i}'} for i in range(7)], {f'B{i}': KNOWN['B01'] for i in range(7)})
+    shop = load_shop('webshop-any-synth-15', str(folder), cache=cache)
+    assert len(shop.catalog.products) == 7 and len(shop.goals) == 14
+
+
 def test_splits():
     train, held_out = VARIANTS['webshop-full-human-200'].splits(12087)
     assert len(train) == 1824 and len(held_out) == 200 and len(set(train) & set(held_out)) == 21
     assert max(*train, *held_out) < 12087
-    for name in ('webshop-small-synth-15', 'webshop-1k-synth-15', 'webshop-1k-human'):
+    train, held_out = VARIANTS['webshop-full-human-500'].splits(12087)
+    assert (len(train), held_out) == (10587, range(500)) and max(train) == 12086
+    train, held_out = VARIANTS['webshop-full-human-epo-500'].splits(12087)
+    assert len(train) == 1824 and len(set(held_out)) == 500 and max(held_out) < 12087
+    for name in ('webshop-small-synth-15', 'webshop-1k-synth-15', 'webshop-1k-human', 'webshop-full-human-500',
+                 'webshop-full-human-epo-500', 'webshop-any-synth-15', 'webshop-any-human-15'):
         train, held_out = (set(goals) for goals in VARIANTS[name].splits(6910))
         assert train and held_out and not train & held_out
 
