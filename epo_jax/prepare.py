@@ -28,8 +28,9 @@ import sys
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.data import sharegpt
-from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer, whole_number
+from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer
 from epo_jax.runtime.files import write_atomically
+from epo_jax.runtime.rows import whole_number
 
 MODES = ('official', 'corrected')
 

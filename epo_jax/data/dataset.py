@@ -15,10 +15,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from epo_jax.data import sharegpt
-from epo_jax.data.rows import BadRows, RowError, parse_row, read_rows
+from epo_jax.data.rows import BadRows, RowError, read_rows
 from epo_jax.rl.batching import epoch_order
 from epo_jax.rl.learner import Batch
 from epo_jax.runtime import streams
+from epo_jax.runtime.rows import parse_row
 from epo_jax.text.chat import ChatSegments
 from epo_jax.text.tokenizer import TokenizerError
 

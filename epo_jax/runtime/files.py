@@ -53,7 +53,7 @@ def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
       ValueError: a line is not a JSON object; the message names the file and the number of the first such line.
     """
     # Split at line feeds only: str.splitlines also splits at characters that JSON strings may contain unescaped.
-    lines = Path(path).read_text(encoding='utf-8').split('\n')
+    lines = Path(path).read_text(encoding='utf-8-sig').split('\n')
     return [_parse_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from epo_jax.data import rows as reading
-from epo_jax.data.rows import BadRows, RowError, parse_row, read_rows, row_writer
+from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer
+from epo_jax.runtime import rows as reading
+from epo_jax.runtime.rows import parse_row, whole_number
 
 ROOT = pathlib.Path(__file__).parents[2]
 NASTY = ['', '"', '\\', '\\"', '[', ']', '{', '}', ',', '\n', '\u2028', 'é', '😀', '\x00', '\\u005d', '"]}', '\t']
@@ -151,3 +152,10 @@ def test_memory_stays_flat(tmp_path):
         assert rows == count
         used.append(kilobytes)
     assert path.stat().st_size > 100e6 and used[1] < used[0] + 4_000
+
+
+@pytest.mark.parametrize('value, expected', [
+    (3, 3), (3.0, 3), ('3', 3), ('3.0', 3), (' 3 ', 3), (-1, -1), (0, 0), (2.5, None), ('x', None), ('', None), (True, None),
+    (None, None), ([3], None), (float('nan'), None), (float('inf'), None), ('nan', None), ('1e999', None), (10 ** 400, 10 ** 400)])
+def test_whole_numbers_may_be_written_in_several_ways(value, expected):
+    assert whole_number(value) == expected and type(whole_number(value)) is type(expected)

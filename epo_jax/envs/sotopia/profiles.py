@@ -12,10 +12,10 @@ import json
 import pathlib
 from typing import Any, Mapping, NamedTuple, Optional
 
-from epo_jax.data.rows import BadRows, RowError, read_rows, whole_number
 from epo_jax.envs.sotopia.goals import RuleError, check_rule
 from epo_jax.envs.sotopia.markup import ENVIRONMENT, MarkupError, visible
 from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.rows import RowError, scan_rows, whole_number
 
 STRANGER, BY_NAME, ACQUAINTANCE, FRIEND, ROMANTIC, FAMILY = range(6)
 
@@ -284,10 +284,12 @@ def _read(root, kind: str, optional: bool = False) -> list[_Row]:
         raise ProfileError(f'{root} has no {kind} file; expected one of {", ".join(_names(kind))}')
     if path.name.endswith('.json') and not path.read_bytes().removeprefix(b'\xef\xbb\xbf').lstrip().startswith(b'['):
         raise ProfileError(f'{path}: must be a list of JSON objects')
-    try:
-        return [_Row(row, f'{path}, row {span.number}') for span, row in read_rows(path, BadRows(False))]
-    except RowError as error:
-        raise ProfileError(str(error)) from None
+    rows = []
+    for span, row in scan_rows(path):
+        if isinstance(row, RowError):
+            raise ProfileError(str(row))
+        rows.append(_Row(row, f'{path}, row {span.number}'))
+    return rows
 
 
 def _names(kind: str) -> list[str]:
