@@ -31,6 +31,7 @@ def play(rules, scenario, messages):
     rows = np.array([False, True])
     state, encoded = env.reset(env.start(2), queue, np.array([1, 0]), rows)
     dialogue, openings = rules.reset(scenario, (True, True))
+    events = []
     for observation, opening in zip(encoded, openings):
         assert (decode(observation.strategist, 1), decode(observation.actor, 1)) == tuple(opening)
         assert observation.strategist.length[0] == 0
@@ -41,6 +42,7 @@ def play(rules, scenario, messages):
         ids = text.encode(TOKENIZER, message)
         state, step = env.step(state, seat, pack([[], ids], 64), rows)
         dialogue, text_step = rules.step(dialogue, seat, message)
+        events += text_step.events
         for observation, expected in zip(step.observations, text_step.observations):
             assert (decode(observation.strategist, 1), decode(observation.actor, 1)) == tuple(expected)
         np.testing.assert_array_equal(np.asarray(step.reward)[1], np.array(
@@ -49,7 +51,7 @@ def play(rules, scenario, messages):
         assert bool(step.done[1]) == text_step.done and not step.done[0] and not np.asarray(step.failed).any()
     finished = jax.tree.map(lambda x: np.asarray(x)[1:], state)
     [episode] = env.texts([scenario], finished)
-    assert tuple(episode.lines) == rules.transcript(dialogue, ())
+    assert tuple(episode.lines) == rules.transcript(dialogue, ()) and episode.events == events
     assert list(episode.judge_prompts) == [rules.judge_prompt(dialogue, seat) for seat in (0, 1)]
     return env, queue, finished, episode
 
@@ -77,6 +79,16 @@ def test_max_turns_and_idle_actions_end_a_dialogue():
     play(Sotopia(2, 2, ('speak',), True, True), SCENARIO, ['Hello.', 'Bye.'])
     _, _, _, episode = play(Sotopia(9, 1, ('speak',), True, True), SCENARIO, ['', ''])
     assert episode.events.count('action/unparsable') == 2
+
+
+def test_reasoning_and_lines_of_the_partner_count_as_in_text():
+    other = SCENARIO.characters[1].first_name
+    messages = ['<think>Hm.</think>Hello.', 'Turn #2\nHi.', f'{other}: Hello.', '<think>I wonder']
+    _, _, _, episode = play(Sotopia(9, 2), SCENARIO, messages)
+    assert [line.partition(': ')[2] for _, line in episode.lines] == ['"Hello."', '"Hi."', f'"{other}: Hello."', '']
+    assert episode.events == [
+        'action/speak', 'action/reasoning', 'action/speak', 'action/repaired', 'action/speak', 'action/partner',
+        'action/none', 'action/unparsable', 'action/reasoning']
 
 
 def test_every_kind_of_action_becomes_a_line():
