@@ -1,4 +1,4 @@
-"""Prepared files against the released formulas, written here a second time in plain float64."""
+"""Prepared files against the released formulas, restated here in plain float64."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Solve ALFWorld games by a search, and write what it does, one row a game, in the form of alfworld_replay.
+"""Solve ALFWorld games by search and write the solutions, one row per game, in the format of alfworld_replay.
 
     python -m epo_jax.tools.alfworld_expert --games=GAMES.jsonl.xz --out=demonstrations.jsonl
 
@@ -28,7 +28,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
 
     def then(self, game: Game, *actions: Action) -> 'Plan':
-        """This plan and what is done after it."""
+        """Return this plan with more actions at its end."""
         state = self.state
         for action in actions:
             state = engine.apply(game, state, action)
@@ -36,7 +36,7 @@ class Plan:
 
 
 def plan(game: Game, state: State) -> tuple[Action, ...]:
-    """Actions that win the game from a state; none where it is won.
+    """Return actions that win the game from a state; () if it is won already.
 
     Raises:
       GameError: it cannot be won from there.
@@ -141,7 +141,7 @@ def main() -> None:
         prog='python -m epo_jax.tools.alfworld_expert', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--games', default='', help='file or folder of games (default: those of the package)')
-    parser.add_argument('--out', required=True, help='file to write, one row a game')
+    parser.add_argument('--out', required=True, help='file to write, one row per game')
     parser.add_argument('--variant', default='', help=f'one of {", ".join(text.VARIANTS)}')
     args = parser.parse_args()
     try:

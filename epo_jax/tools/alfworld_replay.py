@@ -1,13 +1,13 @@
-"""Plays games by given commands and writes down everything that is said: how the engine is checked against another.
+"""Replay commands in ALFWorld games and write every observation, to compare this engine with another one.
 
     python -m epo_jax.tools.alfworld_replay --out=OUT.jsonl [--games=FILE.jsonl.xz]
         [--commands=CMDS.jsonl] [--variant=alfworld-0.4-unseen]
 
-Each game's walkthrough is played, or the commands that a row {"id", "commands"} of CMDS.jsonl gives for it; they are
-played to the end, also past a win. One row is written a game: {"id", "observations", "admissible", "won", "seconds"},
-with the observations and the admissible commands at the beginning and after each command, whether the game is won at
-the end, and the time that reading and playing it took. The domain and the grammar are those beside the games; a
-variant such as alfworld-0.3-unseen plays by another release's.
+For each game, the command plays the walkthrough, or the commands in the row {"id", "commands"} of CMDS.jsonl, to the
+end, even after the game is won. It writes one row per game, {"id", "observations", "admissible", "won", "seconds"}: the
+observations and the admissible commands at the beginning and after each command, whether the game is won at the end,
+and the time to read and play it. The domain and the grammar are those beside the games; a variant such as
+alfworld-0.3-unseen chooses those of another release.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def read_commands(path: str) -> dict[str, list[str]]:
     """Read the commands for every game in a file.
 
     Raises:
-      GameError: naming the file, the row and what is wrong with it.
+      GameError: a row is malformed; the message names the file and the row.
     """
     commands = {}
     try:
@@ -39,7 +39,7 @@ def read_commands(path: str) -> dict[str, list[str]]:
                 or not all(isinstance(command, str) for command in given):
             raise GameError(f'{path}, row {number}: expected {{"id": text, "commands": [text, ...]}}')
         if row['id'] in commands:
-            raise GameError(f'{path}, row {number}: commands for {row["id"]!r} were given before')
+            raise GameError(f'{path}, row {number}: an earlier row already has commands for {row["id"]!r}')
         commands[row['id']] = given
     return commands
 
@@ -73,7 +73,7 @@ def main() -> None:
         prog='python -m epo_jax.tools.alfworld_replay', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--games', default='', help='file or folder of games (default: those of the package)')
-    parser.add_argument('--out', required=True, help='file to write, one row a game')
+    parser.add_argument('--out', required=True, help='file to write, one row per game')
     parser.add_argument('--commands', help='file of rows {"id", "commands"}')
     parser.add_argument('--variant', default='', help=f'one of {", ".join(text.VARIANTS)}')
     args = parser.parse_args()

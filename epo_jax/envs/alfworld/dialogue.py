@@ -18,10 +18,11 @@ class Episode:
     """A game so far.
 
     Attributes:
-      scenario, game: what is played; `situation` is how it began, as the models read it.
-      state: of the game.
-      lines: (command, what was said), in order.
-      idle: actions in a row, up to now, that did nothing.
+      scenario, game: the scenario and its game.
+      situation: the room and the task, as the models read them.
+      state: the state of the game.
+      lines: (command, observation) of every action so far, in order.
+      idle: number of actions in a row, up to now, that did nothing.
     """
 
     scenario: Scenario
@@ -34,17 +35,18 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Alfworld(TextEnvironment):
-    """A TextEnvironment.
+    """ALFWorld as a TextEnvironment with one seat.
 
     Attributes:
-      version: the release whose words are used; variant: the name under which results are reported.
-      examples: worked example of every task type (see prompts.examples).
-      max_turns: actions; the last one ends the episode.
-      max_idle: the episode ends when more than this many actions in a row do nothing; 0: it goes on.
-      share: an episode that is not won is worth the share of the goal's conditions that hold at its end.
-      constrained: the actor may only give admissible commands.
+      version: the release whose words are used.
+      variant: the name under which results are reported.
+      examples: a worked example of every task type (see prompts.examples).
+      max_turns: largest number of actions.
+      max_idle: the episode ends when more than this many actions in a row do nothing; 0 disables this.
+      share: partial credit: an episode that is not won earns the share of the goal's conditions that hold at its end.
+      constrained: the actor can only write admissible commands.
       short: short prompts, for small models, without the worked example.
-      begun: replies are begun for the models, with 'Thought:' and 'Action:'.
+      begun: prefill the replies of the models with 'Thought:' and 'Action:'.
     """
 
     version: Version
@@ -59,7 +61,7 @@ class Alfworld(TextEnvironment):
 
     @property
     def advice(self) -> tuple[str, str]:
-        """See TextEnvironment.advice; a strategy that was not begun says itself that it is a thought."""
+        """See TextEnvironment.advice; a strategy that was not prefilled contains 'Thought:' itself."""
         return (f'\n{prompts.THOUGHT}' if self.begun else '\n'), ''
 
     def reset(self, scenario: Scenario, advised: Sequence[bool]) -> tuple[Episode, tuple[Observation, ...]]:
@@ -75,13 +77,13 @@ class Alfworld(TextEnvironment):
                            prompts.ACTION if self.begun or self.constrained else '')
 
     def choices(self, state: Episode, seat: int) -> tuple[str, ...]:
-        """See TextEnvironment.choices: the admissible commands, each behind the space that follows the cue."""
+        """See TextEnvironment.choices: the admissible commands, each with a leading space."""
         if not self.constrained:
             return ()
         return tuple(f' {command}' for command in text.admissible(state.game, self.version, state.state))
 
     def step(self, state: Episode, seat: int, message: str) -> tuple[Episode, TextStep]:
-        """See TextEnvironment.step. A reply without a command, and a command that does nothing, are actions too."""
+        """See TextEnvironment.step. A reply without a command and a command that does nothing count as actions."""
         message, reasoned = cut_reasoning(message)
         command, event = read_reply(message, self.begun or self.constrained)
         events = ((event,) if event else ()) + (('action/reasoning',) if reasoned else ())
@@ -104,7 +106,7 @@ class Alfworld(TextEnvironment):
         return state, TextStep((seen,), done, (reward if done else 0.0,), events)
 
     def transcript(self, state: Episode, messages: Sequence[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
-        """See TextEnvironment.transcript: every action with its answer."""
+        """See TextEnvironment.transcript: every action with its observation."""
         return tuple((0, prompts.exchange(*line)) for line in state.lines)
 
     def judge_prompt(self, state: Episode, seat: int) -> str:
@@ -122,12 +124,12 @@ def read_reply(reply: str, begun: bool) -> tuple[str, str]:
     """Return the command in an actor's reply, and how it was found.
 
     Args:
-      begun: the reply was begun with 'Action:'.
+      begun: whether the reply was prefilled with 'Action:'.
 
     Returns:
-      (command, event): '' if it stood there as it should; 'action/repaired' if it was wrapped in something else:
-      capital letters, quotation marks, a full stop, more text; 'action/unparsable' if there is none, and then the
-      command is the reply's beginning.
+      (command, event). The event is '' if the reply had the expected form; 'action/repaired' if the command had capital
+      letters, quotation marks, a period or other text around it; and 'action/unparsable' if the reply has no command,
+      and then the beginning of the reply is returned in its place.
     """
     found = re.search(rf'{prompts.ACTION}[ \t]*(.*)', reply)
     line = found[1] if found else reply.strip().partition('\n')[0] if begun else ''

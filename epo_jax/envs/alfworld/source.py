@@ -1,4 +1,4 @@
-"""Where games come from: files of many games, ALFWorld's own folders, and what the package brings along.
+"""Sources of games: files with many games, ALFWorld's own folders, and the games of the package.
 
 Three forms are read. A file SPLIT.jsonl or SPLIT.jsonl.xz has one game a row (`id`, `task`, `pddl_problem`,
 `walkthrough`, `solvable`), with alfred.pddl and alfred.twl2.template beside it. A folder may hold such files for
@@ -26,10 +26,10 @@ class Source(NamedTuple):
     """Files of games.
 
     Attributes:
-      root: what was named.
+      root: the path that was given.
       files: (split, file), in order.
       order: ids of unseen games in the order in which they are to be played first.
-      version: the release they are written for, where no grammar beside them says it.
+      version: the release of the games if no grammar beside them identifies it.
     """
 
     root: pathlib.Path
@@ -42,7 +42,7 @@ def find(path: str = '') -> Source:
     """Return the games at a path ('': those that come with the package).
 
     Raises:
-      GameError: there are none.
+      GameError: there are no games at the path.
     """
     root = pathlib.Path(path) if path else PACKAGED
     own = VERSIONS['0.4'] if PACKAGED in (root.resolve(), root.resolve().parent) else None
@@ -83,13 +83,13 @@ def _split_of(file: pathlib.Path) -> Optional[str]:
 def read(source: Source, version: Optional[Version] = None) -> tuple[Version, Iterator[Optional[dict[str, Any]]]]:
     """Return the release of the games and the record of every game, None for one that ALFWorld itself skips.
 
-    Those are games not marked solvable, and tasks about movable receptacles or sliced objects.
+    ALFWorld skips games that are not marked solvable, and tasks with movable receptacles or sliced objects.
 
     Args:
-      version: the release to play by, whatever the games' grammar; None: the grammar's own.
+      version: the release to play, whatever the games' grammar is; None for that of the grammar.
 
     Raises:
-      GameError: also while records are read: a game is malformed or cannot be solved, and which.
+      GameError: a game is malformed or cannot be solved; the message names it. The iterator may raise this, too.
     """
     rows, version = rows_of(source), version or source.version
     if source.files[0][1].name != _GAME:
@@ -103,7 +103,7 @@ def read(source: Source, version: Optional[Version] = None) -> tuple[Version, It
     def records():
         for where, split, row in rows:
             if version is None and version_of(row['pddl_domain'], row['grammar'], where) != own:
-                raise GameError(f'{where}: of another release than {source.files[0][1]}, which is {own.name}')
+                raise GameError(f'{where}: this game is of another release than {source.files[0][1]} ({own.name})')
             yield record_of(where, split, row)
 
     return own, records()

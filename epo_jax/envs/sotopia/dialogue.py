@@ -27,7 +27,7 @@ class Sotopia(TextEnvironment):
       allowed: the kinds of action that agents may choose.
       short: leave out of the prompts what a small model cannot use: the characters except for their first names, their
         relationship, and the rules of conduct.
-      begun: begin the replies of the models with 'Strategy:' and 'NAME said: "', which keeps a small model in its
+      begun: prefill the replies of the models with 'Strategy:' and 'NAME said: "', which keeps a small model in its
         role.
     """
 

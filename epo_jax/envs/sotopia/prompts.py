@@ -1,7 +1,7 @@
 """All texts that models read in a SOTOPIA episode.
 
-They give the same information in the same places as the prompts of SOTOPIA and EPO, in other words. A change of any of
-these texts changes results.
+They give the same information in the same places as the prompts of SOTOPIA and EPO, but are worded differently.
+Changing any of these texts changes results.
 """
 
 from epo_jax.envs.sotopia.actions import KINDS, WORDS, Action

@@ -59,7 +59,7 @@ class WebShop(TextEnvironment):
       max_turns: largest number of actions; set by the variant.
       short: for small models, use short prompts whose only example is a search, and cut every piece of a page to a
         few words.
-      begun: begin the replies of both models, with 'Thought:' and with 'Action:' ('Action: search[' on the first page,
+      begun: prefill the replies of both models with 'Thought:' and 'Action:' ('Action: search[' on the first page,
         where nothing else is possible).
       constrained: restrict the actor's clicks to what the page offers; search terms stay free.
       script: a customer (see scripted.py) that acts in place of the actor; the actor's replies are ignored.

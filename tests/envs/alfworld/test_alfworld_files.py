@@ -1,4 +1,4 @@
-"""Reading games, the index, the replay command, the experts: what they take and what they refuse."""
+"""Reading games, the index, the replay command and the experts: which inputs they accept and which they reject."""
 
 import json
 import random

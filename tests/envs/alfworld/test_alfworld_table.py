@@ -1,4 +1,4 @@
-"""ALFWorld as a TextEnvironment: who reads what when, what counts as what, and when it ends."""
+"""ALFWorld as a TextEnvironment: what the models read, which events are counted, and when an episode ends."""
 
 import dataclasses
 import json
