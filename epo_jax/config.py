@@ -4,13 +4,14 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple, Union
+from typing import Any, Collection, Iterator, Mapping, NamedTuple, Optional, Union
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_atomically
+from epo_jax.runtime.secrets import redact
 
 CONFIG_FILE = 'config.json'
 _UNSET = object()  # what `_get` returns for a required placeholder that is not filled in
@@ -20,11 +21,54 @@ class ConfigError(InputError):
     """A configuration that cannot be run; the message names every invalid key and says what to do."""
 
 
+class Range(NamedTuple):
+    """The finite numbers that a key may have; `above` and `below` exclude the ends."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        """Return whether a number lies in the range."""
+        if not isinstance(value, (int, float)) or isinstance(value, float) and not math.isfinite(value):
+            return False
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f'{"above" if self.above else "at least"} {self.low}'
+        return low if self.high == math.inf else f'{low} and {"below" if self.below else "at most"} {self.high}'
+
+
+LARGEST = 2**31 - 1
+COUNT = Range(0, LARGEST)
+POSITIVE = Range(1, LARGEST)
+
+
 class Key(NamedTuple):
-    """A key of a configuration: its default and a one-line description."""
+    """A key of a configuration.
+
+    Attributes:
+      default: its default, whose type the values have.
+      meaning: one line.
+      allowed: a Range, or the options; None allows every value. If the values are tuples, it is about their elements.
+    """
 
     default: Any
     meaning: str
+    allowed: Optional[Collection[Any]] = None
+
+    def allows(self, value: Any) -> bool:
+        """Return whether a value of the right type is allowed."""
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        return self.allowed is None or all(element in self.allowed for element in values)
+
+    def describe(self) -> str:
+        """Return what is allowed, such as 'at least 1' or 'one of sum, official'."""
+        if isinstance(self.allowed, Range):
+            return str(self.allowed)
+        return '' if self.allowed is None else 'one of ' + ', '.join(map(str, self.allowed))
 
 
 def defaults_of(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +91,22 @@ def validate_keys(config: ConfigDict, defaults: ConfigDict) -> None:
     problems = list(_problems(config, defaults, '', dict(_names(defaults, ''))))
     if problems:
         raise ConfigError('the configuration is not valid:\n  ' + '\n  '.join(problems))
+
+
+def value_problems(config: ConfigDict, keys: Mapping[str, Any], prefix: str = '') -> Iterator[str]:
+    """Yield a line for each value that its Key does not allow.
+
+    Args:
+      config: a configuration that has passed `validate_keys`.
+      keys: a tree of Keys, as in `defaults_of`.
+      prefix: of the names in the lines.
+    """
+    for name, key in keys.items():
+        if isinstance(key, Mapping):
+            yield from value_problems(config[name], key, f'{prefix}{name}.')
+        elif isinstance(key, Key) and not key.allows(value := config[name]):
+            each = 'each element of ' if isinstance(value, (tuple, list)) else ''
+            yield f'{each}{prefix}{name} must be {key.describe()}; it is {value!r}'
 
 
 def to_json(config: Union[ConfigDict, Mapping[str, Any]]) -> str:
@@ -73,41 +133,72 @@ def from_json(text: str) -> dict[str, Any]:
     return tree
 
 
-def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tuple[str, ...] = ()) -> bool:
-    """Save the configuration in the directory of a new run, or compare it with that of an existing run.
+def has_results(workdir: Union[str, Path]) -> bool:
+    """Return whether a directory holds metrics or checkpoints of a run."""
+    metrics, checkpoints = Path(workdir) / 'metrics.jsonl', Path(workdir) / 'checkpoints'
+    return (metrics.exists() and metrics.stat().st_size > 0
+            or checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir()))
+
+
+def check_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tuple[str, ...] = ()) -> bool:
+    """Compare a configuration with that of the run in a directory, if there is one; nothing is written.
 
     Args:
-      workdir: the directory of the run; it is created, with its parents, if it does not exist.
+      workdir: the directory of the run, which need not exist.
       config: the validated configuration.
-      may_differ: dotted keys, or groups of keys, that a resumed run may change, such as its length. If any of them
-        differ, config.json is rewritten with the new values.
+      may_differ: dotted keys, or groups of keys, that a resumed run may change, such as its length.
 
     Returns:
-      False if the run is new; True if config.json exists, so that the run resumes.
+      Whether config.json is missing or has other values, so that it has to be written.
 
     Raises:
-      ConfigError: config.json is damaged, or other keys differ; the file stays as it is.
+      ConfigError: config.json is damaged, or it is missing beside the results of a run, or other keys differ.
     """
     path = Path(workdir) / CONFIG_FILE
-    text = to_json(config)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-        return False
+        if has_results(workdir):
+            raise ConfigError(f'{workdir} holds results of a run, but its {CONFIG_FILE} is missing, so the '
+                              'configuration of this run is unknown; restore the file, or start in a new --workdir')
+        return True
     try:
         saved = from_json(path.read_text(encoding='utf-8'))
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f'{path} is damaged ({error}), so the configuration of this run is unknown; restore the '
                           'file, or start in a new --workdir') from error
-    changed = _differences(saved, from_json(text))
+    changed = _differences(saved, from_json(_saved_text(config)))
     refused = [line for name, line in changed.items()
                if not any(name == free or name.startswith(free + '.') for free in may_differ)]
     if refused:
         raise ConfigError(f'{workdir} contains a run with another configuration:\n  ' + '\n  '.join(refused)
                           + '\npass the saved values to resume it, or another --workdir to start a new run')
-    if changed:
-        write_atomically(path, text)
-    return True
+    return bool(changed)
+
+
+def open_workdir(workdir: Union[str, Path], config: ConfigDict, may_differ: tuple[str, ...] = ()) -> bool:
+    """Save the configuration in the directory of a new run, or compare it with that of an existing run.
+
+    The directory is created, with its parents, if it does not exist. If keys differ that may differ, config.json is
+    rewritten with the new values. Passwords and keys in URLs are left out.
+
+    Args:
+      workdir, config, may_differ: as in `check_workdir`.
+
+    Returns:
+      False if the run is new; True if config.json exists, so that the run resumes.
+
+    Raises:
+      ConfigError: as in `check_workdir`; the file stays as it is.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    exists = path.exists()
+    if check_workdir(workdir, config, may_differ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _saved_text(config))
+    return exists
+
+
+def _saved_text(config: ConfigDict) -> str:
+    return redact(to_json(config))
 
 
 def _names(tree: ConfigDict, prefix: str) -> Iterator[tuple[str, bool]]:
@@ -140,6 +231,11 @@ def _problems(config: ConfigDict, defaults: ConfigDict, prefix: str, known: dict
             if not _fits(value, kind, default):
                 expected = kind.__name__ + (' or None' if default is None else '')
                 yield f'{name}: expected {expected}, got {type(value).__name__} {value!r}'
+            elif isinstance(value, (tuple, list)) and default and not all(
+                    any(_fits(element, type(known), known) for known in default) for element in value):
+                yield f'{name}: expected elements of type {type(default[0]).__name__}, got {value!r}'
+            elif isinstance(value, str) and not _is_text(value):
+                yield f'{name}: expected text, got {value!r}'
 
 
 def _get(tree: ConfigDict, key: str) -> Any:
@@ -165,6 +261,11 @@ def _fits(value: Any, kind: type, default: Any) -> bool:
     if kind in (tuple, list):
         return isinstance(value, (tuple, list))
     return isinstance(value, kind)
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a string can be the name of a file and be written to one."""
+    return '\0' not in value and not any('\ud800' <= character <= '\udfff' for character in value)
 
 
 def _nearest(name: str, is_group: bool, known: dict[str, bool]) -> str:

@@ -42,10 +42,12 @@ class Row:
     missing: int
 
 
-def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], workdir: pathlib.Path) -> list[Row]:
+def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], workdir: pathlib.Path,
+                   stop: Callable[[], None] = lambda: None) -> list[Row]:
     """Play held-out scenarios under every condition with the same keys; print and write (evaluation.json) the scores.
 
-    Where the partners are the pool, every condition plays each of its snapshots.
+    Where the partners are the pool, every condition plays each of its snapshots. Between the matches, `stop` is called,
+    which may raise an error to stop the evaluation.
     """
     config = exp.config
     scenarios = choose(held_out, exp.domain.situation, config.evaluation.episodes, config.seed)
@@ -58,6 +60,7 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
         for number, partner in enumerate(partners):
             score = np.full((len(scenarios), exp.domain.seats), np.nan)
             for kinds, tested in pairings(kind, exp.domain.seats, config.evaluation.partner):
+                stop()
                 match = Match(kinds, tuple(range(len(scenarios))))
                 table = exp.table(tuple(
                     dataclasses.replace(exp.seat(k, policy, (partner,), 0), trained=False) for k in kinds))

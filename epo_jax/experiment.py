@@ -3,6 +3,7 @@
 `run_iteration` is the algorithm; everything else is around it.
 """
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from epo_jax import evaluate, records
 from epo_jax.compiled import run_program
-from epo_jax.config import open_workdir
+from epo_jax.config import has_results
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.base import check_environment, load_domain
 from epo_jax.iteration import Experiment, IterationResult, check_trained, iteration_metrics
@@ -25,13 +26,15 @@ from epo_jax.rl.learner import Learner, TrainState, from_config
 from epo_jax.rl.selfplay import RunState, pool_size, uses_pool
 from epo_jax.roles import Roles, adapter, build_roles
 from epo_jax.runtime import hosts, streams
-from epo_jax.runtime.checkpoint import Checkpoints, Preemption
+from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_jsonl
 from epo_jax.runtime.metrics import MetricsWriter
 from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
 from epo_jax.runtime.progress import Progress
+from epo_jax.runtime.stopping import StopSignals
 from epo_jax.runtime.timing import CompileCounter, Stopwatch
+from epo_jax.workdir import own_workdir, stop_if_requested
 
 
 def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
@@ -64,9 +67,10 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     """Train and evaluate; resume from the last checkpoint in the workdir, if there is one.
 
     Returns:
-      The rows of the evaluation; [] without an evaluation, or if the run was asked to stop early.
+      The rows of the evaluation; [] without an evaluation.
 
     Raises:
+      Stopped: SIGTERM or SIGINT arrived before the run was finished; the same call continues it.
       ConfigError, ProfileError, WeightsError, ...: the input is bad; nothing has been trained.
       TrainingError: a loss or gradient is not finite, or an iteration trains nothing.
     """
@@ -77,36 +81,43 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     mesh = make_mesh(config.mesh)
     check_rows(mesh, {'rollout.batch': config.rollout.batch, 'learner.micro_batch': config.learner.micro_batch})
     workdir = pathlib.Path(workdir).absolute()
-    metrics = workdir / 'metrics.jsonl'
-    # Before the first result, any configuration may replace another.
-    begun = metrics.exists() and metrics.stat().st_size > 0
-    claim = lambda _: open_workdir(workdir, config, MAY_DIFFER if begun else tuple(config))
-    hosts.share([0] if hosts.is_primary() else [], claim)
-    with (Progress(config.iterations) as progress, CompileCounter() as compilations, Preemption() as preemption,
-          Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
+    begun = has_results(workdir)  # before the first result, any configuration may replace another
+    with (Progress(config.iterations) as progress, CompileCounter() as compilations,
+          own_workdir(workdir, config, MAY_DIFFER if begun else tuple(config)) as save_config,
+          contextlib.ExitStack() as stack):
         # Models and learner
         watch = Stopwatch()
         with watch('load'):
             roles = build_roles(config, mesh, domain)
+        save_config()  # the inputs can be used
+        signals = stack.enter_context(StopSignals(progress.line, 'this iteration'))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every))
+        stop = functools.partial(stop_if_requested, signals, checkpoints)
         progress.line(f'strategist: {roles.strategist.config.num_params:,} parameters on {mesh.size} '
                       f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
         exp = Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
                          param_shardings(roles.strategist.sampler(), mesh))
 
         # State: new, or as it was after the last iteration that was saved
-        start = checkpoints.latest() or 0
         fresh = jax.jit(functools.partial(initial_state, exp.learner, mesh, config.seed))
-        if start:
-            abstract = fresh.lower(roles.strategist.params).compile().out_info
-            state, _ = checkpoints.restore(start, RunState(abstract, (abstract.params,) * pool_size(config, start)))
+
+        def abstract_state(step: int) -> RunState:
+            train_state = fresh.lower(roles.strategist.params).compile().out_info
+            return RunState(train_state, (train_state.params,) * pool_size(config, step))
+
+        restored = checkpoints.resume(abstract_state, progress.line)
+        if restored:
+            start, state, _ = restored
             progress.line(f'resumed after iteration {start} of {config.iterations}')
         else:
-            state = RunState(fresh(roles.strategist.params), ())
+            start, state = 0, RunState(fresh(roles.strategist.params), ())
             if begun:
                 progress.line('the workdir holds no checkpoint yet: starting from the beginning')
 
         # Iterations
         with MetricsWriter(workdir, resume_step=start) as writer:
+            stop()
             for iteration in range(start, config.iterations):
                 progress.start_iteration(iteration + 1)
                 chosen = draw_scenarios(
@@ -117,19 +128,17 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                 metrics = iteration_metrics(result, saved) | watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
-                stop = hosts.any_process(preemption.requested)
-                checkpoints.save(iteration + 1, state, {}, force=stop or iteration + 1 == config.iterations)
+                last, stopping = iteration + 1 == config.iterations, hosts.any_process(signals.requested)
+                checkpoints.save(iteration + 1, state, {}, force=last or stopping)
                 progress.line(summary(iteration + 1, metrics))
-                if stop:
-                    checkpoints.wait()
-                    progress.line('stopped on request; the state is saved, and the same command continues the run')
-                    return []
+                if stopping and not last:
+                    stop()
         checkpoints.wait()
 
         # Evaluation
         if not config.evaluation.episodes:
             return []
-        rows = evaluate.run_evaluation(exp, state, held_out, workdir)
+        rows = evaluate.run_evaluation(exp, state, held_out, workdir, stop)
         progress.line(f'episodes: {workdir / "episodes"}')
         return rows
 

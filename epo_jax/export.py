@@ -15,9 +15,9 @@ import json
 import os
 from pathlib import Path
 import shutil
-import sys
 from typing import Any, Optional, Sequence
 
+from epo_jax.runtime import command
 from epo_jax.runtime.errors import InputError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -120,14 +120,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument('--merged', action='store_true', help='merge a trained adapter and write the whole model')
     args = parser.parse_args(argv)
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-    from epo_jax.runtime.checkpoint import CheckpointError
-    try:
+    with command.one_line_errors(ValueError):
         exported = export(args.workdir, args.out, args.dtype, args.step, args.merged)
-    except (CheckpointError, ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
     print(f'wrote {args.out}: {exported["parameters"] / 1e6:.3g}M parameters in {args.dtype} from step '
           f'{exported["step"]} of {args.workdir}, which trained {exported["model"]}')
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

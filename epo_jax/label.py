@@ -18,6 +18,7 @@ import collections
 from concurrent import futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -30,7 +31,12 @@ from epo_jax.agents.remote import BudgetSpent, Client, Endpoint, NoAccess, Reque
 from epo_jax.data import critical, sharegpt
 from epo_jax.data.progress import FileProgress
 from epo_jax.data.rows import BadRows, RowError, Span, read_rows, row_writer
+from epo_jax.runtime import command
+from epo_jax.runtime.errors import Stopped
+from epo_jax.runtime.locks import claim
+from epo_jax.runtime.stopping import StopSignals
 
+POLL = 0.2    # seconds between two looks at the signals while answers are awaited
 GIVE_UP = 10  # unanswered rows in succession after which the endpoint counts as down
 
 
@@ -152,7 +158,7 @@ def needs_no_answer(item: Item, attempts: int, answers: Answers) -> bool:
 
 
 def ask_remote(items: Iterator[Item], client: Client, answers: Answers, attempts: int,
-               report: Callable[[Span, str], None]) -> dict[str, str]:
+               report: Callable[[Span, str], None], stop: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Ask an endpoint about every row that has no label yet, several rows at a time.
 
     At most twice as many rows as the endpoint's concurrency are held in memory.
@@ -163,6 +169,7 @@ def ask_remote(items: Iterator[Item], client: Client, answers: Answers, attempts
       answers: Database that supplies and receives the answers.
       attempts: Answers to ask for until one can be understood.
       report: Function that shows the progress, from a position in the file and a text.
+      stop: Function that is called again and again, and may raise an error to stop.
 
     Returns:
       Key -> reason, for every row that the endpoint did not answer. The next run asks for these rows again.
@@ -195,7 +202,9 @@ def ask_remote(items: Iterator[Item], client: Client, answers: Answers, attempts
 
     def collect(when: str) -> None:
         nonlocal failures
-        for future in futures.wait(pending, return_when=when).done:
+        while not (done := futures.wait(pending, POLL, return_when=when).done):
+            stop()
+        for future in done:
             item = pending.pop(future)
             try:
                 future.result()
@@ -209,6 +218,7 @@ def ask_remote(items: Iterator[Item], client: Client, answers: Answers, attempts
     pool = futures.ThreadPoolExecutor(client.endpoint.concurrency)
     try:
         for item in items:
+            stop()
             is_pending = item.key in {other.key for other in pending.values()}
             if not (is_pending or needs_no_answer(item, attempts, answers)):
                 while len(pending) >= 2 * client.endpoint.concurrency:
@@ -235,7 +245,7 @@ def label_file(data: str, out: str, domain: str, ask: Callable, judge: str, cach
       data: Raw conversations, see `sharegpt.find_source`.
       out: File to write.
       domain: One of `sharegpt.DOMAINS`.
-      ask: Function (source, items, answers, report) that saves the answers and returns the reason for every
+      ask: Function (source, items, answers, report, stop) that saves the answers and returns the reason for every
         unanswered row by its key.
       judge: Name of the judge and its settings. Answers of other judges in the database are not used.
       cache: Database of the answers; None for a file next to the output.
@@ -249,15 +259,20 @@ def label_file(data: str, out: str, domain: str, ask: Callable, judge: str, cach
       DataError: If the data cannot be found, if it has no rows, or if the output cannot be written.
       RowError: For the first bad row, unless bad rows are skipped.
       RemoteError: If the endpoint cannot be used any further. No output is written, but the answers are saved.
+      InUseError: If another process labels with the same database of answers.
+      Stopped: If SIGTERM or SIGINT arrived. No output is written, but the answers are saved.
     """
     source, path = sharegpt.find_source(data), Path(out)
     sharegpt.refuse_overwriting(source.path, path)
     size = os.path.getsize(source.path)
     progress = FileProgress('label', size)
-    with Answers(Path(cache or f'{out}.answers.sqlite')) as answers:
+    database = Path(cache or f'{out}.answers.sqlite')
+    with claim(path), Answers(database) as answers, claim(database):
         bad = BadRows(skip_bad)
         report = lambda span, text: progress.show(span.start + span.size, text)
-        unanswered = ask(source, read_items(source, domain, judge, bad), answers, report)
+        with StopSignals(lambda line: print(line, file=sys.stderr), 'the answers in flight') as signals:
+            unanswered = ask(source, read_items(source, domain, judge, bad), answers, report,
+                             functools.partial(stop_if_requested, signals))
         counts, missing, numbered = collections.Counter(), collections.Counter(), collections.Counter()
         with row_writer(path) as write:
             quiet = BadRows(skip_bad, shown=0)  # the first pass has already printed the bad rows
@@ -285,6 +300,12 @@ def label_file(data: str, out: str, domain: str, ask: Callable, judge: str, cach
                 'unanswered': len(unanswered), 'nothing_selected': counts['nothing_selected'],
                 'selected': counts['selected'], 'strategies': counts['strategies'], 'numbered': dict(numbered),
                 'bad': bad.count, 'spent': answers.spent()}
+
+
+def stop_if_requested(signals: StopSignals) -> None:
+    """Raise Stopped if a signal has arrived."""
+    if signals.requested:
+        raise Stopped('all answers so far are saved; run the command again to continue')
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -333,12 +354,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv)
     if min(args.attempts, args.batch, args.capacity) < 1:
         parser.error('--attempts, --batch and --capacity must be positive')
-    try:
-        summary = _run(args)
-    except (sharegpt.DataError, RowError, OSError, ValueError, sqlite3.Error) as error:
-        sys.exit(f'error: {error}')
-    except (NoAccess, BudgetSpent, Unavailable) as error:
-        sys.exit(f'stopped: {error}\nall answers so far are saved; run the command again to continue')
+    with command.one_line_errors(ValueError, sqlite3.Error):
+        try:
+            summary = _run(args)
+        except (NoAccess, BudgetSpent, Unavailable) as error:
+            command.fail(f'stopped: {error}\nall answers so far are saved; run the command again to continue')
     print(describe(summary))
     print(f'wrote {args.out}')
 
@@ -360,12 +380,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         args.timeout, args.retries, args.backoff, Endpoint.longest_wait, args.concurrency, args.requests_per_minute,
         args.tokens_per_minute, (prompt_price, completion_price), args.budget)
 
-    def ask(source, items, answers, report):
-        return ask_remote(items, Client(endpoint, answers.spent()), answers, args.attempts, report)
+    def ask(source, items, answers, report, stop):
+        return ask_remote(items, Client(endpoint, answers.spent()), answers, args.attempts, report, stop)
 
     judge = f'{endpoint.model} {endpoint.temperature} {endpoint.max_tokens}'
     return label_file(args.data, args.out, args.domain, ask, judge, args.cache, args.attempts, args.skip_bad)
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -6,6 +6,7 @@
 
 --config takes the path of a configuration file or the name of a packaged one, with a preset after the colon;
 --config.KEY=VALUE overrides a key. A run that was interrupted continues when it is started again with the same workdir.
+SIGTERM or SIGINT (Ctrl-C) stops it after the iteration in flight with status 75 (see epo_jax/runtime/errors.py).
 On several hosts, start the same command on each of them with --hosts (see epo_jax/runtime/hosts.py) and a workdir that
 all of them share.
 """
@@ -20,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from epo_jax import presets
-from epo_jax.runtime.errors import InputError
+from epo_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file or name, and :PRESET.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run writes its files; an existing run is continued.')
@@ -70,18 +71,13 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # libraries report every file they write
     from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
     from epo_jax.runtime import hosts, timing
-    from epo_jax.runtime.checkpoint import CheckpointError
-    from epo_jax.runtime.errors import TrainingError
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     timing.enable_compilation_cache(cache / 'epo_jax')
-    try:
-        hosts.start(_HOSTS.value)
-        training = offline if 'data' in _CONFIG.value else experiment
-        training.run(_CONFIG.value, _WORKDIR.value)
-    except (InputError, TrainingError, CheckpointError, FileNotFoundError) as error:
-        sys.exit(f'error: {error}')
+    hosts.start(_HOSTS.value)
+    training = offline if 'data' in _CONFIG.value else experiment
+    training.run(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse_flags)
+    command.run(lambda: app.run(main, flags_parser=parse_flags))

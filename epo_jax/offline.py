@@ -5,6 +5,7 @@ A run passes through these stages:
     data -> order of the rows -> tokens and weights -> gradient steps -> checkpoints
 """
 
+import contextlib
 import math
 import pathlib
 from typing import Any, Iterator, Optional
@@ -12,7 +13,7 @@ from typing import Any, Iterator, Optional
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from epo_jax.config import ConfigError, Key, defaults_of, open_workdir, validate_keys
+from epo_jax.config import ConfigError, Key, defaults_of, has_results, validate_keys
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.defaults import MODEL_KEYS
@@ -20,12 +21,15 @@ from epo_jax.language import Language, activation_dtype, load_language
 from epo_jax.models.transformer import REMAT
 from epo_jax.rl.learner import SCHEDULES, Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
-from epo_jax.runtime.checkpoint import Checkpoints, Preemption
+from epo_jax.runtime import hosts
+from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import TrainingError
 from epo_jax.runtime.metrics import MetricsWriter
 from epo_jax.runtime.parallel import check_rows, make_mesh
 from epo_jax.runtime.progress import Progress
+from epo_jax.runtime.stopping import StopSignals
 from epo_jax.runtime.timing import CompileCounter, Stopwatch
+from epo_jax.workdir import own_workdir, stop_if_requested
 
 # Configuration keys that may change when a run resumes.
 MAY_DIFFER = ('checkpoint', 'mesh')
@@ -83,7 +87,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError('\n'.join(problems))
 
 
-def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
+def run(config: ConfigDict, workdir: str) -> TrainState:
     """Train, or resume from the last checkpoint in the workdir to the same numbers.
 
     Args:
@@ -91,21 +95,21 @@ def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
       workdir: Directory of the run.
 
     Returns:
-      The final state, or None if the process was asked to stop early.
+      The final state.
 
     Raises:
+      Stopped: If SIGTERM or SIGINT arrived before the run was finished; the same call continues it.
       InputError: If the configuration, the data or the model cannot be used; nothing has been trained then.
       TrainingError: If a loss or gradient is not finite; the last checkpoint is kept.
     """
     validate(config)
     c, mesh = config.learner, make_mesh(config.mesh)
     check_rows(mesh, {'learner.micro_batch': c.micro_batch})
-    workdir = pathlib.Path(workdir)
-    metrics_file = workdir / 'metrics.jsonl'
-    started = metrics_file.exists() and metrics_file.stat().st_size > 0
-    open_workdir(workdir, config, MAY_DIFFER if started else tuple(config))
-    with (Progress(1) as progress, CompileCounter() as compilations, Preemption() as preemption,
-          Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every) as checkpoints):
+    workdir = pathlib.Path(workdir).absolute()
+    begun = has_results(workdir)  # before the first result, any configuration may replace another
+    with (Progress(1) as progress, CompileCounter() as compilations,
+          own_workdir(workdir, config, MAY_DIFFER if begun else tuple(config)) as save_config,
+          contextlib.ExitStack() as stack):
         # Data
         watch = Stopwatch()
         with watch('load'):
@@ -123,13 +127,23 @@ def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
 
         # State: fresh, or from the last checkpoint
         learner = make_learner(config, language, total)
-        start, extra = checkpoints.latest() or 0, {'shortened': 0, 'dropped_turns': 0}
-        if start:
-            state, extra = checkpoints.restore(start, learner.abstract_state())
-            progress.line(f'resumed from step {start} of {total}')
-        else:
+
+        def initial_state() -> TrainState:
             with watch('load'):
-                state = learner.init(language.with_params(jnp.float32).params)
+                return learner.init(language.with_params(jnp.float32).params)
+
+        state = None if begun else initial_state()
+        save_config()  # the inputs can be used
+        signals = stack.enter_context(StopSignals(progress.line, 'this step'))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every))
+        start, extra = 0, {'shortened': 0, 'dropped_turns': 0}
+        if begun:
+            abstract_state = learner.abstract_state()
+            restored = checkpoints.resume(lambda _: abstract_state, progress.line)
+            start, state, extra = restored or (0, initial_state(), extra)
+            progress.line(f'resumed from step {start} of {total}')
+        stop_if_requested(signals, checkpoints)
 
         # Steps
         with MetricsWriter(workdir, resume_step=start) as writer, progress.phase('learn', total, 'steps') as phase:
@@ -148,14 +162,13 @@ def run(config: ConfigDict, workdir: str) -> Optional[TrainState]:
                 extra = {name: extra[name] + metrics[f'data/{name}'] for name in extra}
                 writer.write(step + 1, metrics | watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds})
-                checkpoints.save(step + 1, state, extra, force=preemption.requested or step + 1 == total)
+                last, stopping = step + 1 == total, hosts.any_process(signals.requested)
+                checkpoints.save(step + 1, state, extra, force=last or stopping)
                 phase.advance(1, int(metrics['data/tokens']))
                 if (step + 1) % order.steps == 0:
                     progress.line(summary((step + 1) // order.steps, metrics, extra, config.capacity))
-                if preemption.requested:
-                    checkpoints.wait()
-                    progress.line('stopped on request after saving a checkpoint; run the command again to resume')
-                    return None
+                if stopping and not last:
+                    stop_if_requested(signals, checkpoints)
         checkpoints.wait()
         data.close()
         return state

@@ -24,12 +24,13 @@ import io
 import json
 import math
 from pathlib import Path
-import sys
 from typing import Any, Mapping, Optional, Sequence
 
 from epo_jax.data import sharegpt
 from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer
+from epo_jax.runtime import command
 from epo_jax.runtime.files import write_atomically
+from epo_jax.runtime.locks import claim
 from epo_jax.runtime.rows import whole_number
 
 MODES = ('official', 'corrected')
@@ -208,7 +209,7 @@ def prepare_file(data: str, out: str, domain: str, mode: str = 'corrected', gamm
     sharegpt.refuse_overwriting(source.path, path, path.with_suffix('.summary.json'), path.with_suffix('.svg'))
     findings, scores, weights = collections.Counter(), collections.Counter(), collections.Counter()
     rows = written = turns = 0
-    with row_writer(path) as write:
+    with claim(path), row_writer(path) as write:
         for span, row in read_rows(source.path, bad):
             try:
                 prepared = prepare_row(row, domain, mode, gamma, weight, source.layout)
@@ -296,14 +297,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv)
     if not (0 <= args.gamma <= 1 and math.isfinite(args.weight)):
         parser.error('--gamma must be between 0 and 1, and --weight must be finite')
-    try:
+    with command.one_line_errors():
         summary = prepare_file(args.data, args.out, args.domain, args.mode, args.gamma, args.weight, args.skip_bad)
-    except (sharegpt.DataError, RowError, OSError) as error:
-        sys.exit(f'error: {error}')
     out = Path(args.out)
     print(describe(summary))
     print(f'wrote {out}, {out.with_suffix(".summary.json")}, {out.with_suffix(".svg")}')
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -1,6 +1,7 @@
 """Reading what a training run left in its workdir: the configuration, the model and the trained parameters."""
 
 from pathlib import Path
+import sys
 from typing import Any, Optional
 
 from ml_collections import ConfigDict
@@ -59,7 +60,7 @@ def restore_params(workdir: str, config: ConfigDict, language: Language, step: O
       workdir: Directory of the run.
       config: Its configuration, see `read_config`.
       language: Its model, see `load_run_language`.
-      step: Step of the checkpoint; None for the last one.
+      step: Step of the checkpoint; None for the last one that is not damaged.
 
     Returns:
       The step and the float32 parameters of the model (stacked layout) or of the adapter.
@@ -69,15 +70,22 @@ def restore_params(workdir: str, config: ConfigDict, language: Language, step: O
       CheckpointError: If the checkpoint is missing or damaged.
     """
     learner = learning.from_config(config.learner, language.learner(config.model.remat), 1, lora_of(config))
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise RunError(f'{workdir} holds no checkpoint yet')
-        state = learner.abstract_state()
+    train_state = learner.abstract_state()
+
+    def abstract_state(step: int) -> Any:
         if is_offline(config):
-            return step, checkpoints.restore(step, state)[0].params
-        state = selfplay.RunState(state, (state.params,) * selfplay.pool_size(config, step))
-        return step, checkpoints.restore(step, state)[0].train.params
+            return train_state
+        return selfplay.RunState(train_state, (train_state.params,) * selfplay.pool_size(config, step))
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        if step is None:
+            restored = checkpoints.resume(abstract_state, lambda line: print(line, file=sys.stderr))
+            if restored is None:
+                raise RunError(f'{workdir} holds no checkpoint yet')
+            step, state, _ = restored
+        else:
+            state, _ = checkpoints.restore(step, abstract_state(step))
+    return step, (state if is_offline(config) else state.train).params
 
 
 def chat_template_text(config: ConfigDict, tokenizer: PreTrainedTokenizerFast) -> Optional[str]:

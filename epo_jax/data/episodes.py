@@ -9,11 +9,12 @@ of its seat as a score on the scale of the environment. Episodes without an outc
 import argparse
 import collections
 from pathlib import Path
-import sys
 from typing import Any, Iterator, Optional, Sequence
 
 from epo_jax.data.rows import BadRows, RowError, read_rows, row_writer
 from epo_jax.data.sharegpt import BEST, DOMAINS, DataError
+from epo_jax.runtime import command
+from epo_jax.runtime.locks import claim
 
 
 def split_messages(ids: Sequence[int], turn: Sequence[int], chat) -> list[list[int]]:
@@ -117,7 +118,7 @@ def convert_run(workdir: str, out: str, domain: Optional[str] = None) -> dict[st
         raise DataError(f'{workdir} is a run of {domain!r}, whose score scale is unknown; '
                         f'choose one with --domain: {", ".join(DOMAINS)}')
     language = load_run_language(config)
-    with row_writer(out) as write:
+    with claim(out), row_writer(out) as write:
         for file in files:
             for span, record in read_rows(file, BadRows(False)):
                 try:
@@ -138,13 +139,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument('--out', required=True, help='.json or .jsonl file to write')
     parser.add_argument('--domain', choices=DOMAINS, help="score scale (default: that of the run's environment)")
     args = parser.parse_args(argv)
-    try:
+    with command.one_line_errors(ValueError):
         counts = convert_run(args.workdir, args.out, args.domain)
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
     print('\n'.join(f'{count:6d}  {what}' for what, count in counts.items()))
     print(f'wrote {args.out}')
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -40,7 +40,7 @@ class LocalJudge:
         self._domain, self._batch, self._capacity = domain, batch, capacity
 
     def ask(self, source: sharegpt.Source, items: Iterator[Any], answers: Any,
-            report: Callable[[Any, str], None]) -> dict[str, str]:
+            report: Callable[[Any, str], None], stop: Callable[[], None] = lambda: None) -> dict[str, str]:
         """Judge every row that has no answer yet.
 
         Args:
@@ -48,12 +48,14 @@ class LocalJudge:
           items: Its rows (`epo_jax.label.Item`).
           answers: Database that receives the answers (`epo_jax.label.Answers`).
           report: Function that shows the progress, from a position in the file and a text.
+          stop: Function that is called between two groups of rows, and may raise an error to stop.
 
         Returns:
           An empty dict: every row gets an answer, or a reason why it has none.
         """
         rows = 0
         while group := list(itertools.islice(items, self._batch)):
+            stop()
             # Groups are the same in every run, so a resumed run computes the same numbers.
             if any(answers.get(item.key, 0) is None for item in group):
                 prompts = [judge_prompt(item, source.layout, self._domain) for item in group]

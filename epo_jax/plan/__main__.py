@@ -22,6 +22,7 @@ from epo_jax.defaults import validate
 from epo_jax.plan.estimate import plan, report, to_json
 from epo_jax.plan.programs import PlanError, plan_target, use_compiler_only
 from epo_jax.plan.search import search
+from epo_jax.runtime import command
 from epo_jax.runtime.files import write_atomically
 from epo_jax.runtime.parallel import MeshError
 
@@ -54,4 +55,4 @@ def main(argv):
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['config', 'topology'])
-    app.run(main)
+    command.run(lambda: app.run(main))

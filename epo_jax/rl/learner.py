@@ -275,7 +275,7 @@ def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
       exclude: attributes to leave out.
     """
     meanings = dict(re.findall(r'^ {2}(\w+): ((?:.|\n {4})*)', inspect.cleandoc(Learner.__doc__), re.MULTILINE))
-    return {field.name: Key(field.default, ' '.join(meanings[field.name].split()).rstrip('.'))
+    return {field.name: Key(field.default, ' '.join(meanings[field.name].split()).rstrip('.'), ALLOWED.get(field.name))
             for field in dataclasses.fields(Learner)
             if field.name not in ('model', 'total_steps', 'lora', *exclude)}
 

@@ -1,4 +1,4 @@
-"""Atomic checkpoints that restore bit for bit into shards, and requests to stop by SIGTERM.
+"""Atomic checkpoints that restore bit for bit into shards.
 
 A checkpoint holds the leaves of the state by name, and a JSON record with the type and checksum of every leaf and with
 further values of the run. Orbax writes the leaves sharded and in the background. It stores no checksums; without them,
@@ -6,21 +6,21 @@ a damaged disk could silently change weights.
 """
 
 import contextlib
+import itertools
 import json
+import os
 from pathlib import Path
-import signal
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Iterable, Optional, Union
 import zlib
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from epo_jax.runtime import hosts
+from epo_jax.runtime.errors import CheckpointError, DamagedError, SaveError
+
 PyTree = Any
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be saved or restored; the message names it and says what is wrong."""
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -30,14 +30,20 @@ class Checkpoints(contextlib.AbstractContextManager):
     removed when the directory is next opened. On several hosts, every process must make the same calls.
     """
 
-    def __init__(self, workdir: Union[str, Path], keep: int = 2, every: int = 1):
-        """Open the checkpoints of a run; keep the last `keep`, and save those whose step is a multiple of `every`."""
+    def __init__(self, workdir: Union[str, Path], keep: int = 2, every: int = 1, read_only: bool = False):
+        """Open the checkpoints of a run; keep the last `keep`, and save those whose step is a multiple of `every`.
+
+        With `read_only`, nothing is written, so that another process may go on with the run.
+        """
         if keep < 1 or every < 1:
             raise ValueError(f'keep and every must be at least 1, not {keep} and {every}')
         self._directory = Path(workdir).absolute() / 'checkpoints'
-        self._every = every
+        self._every, self._read_only = every, read_only
+        # Orbax does not open a directory that does not exist for reading only.
+        read_only = read_only and self._directory.is_dir()
         self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
+            read_only=read_only, preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=not read_only))
 
     def latest(self) -> Optional[int]:
         """Return the step of the last checkpoint that is complete or that this process is saving, or None."""
@@ -72,7 +78,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         sums = jax.device_get(_checksums(bits))
         record = json.dumps({'leaves': {name: [_describe(leaf), int(sums[name])] for name, leaf in leaves.items()},
                              'extra': extra}, allow_nan=False)
-        self._guard(step, 'cannot be saved', lambda: self._manager.save(step, args=ocp.args.Composite(
+        self._guard(step, lambda: self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave({name: leaf for name, leaf in bits.items() if leaf.size}),
             record=ocp.args.JsonSave({'json': record, 'crc32': zlib.crc32(record.encode())}))))
         return True
@@ -96,9 +102,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         steps = list(self._manager.all_steps())
         if step not in steps:
             raise CheckpointError(f'{self._directory} has no checkpoint {step}; it has {steps}')
-        damaged = 'is damaged; remove it to continue from an earlier checkpoint'
         expected = _leaves(abstract_state)
-        record = self._guard(step, damaged, lambda: _open_record(self._manager.restore(
+        record = self._read(step, lambda: _open_record(self._manager.restore(
             step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record))
         saved = record['leaves']
         misfits = _misfits({name: text for name, (text, _) in saved.items()}, expected)
@@ -106,7 +111,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise CheckpointError(f'{self._directory / str(step)} does not fit the state:\n  ' + '\n  '.join(misfits))
         targets = {name: _key_data_struct(leaf) for name, leaf in expected.items()}
         stored = {name: leaf for name, leaf in targets.items() if leaf.size}
-        bits = self._guard(step, damaged, lambda: self._manager.restore(
+        bits = self._read(step, lambda: self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(stored))).state)
         for name, leaf in targets.items():
             if not leaf.size:  # Orbax stores no empty array
@@ -114,9 +119,52 @@ class Checkpoints(contextlib.AbstractContextManager):
         sums = jax.device_get(_checksums(bits))
         wrong = [name for name, (_, checksum) in saved.items() if int(sums[name]) != checksum]
         if wrong:
-            raise CheckpointError(f'{self._directory / str(step)} {damaged}: wrong checksum of {", ".join(wrong)}')
+            raise DamagedError(f'{self._directory / str(step)} is damaged: wrong checksum of {", ".join(wrong)}')
         leaves = [_as_key(bits[name], leaf.dtype) for name, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record['extra']
+
+    def resume(self, abstract_state: Callable[[int], PyTree],
+               say: Callable[[str], None]) -> Optional[tuple[int, PyTree, dict[str, Any]]]:
+        """Restore the last checkpoint that is not damaged.
+
+        The damaged ones after it are moved to the folder `damaged` beside `checkpoints`, unless this is read-only.
+
+        Args:
+          abstract_state: the state of a step, as in `restore`.
+          say: prints a line about a damaged checkpoint.
+
+        Returns:
+          The step, the state and the dict `extra`, or None if there are no checkpoints.
+
+        Raises:
+          CheckpointError: all checkpoints are damaged, or one does not fit the state.
+        """
+        self.wait()
+        damaged: dict[int, DamagedError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, extra = self.restore(step, abstract_state(step))
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            for other, error in damaged.items():
+                say(f'{error}; continuing from checkpoint {step}')
+            if damaged and not self._read_only:
+                hosts.share([0] if hosts.is_primary() else [], lambda _: self._set_aside(damaged))
+                self._manager.reload()
+            return step, state, extra
+        if damaged:
+            raise CheckpointError(f'{damaged[max(damaged)]}; there is no earlier checkpoint to continue from, so '
+                                  'restore its files, or start in a new --workdir')
+        return None
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Move checkpoints out of the way of those that will be saved."""
+        folder = self._directory.with_name('damaged')
+        folder.mkdir(exist_ok=True)
+        for step in steps:
+            name = next(name for n in itertools.count() if not (folder / (name := f'{step}.{n}')).exists())
+            os.replace(self._directory / str(step), folder / name)
 
     def wait(self) -> None:
         """Wait until all saves are on disk.
@@ -124,7 +172,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           CheckpointError: the last save failed.
         """
-        self._guard(self.latest(), 'cannot be saved', self._manager.wait_until_finished)
+        self._guard(self.latest(), self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Wait for unfinished saves and release the directory.
@@ -132,48 +180,39 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           CheckpointError: the last save failed.
         """
-        self._guard(self.latest(), 'cannot be saved', self._manager.close)
+        self._guard(self.latest(), self._manager.close)
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
-    def _guard(self, step: Optional[int], problem: str, call: Callable[[], Any]) -> Any:
-        """Call a function of Orbax and raise its errors, which have no common type, as CheckpointError."""
+    def _guard(self, step: Optional[int], call: Callable[[], Any]) -> Any:
+        """Call a function of Orbax that saves, and raise its errors, which have no common type, as SaveError."""
         try:
             return call()
         except Exception as error:
-            reason = (str(error) or repr(error)).splitlines()[0]  # the full message is in the cause
-            raise CheckpointError(f'{self._directory / str(step)} {problem}: {reason}') from error
+            raise SaveError(f'{self._directory / str(step)} cannot be saved: {_reason(error)}') from error
+
+    def _read(self, step: int, call: Callable[[], Any]) -> Any:
+        """Call a function that reads a checkpoint; where it fails in one process, it fails in all of them."""
+        result = cause = None
+        try:
+            result = call()
+        except Exception as error:
+            cause = error
+        if hosts.any_process(cause is not None):
+            reason = 'another process cannot read it' if cause is None else _reason(cause)
+            raise DamagedError(f'{self._directory / str(step)} is damaged: {reason}') from cause
+        return result
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of Orbax; the whole message is in the cause."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def abstract(state: PyTree) -> PyTree:
     """Return a state with every array replaced by its jax.ShapeDtypeStruct, sharding included."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-class Preemption(contextlib.AbstractContextManager):
-    """Turns SIGTERM into a request to stop: `with Preemption() as preemption: ...`, in the main thread.
-
-    The training loop checks `requested` between steps, saves a checkpoint, and stops. The previous signal handler is
-    restored on exit. A process sees only its own signal, so several hosts combine them with `hosts.any_process`.
-
-    Attributes:
-      requested: whether SIGTERM has arrived.
-    """
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self) -> 'Preemption':
-        self._previous = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        # None means that the previous handler was not installed from Python and cannot be restored.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
-
-    def _request(self, signum: int, frame: Any) -> None:
-        self.requested = True
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:

@@ -1,10 +1,17 @@
 """Atomic files and JSON lines."""
 
+import codecs
 import json
 import os
 from pathlib import Path
 from typing import Any, Callable, Iterable, Union
 import uuid
+
+from epo_jax.runtime.errors import InputError
+
+
+class LineError(InputError):
+    """A line of a file that is not what it should be; the message names the file and the line."""
 
 
 def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None:
@@ -50,10 +57,9 @@ def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line.
 
     Raises:
-      ValueError: a line is not a JSON object; the message names the file and the number of the first such line.
+      LineError: a line is not a JSON object.
     """
-    # Split at line feeds only: str.splitlines also splits at characters that JSON strings may contain unescaped.
-    lines = Path(path).read_text(encoding='utf-8-sig').split('\n')
+    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b'\n')
     return [_parse_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -63,7 +69,7 @@ def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) ->
     The other lines stay as they are. Nothing happens if the file does not exist.
 
     Raises:
-      ValueError: a complete line is not a JSON object; the message names the file and the first such line.
+      LineError: a complete line is not a JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -75,16 +81,16 @@ def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) ->
         write_atomically(path, kept)
 
 
-def _parse_line(line: Union[str, bytes], path: Union[str, Path], number: int) -> dict[str, Any]:
+def _parse_line(line: bytes, path: Union[str, Path], number: int) -> dict[str, Any]:
     """Return the JSON object on line `number` of `path`.
 
     Raises:
-      ValueError: it is not a JSON object; the message names the file and the line.
+      LineError: it is not a JSON object.
     """
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f'{path}, line {number}: not JSON ({error})') from error
+    except (ValueError, RecursionError) as error:
+        raise LineError(f'{path}, line {number}: not JSON ({error})') from error
     if not isinstance(row, dict):
-        raise ValueError(f'{path}, line {number}: expected an object, found {type(row).__name__}')
+        raise LineError(f'{path}, line {number}: expected an object, found {type(row).__name__}')
     return row

@@ -11,7 +11,7 @@ from typing import Any, Mapping, Optional, Union
 import jax
 import numpy as np
 
-from epo_jax.runtime.files import cut_jsonl
+from epo_jax.runtime.files import LineError, cut_jsonl
 
 Scalar = Union[bool, int, float, np.generic, np.ndarray, jax.Array]
 
@@ -34,7 +34,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
           resume_step: the iteration of the checkpoint from which the run resumes, or None without a checkpoint.
 
         Raises:
-          ValueError, KeyError: a complete line of metrics.jsonl is not a JSON object, or has no iteration.
+          LineError: a complete line of metrics.jsonl is not a JSON object, or has no iteration.
         """
         self._writes = jax.process_index() == 0
         if not self._writes:
@@ -45,7 +45,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         path = Path(workdir) / 'metrics.jsonl'
         last = -math.inf if resume_step is None else resume_step
-        cut_jsonl(path, lambda row: row['iteration'] <= last)
+        cut_metrics(path, last)
         self._file = open(path, 'a', encoding='utf-8')
         directory = Path(workdir) / 'tensorboard'
         directory.mkdir(exist_ok=True)
@@ -84,6 +84,24 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+
+def cut_metrics(path: Path, last: float = math.inf) -> None:
+    """Remove the lines after an iteration, and an incomplete last line, from metrics.jsonl, if it exists.
+
+    Raises:
+      LineError: a complete line is not a JSON object, or has no iteration.
+    """
+    def keep(row: dict[str, Any]) -> bool:
+        iteration = row.get('iteration')
+        if not isinstance(iteration, int):
+            raise LineError(f'{path}: a line has no iteration: {json.dumps(row)[:80]}')
+        return iteration <= last
+
+    try:
+        cut_jsonl(path, keep)
+    except LineError as error:
+        raise LineError(f'{error}; remove the line, or start in a new --workdir') from error
 
 
 def _number(name: str, value: Any) -> Union[bool, int, float]:

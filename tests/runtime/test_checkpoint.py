@@ -1,4 +1,4 @@
-"""Checkpoints restore bit for bit, survive kills, and detect damage; SIGTERM requests a stop."""
+"""Checkpoints restore bit for bit, survive kills, and detect damage."""
 
 import os
 import shutil
@@ -261,21 +261,3 @@ def test_restoring_into_shards(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:  # one device restores what eight devices saved
         restored, _ = checkpoints.restore(2, checkpoint.abstract(state))
     assert_same(state, restored)
-
-
-def test_sigterm_requests_a_stop_and_the_previous_handler_is_restored():
-    seen = []
-    previous = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
-    try:
-        with checkpoint.Preemption() as preemption:
-            assert preemption.requested is False
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.requested is True and seen == []
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert seen == [signal.SIGTERM]
-        with pytest.raises(RuntimeError), checkpoint.Preemption():
-            raise RuntimeError
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert len(seen) == 2
-    finally:
-        signal.signal(signal.SIGTERM, previous)

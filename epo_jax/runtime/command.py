@@ -1,0 +1,67 @@
+"""The border of every command: errors in one line, and a status that says whether the work is finished."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from typing import Any, Callable, Iterator, NoReturn, Optional
+
+from epo_jax.runtime.errors import CANNOT_WRITE, FAILED, STOPPED, CheckpointError, InputError, SaveError, Stopped
+from epo_jax.runtime.secrets import redact
+
+
+def interrupt(signum: int, frame: Any) -> NoReturn:
+    """Stop a command that has nothing to save; the handler of SIGTERM and SIGINT outside of training."""
+    raise KeyboardInterrupt
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; print its errors in one line, and exit with the status of `runtime.errors`."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, interrupt)
+    try:
+        with one_line_errors():
+            main()
+    except KeyboardInterrupt:
+        print('stopped by a signal; run the command again', file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED)  # threads that wait for others must not delay the end
+
+
+@contextlib.contextmanager
+def one_line_errors(*others: type[Exception]) -> Iterator[None]:
+    """Replace errors of input, of files and of training by one line on stderr and a status.
+
+    Args:
+      *others: further types of errors that are reported like this.
+    """
+    try:
+        yield
+    except Stopped as error:
+        fail(f'stopped: {error}', STOPPED)
+    except (InputError, CheckpointError, FloatingPointError, OSError, *others) as error:
+        status = CANNOT_WRITE if isinstance(error, SaveError) or any(map(is_full, causes(error))) else FAILED
+        fail(f'error: {error}', status)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full or broken."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+            or 'No space left on device' in str(error) or 'disk is full' in str(error))
+
+
+def causes(error: Optional[BaseException]) -> Iterator[BaseException]:
+    """Yield an error and the errors that caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def fail(message: str, status: int = FAILED) -> NoReturn:
+    """Exit with a message without secrets."""
+    if status == FAILED:
+        sys.exit(redact(message))
+    print(redact(message), file=sys.stderr)
+    sys.exit(status)
