@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')
     if not flags.FLAGS['verbosity'].present:
-        logging.set_verbosity(logging.WARNING)  # libraries report every file they write
+        logging.set_verbosity(logging.FATAL)  # Orbax reports every file, and every error before it raises it
     from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
     from epo_jax.runtime import hosts, timing
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+import re
 from typing import Any, Callable, Iterable, Optional, Union
 import zlib
 
@@ -78,7 +79,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         sums = jax.device_get(_checksums(bits))
         record = json.dumps({'leaves': {name: [_describe(leaf), int(sums[name])] for name, leaf in leaves.items()},
                              'extra': extra}, allow_nan=False)
-        self._guard(step, lambda: self._manager.save(step, args=ocp.args.Composite(
+        self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave({name: leaf for name, leaf in bits.items() if leaf.size}),
             record=ocp.args.JsonSave({'json': record, 'crc32': zlib.crc32(record.encode())}))))
         return True
@@ -172,7 +173,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           CheckpointError: the last save failed.
         """
-        self._guard(self.latest(), self._manager.wait_until_finished)
+        self._guard(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Wait for unfinished saves and release the directory.
@@ -180,17 +181,20 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           CheckpointError: the last save failed.
         """
-        self._guard(self.latest(), self._manager.close)
+        self._guard(self._manager.close)
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
-    def _guard(self, step: Optional[int], call: Callable[[], Any]) -> Any:
-        """Call a function of Orbax that saves, and raise its errors, which have no common type, as SaveError."""
+    def _guard(self, call: Callable[[], Any]) -> Any:
+        """Call a function of Orbax that saves, and raise its errors, which have no common type, as SaveError.
+
+        An error in the background shows in a later call, so its step is not known.
+        """
         try:
             return call()
         except Exception as error:
-            raise SaveError(f'{self._directory / str(step)} cannot be saved: {_reason(error)}') from error
+            raise SaveError(f'a checkpoint cannot be saved in {self._directory}: {_reason(error)}') from error
 
     def _read(self, step: int, call: Callable[[], Any]) -> Any:
         """Call a function that reads a checkpoint; where it fails in one process, it fails in all of them."""
@@ -206,8 +210,10 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error of Orbax; the whole message is in the cause."""
-    return (str(error) or repr(error)).splitlines()[0]
+    """Return what an error of Orbax says about its reason; the whole message is in the cause."""
+    line = (str(error) or repr(error)).splitlines()[0]
+    of_system = re.search(r': ([^:]+) \[os_error_code=', line)  # behind a chain of places
+    return of_system[1] if of_system else line
 
 
 def abstract(state: PyTree) -> PyTree:

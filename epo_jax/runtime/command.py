@@ -20,6 +20,7 @@ def run(main: Callable[[], None]) -> None:
     """Run a command; print its errors in one line, and exit with the status of `runtime.errors`."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, interrupt)
+    sys.unraisablehook = report_unraisable
     try:
         with one_line_errors():
             main()
@@ -28,6 +29,14 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(STOPPED)  # threads that wait for others must not delay the end
+
+
+def report_unraisable(unraisable: Any) -> None:
+    """Print an error that nothing can catch, unless it only follows from an error that is raised and printed anyway."""
+    # After an error, Orbax closes the event loop to which TensorStore still reports its other reads and writes.
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """Atomic files and JSON lines."""
 
 import codecs
+import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterable, Union
+from typing import Any, Callable, Iterable, Iterator, Union
 import uuid
 
 from epo_jax.runtime.errors import InputError
@@ -12,6 +13,16 @@ from epo_jax.runtime.errors import InputError
 
 class LineError(InputError):
     """A line of a file that is not what it should be; the message names the file and the line."""
+
+
+@contextlib.contextmanager
+def naming(path: Union[str, Path]) -> Iterator[None]:
+    """Add the name of a file to the errors of writing it, such as a full disk, which do not name it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None:
@@ -28,7 +39,7 @@ def write_atomically(path: Union[str, Path], content: Union[str, bytes]) -> None
     data = content.encode('utf-8') if isinstance(content, str) else content
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
     try:
-        with open(temporary, 'wb') as file:
+        with naming(path), open(temporary, 'wb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

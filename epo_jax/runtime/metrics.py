@@ -11,7 +11,7 @@ from typing import Any, Mapping, Optional, Union
 import jax
 import numpy as np
 
-from epo_jax.runtime.files import LineError, cut_jsonl
+from epo_jax.runtime.files import LineError, cut_jsonl, naming
 
 Scalar = Union[bool, int, float, np.generic, np.ndarray, jax.Array]
 
@@ -68,9 +68,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
             raise ValueError("a metric cannot be named 'iteration', which is a key of every line")
         values = {name: _number(name, value) for name, value in jax.device_get(dict(scalars)).items()}
         row = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        self._file.write(json.dumps({**row, 'iteration': int(iteration)}, sort_keys=True) + '\n')
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._file.name):
+            self._file.write(json.dumps({**row, 'iteration': int(iteration)}, sort_keys=True) + '\n')
+            self._file.flush()
+            os.fsync(self._file.fileno())
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in sorted(values.items())]
         self._events.write_event(self._event(wall_time=time.time(), step=int(iteration),
                                              summary=self._summary(value=points)))
