@@ -7,7 +7,16 @@ import signal
 import sys
 from typing import Any, Callable, Iterator, NoReturn, Optional
 
-from epo_jax.runtime.errors import CANNOT_WRITE, FAILED, STOPPED, CheckpointError, InputError, SaveError, Stopped
+from epo_jax.runtime.errors import (
+    CANNOT_WRITE,
+    FAILED,
+    STOPPED,
+    CheckpointError,
+    InputError,
+    SaveError,
+    Stopped,
+    TrainingError,
+)
 from epo_jax.runtime.secrets import redact
 
 
@@ -50,7 +59,7 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
         yield
     except Stopped as error:
         fail(f'stopped: {error}', STOPPED)
-    except (InputError, CheckpointError, FloatingPointError, OSError, *others) as error:
+    except (InputError, TrainingError, CheckpointError, OSError, *others) as error:
         status = CANNOT_WRITE if isinstance(error, SaveError) or any(map(is_full, causes(error))) else FAILED
         fail(f'error: {error}', status)
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from epo_jax.runtime import command
-from epo_jax.runtime.errors import InputError, SaveError, Stopped
+from epo_jax.runtime.errors import InputError, SaveError, Stopped, TrainingError
 from epo_jax.runtime.stopping import SIGNALS, StopSignals
 
 # A command that waits for a signal, with the work of its main thread in one long call of C.
@@ -129,7 +129,7 @@ def test_a_request_that_cannot_be_announced_is_still_a_request():
 @pytest.mark.parametrize('error, status, line', [
     (Stopped('again'), 75, 'stopped: again'),
     (InputError('no such key'), 1, 'error: no such key'),
-    (FloatingPointError('loss nan'), 1, 'error: loss nan'),
+    (TrainingError('loss nan'), 1, 'error: loss nan'),
     (PermissionError(errno.EACCES, 'Permission denied', 'w'), 1, "error: [Errno 13] Permission denied: 'w'"),
     (OSError(errno.ENOSPC, 'No space left on device', 'w'), 74, "error: [Errno 28] No space left on device: 'w'"),
     (SaveError('7 cannot be saved'), 74, 'error: 7 cannot be saved'),
