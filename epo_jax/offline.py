@@ -13,13 +13,23 @@ from typing import Any, Iterator, Optional
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from epo_jax.config import ConfigError, Key, defaults_of, has_results, validate_keys
+from epo_jax.config import (
+    COUNT,
+    DEVICES,
+    POSITIVE,
+    SEEDS,
+    ConfigError,
+    Key,
+    defaults_of,
+    has_results,
+    validate_keys,
+    value_problems,
+)
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.defaults import MODEL_KEYS
 from epo_jax.language import Language, activation_dtype, load_language
-from epo_jax.models.transformer import REMAT
-from epo_jax.rl.learner import SCHEDULES, Batch, Learner, TrainState, from_config, learner_keys
+from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints
@@ -40,20 +50,22 @@ def keys() -> dict[str, Any]:
     return {
         'data': Key('', 'prepared conversations: a file, a folder, or a dataset_info.json; see data/sharegpt.py'),
         'skip_bad': Key(False, 'whether to skip and count bad rows instead of stopping'),
-        'seed': Key(42, 'seed of the order of the rows'),
-        'capacity': Key(4096, 'longest conversation, in tokens; turns that do not fit are dropped'),
+        'seed': Key(42, 'seed of the order of the rows', SEEDS),
+        'capacity': Key(4096, 'longest conversation, in tokens; turns that do not fit are dropped', POSITIVE),
         'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 takes all that are '
-                                'left'),
+                                'left', DEVICES),
         'model': {name: MODEL_KEYS[name] for name in ('path', 'chat_template', 'dtype', 'remat')},
         'learner': learner_keys(exclude=('entropy', 'chunk', 'offload')) | {
-            'batch': Key(32, 'number of conversations of a gradient step'),
-            'epochs': Key(3, 'number of passes over the file'),
-            'length_bucket': Key(256, 'batches are padded to a multiple of this many tokens'),
-            'window': Key(16, 'number of shuffled batches that are sorted by length together; 0 is a plain shuffle'),
-            'summation': Key('mean', 'loss of a batch: mean, or official (scales with micro_batch, see rl/losses.py)')},
+            'batch': Key(32, 'number of conversations of a gradient step', POSITIVE),
+            'epochs': Key(3, 'number of passes over the file', POSITIVE),
+            'length_bucket': Key(256, 'batches are padded to a multiple of this many tokens', POSITIVE),
+            'window': Key(16, 'number of shuffled batches that are sorted by length together; 0 is a plain shuffle',
+                          COUNT),
+            'summation': Key('mean', 'loss of a batch: mean, or official (scales with micro_batch, see rl/losses.py)',
+                             ('mean', 'official'))},
         'checkpoint': {
-            'every': Key(50, 'number of steps from one checkpoint to the next'),
-            'keep': Key(2, 'number of checkpoints to keep')},
+            'every': Key(50, 'number of steps from one checkpoint to the next', POSITIVE),
+            'keep': Key(2, 'number of checkpoints to keep', POSITIVE)},
     }
 
 
@@ -69,16 +81,7 @@ def validate(config: ConfigDict) -> None:
       ConfigError: If anything is wrong; lists all problems, one per line.
     """
     validate_keys(config, default_config())
-    c = config.learner
-    problems = [f'{name} must be one of {", ".join(options)}, not {value!r}' for name, value, options in (
-        ('model.dtype', config.model.dtype, ('auto', 'float32', 'bfloat16')),
-        ('model.remat', config.model.remat, tuple(REMAT)),
-        ('learner.schedule', c.schedule, SCHEDULES),
-        ('learner.summation', c.summation, ('mean', 'official'))) if value not in options]
-    problems += [f'{name} must be positive, not {value}' for name, value in (
-        ('capacity', config.capacity), ('learner.batch', c.batch), ('learner.epochs', c.epochs),
-        ('learner.micro_batch', c.micro_batch), ('learner.length_bucket', c.length_bucket),
-        ('checkpoint.every', config.checkpoint.every), ('checkpoint.keep', config.checkpoint.keep)) if value < 1]
+    c, problems = config.learner, list(value_problems(config, keys()))
     if not config.data:
         problems.append('data must name a file of prepared conversations')
     if c.micro_batch > 0 and c.batch % c.micro_batch:

@@ -23,7 +23,7 @@ def load_outcome(name: str) -> Outcome:
         if not callable(outcome):
             raise ValueError(f'it is a {type(outcome).__name__}, not a function')
         return outcome
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a user's module may raise anything
         raise InputError(f"there is no outcome function {name!r} ({error}); reward.outcome must be 'judge', "
                          "'environment' or 'package.module:function'") from None
 

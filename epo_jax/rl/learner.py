@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import optax
 
-from epo_jax.config import Key
+from epo_jax.config import POSITIVE, Key, Range
 from epo_jax.models import scoring
 from epo_jax.models.decoder import Decoder
 from epo_jax.models.lora import LoRA
@@ -25,6 +25,12 @@ from epo_jax.runtime.parallel import constrain, param_shardings
 from epo_jax.text.tokens import Array
 
 SCHEDULES = ('cosine', 'constant', 'official')
+
+# What the configuration keys that are attributes of Learner may be.
+ALLOWED = {
+    'learning_rate': Range(0), 'schedule': SCHEDULES, 'warmup_ratio': Range(0, 1), 'clip': Range(0, above=True),
+    'weight_decay': Range(0), 'b1': Range(0, 1, below=True), 'b2': Range(0, 1, below=True), 'micro_batch': POSITIVE,
+    'entropy': Range(0), 'chunk': POSITIVE}
 
 
 @struct.dataclass

@@ -18,7 +18,7 @@ configuration of a run is saved in its `config.json`.
 
 This page is generated: `python -m epo_jax.tools.configuration > docs/configuration.md`.
 """
-COLUMNS = '| key | type | default | meaning |\n| --- | --- | --- | --- |\n'
+COLUMNS = '| key | type | default | allowed | meaning |\n| --- | --- | --- | --- | --- |\n'
 
 
 def page() -> str:
@@ -40,8 +40,9 @@ def rows(keys: Mapping[str, Any], prefix: str) -> Iterator[str]:
         if isinstance(key, Mapping):
             yield from rows(key, f'{prefix}{name}.')
             continue
-        default, meaning = key if isinstance(key, Key) else (key, '')
-        yield f'| `{prefix}{name}` | {type(default).__name__} | `{default!r}` | {meaning} |\n'
+        key = key if isinstance(key, Key) else Key(key, '')
+        yield (f'| `{prefix}{name}` | {type(key.default).__name__} | `{key.default!r}` | {key.describe()} | '
+               f'{key.meaning} |\n')
 
 
 if __name__ == '__main__':

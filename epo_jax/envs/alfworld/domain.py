@@ -4,7 +4,7 @@ from typing import Sequence
 
 from ml_collections import ConfigDict
 
-from epo_jax.config import Key
+from epo_jax.config import COUNT, POSITIVE, Key
 from epo_jax.envs.alfworld import prompts, text
 from epo_jax.envs.alfworld.dialogue import Alfworld
 from epo_jax.envs.alfworld.engine import GameError
@@ -19,8 +19,6 @@ def check(options: ConfigDict) -> list[str]:
     wrong = []
     if options.variant not in text.VARIANTS:
         wrong.append(f'environment.variant must be one of {", ".join(text.VARIANTS)}; it is {options.variant!r}')
-    if options.max_turns < 1 or options.max_idle < 0:
-        wrong.append('environment.max_turns must be positive and environment.max_idle not negative')
     return wrong
 
 
@@ -55,8 +53,9 @@ DOMAIN = Domain(
     seats=1,
     options={
         'variant': Key('alfworld-0.4-unseen', 'the release whose words are used, and the split that is held out'),
-        'max_turns': Key(STEPS, 'largest number of actions'),
-        'max_idle': Key(0, 'the episode ends when more than this many actions in a row do nothing; 0 never ends it'),
+        'max_turns': Key(STEPS, 'largest number of actions', POSITIVE),
+        'max_idle': Key(0, 'the episode ends when more than this many actions in a row do nothing; 0 never ends it',
+                        COUNT),
         'share': Key(False, "an episode that is not won is worth the share of the goal's conditions that hold"),
         'constrained': Key(False, 'the actor can only write admissible commands'),
         'short': Key(False, 'short prompts, for small models'),

@@ -4,7 +4,7 @@ from typing import Any, Sequence
 
 from ml_collections import ConfigDict
 
-from epo_jax.config import Key
+from epo_jax.config import Key, Range
 from epo_jax.envs.bargain import language, scenarios
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.base import Domain
@@ -34,15 +34,8 @@ def domain(opponent: str, seats: int) -> Domain:
 
     return Domain(
         seats=seats, scenarios=load, device_environment=environment,
-        options={'rounds': Key(4, 'largest number of actions of each side')}, check=check, judged=False,
-        scratch_model=scratch_model)
-
-
-def check(options: ConfigDict) -> list[str]:
-    """See Domain.check."""
-    if not 1 <= options.rounds <= language.MAX_ROUNDS:
-        return [f'environment.rounds must be 1 to {language.MAX_ROUNDS}; it is {options.rounds}']
-    return []
+        options={'rounds': Key(4, 'largest number of actions of each side', Range(1, language.MAX_ROUNDS))},
+        judged=False, scratch_model=scratch_model)
 
 
 def scratch_model() -> Sequence[Any]:

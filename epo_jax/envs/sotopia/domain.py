@@ -4,7 +4,7 @@ from typing import Any, Sequence
 
 from ml_collections import ConfigDict
 
-from epo_jax.config import Key
+from epo_jax.config import COUNT, POSITIVE, Key
 from epo_jax.envs.base import Domain
 from epo_jax.envs.sotopia.actions import KINDS
 from epo_jax.envs.sotopia.dialogue import Sotopia
@@ -17,8 +17,6 @@ def check(options: ConfigDict) -> list[str]:
     wrong = []
     if not set(options.allowed) <= set(KINDS) or 'speak' not in options.allowed:
         wrong.append(f'environment.allowed must be some of {KINDS}, including speak; it is {tuple(options.allowed)}')
-    if options.max_turns < 1:
-        wrong.append(f'environment.max_turns must be positive; it is {options.max_turns}')
     return wrong
 
 
@@ -40,8 +38,8 @@ def device_environment(options: ConfigDict, tokenizer: Any, width: int) -> Token
 DOMAIN = Domain(
     seats=2,
     options={
-        'max_turns': Key(20, 'largest number of actions of both seats together'),
-        'max_stale': Key(2, 'the episode ends when more than this many actions in a row do nothing'),
+        'max_turns': Key(20, 'largest number of actions of both seats together', POSITIVE),
+        'max_stale': Key(2, 'the episode ends when more than this many actions in a row do nothing', COUNT),
         'allowed': Key(KINDS, 'kinds of action that agents may choose'),
         'short': Key(False, 'short prompts, for small models'),
         'begun': Key(False, 'begin the replies of the models with \'Strategy:\' and \'NAME said: "\'')},

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from epo_jax.config import Key
+from epo_jax.config import SEEDS, Key
 from epo_jax.envs.base import Domain
 from epo_jax.envs.webshop.nouns import TAGGERS
 from epo_jax.envs.webshop.scripted import SCRIPTS
@@ -58,7 +58,7 @@ DOMAIN = Domain(
         'variant': Key('webshop-small-synth-15',
                        'catalogue, goals and number of steps; all but webshop-small-* need data (`scenarios`)'),
         'tagger': Key('words', "how the reward finds nouns: words, or spacy as in the original"),
-        'seed': Key(SEED, 'seed of prices and price limits'),
+        'seed': Key(SEED, 'seed of prices and price limits', SEEDS),
         'short': Key(False, 'short prompts and pages, for small models'),
         'begun': Key(False, "begin the replies of the models with 'Thought:' and 'Action:'"),
         'constrained': Key(False, "restrict the actor's clicks to what the page offers; needs begun"),
