@@ -39,7 +39,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if not any(arg.lstrip('-').startswith('help') for arg in argv[1:]):
         for name in ('config', 'workdir'):  # before the configuration file is run, which takes seconds
             if not any(arg.lstrip('-').partition('=')[0] == name for arg in argv[1:]):
-                sys.exit(f'error: the flag --{name} is missing')
+                command.fail(f'error: the flag --{name} is missing')
     try:
         for i, arg in enumerate(argv):
             flag, equals, value = arg.partition('=')
@@ -49,7 +49,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                 argv[i + 1] = presets.resolve(argv[i + 1])
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')
+        command.fail(f'error: {one_line(error)}')
 
 
 def one_line(error: Exception) -> str:
@@ -66,7 +66,7 @@ def one_line(error: Exception) -> str:
 def main(argv: Sequence[str]) -> None:
     """Run the configuration of the command line."""
     if len(argv) > 1:
-        sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')
+        command.fail(f'error: unexpected arguments: {" ".join(argv[1:])}')
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.FATAL)  # Orbax reports every file, and every error before it raises it
     from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX

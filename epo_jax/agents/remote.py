@@ -10,13 +10,14 @@ import dataclasses
 import email.utils
 import http.client
 import json
-import os
 import random
 import socket
 import threading
 import time
 from typing import Any, Callable, Mapping, Optional, Sequence
 import urllib.parse
+
+from epo_jax.runtime.secrets import read_key, redact
 
 # HTTP statuses below 500 that are retried, and statuses after which no request will succeed.
 TEMPORARY = (408, 409, 425, 429)
@@ -82,7 +83,7 @@ class Endpoint:
     def __post_init__(self):
         url = urllib.parse.urlsplit(self.url)
         if url.scheme not in ('http', 'https') or not url.hostname:
-            raise ValueError(f'{self.url!r} is not an http or https URL')
+            raise ValueError(f'{redact(self.url)!r} is not an http or https URL')
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
             raise ValueError(
                 'concurrency and timeout must be positive and retries must not be negative, but they are '
@@ -116,8 +117,11 @@ class Client:
           spent: dollars spent in earlier runs, which count toward the budget.
           clock: function that returns the time in seconds.
           sleep: function that waits for some seconds; None waits until `stop` is called or the time is over.
+
+        Raises:
+          SecretError: the API key cannot be sent.
         """
-        self.endpoint = endpoint
+        self.endpoint, self._key = endpoint, read_key(endpoint.key_variable)
         self._stopped = threading.Event()
         self._clock, self._sleep = clock, sleep or self._stopped.wait
         self._slots = threading.BoundedSemaphore(endpoint.concurrency)
@@ -208,7 +212,7 @@ class Client:
             try:
                 status, headers, data = self._post(body)
             except (OSError, http.client.HTTPException) as error:
-                problem = f'{type(error).__name__}: {error}'
+                problem = redact(f'{type(error).__name__}: {error}', self._key)
             else:
                 if status == 200:
                     try:
@@ -216,9 +220,9 @@ class Client:
                     except ValueError as error:
                         problem = f'the response is not a chat completion ({error})'
                 else:
-                    problem = f'HTTP {status}: {_reason(data)}'
+                    problem = f'HTTP {status}: {_reason(data, self._key)}'
                     if status in PERMANENT or b'insufficient_quota' in data:
-                        raise NoAccess(f'{end.url}, model {end.model!r}: {problem}')
+                        raise NoAccess(f'{redact(end.url, self._key)}, model {end.model!r}: {problem}')
                     if status not in TEMPORARY and status < 500:
                         raise RequestRefused(problem)
                     wait = self._retry_delay(headers, wait)
@@ -258,8 +262,8 @@ class Client:
         connection_class = http.client.HTTPSConnection if url.scheme == 'https' else http.client.HTTPConnection
         connection = connection_class(url.hostname, url.port, timeout=end.timeout)
         headers = {'Content-Type': 'application/json', 'Accept': 'application/json'}
-        if key := os.environ.get(end.key_variable):
-            headers['Authorization'] = f'Bearer {key}'
+        if self._key:
+            headers['Authorization'] = f'Bearer {self._key}'
         late = threading.Event()
 
         def shut_down():  # the timeout of a socket restarts with every byte that a slow endpoint sends
@@ -301,12 +305,12 @@ def _read_answer(data: bytes, request_bytes: int) -> Answer:
         raise ValueError(f'{type(error).__name__}: {error}') from error
 
 
-def _reason(data: bytes) -> str:
-    """Return the error message in a response as one short line."""
+def _reason(data: bytes, key: str) -> str:
+    """Return the error message in a response as one short line, which may not repeat the API key."""
     text: Any = data.decode('utf-8', errors='replace')
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)['error']['message']
-    return ' '.join(str(text).split())[:200] or 'no error message'
+    return ' '.join(redact(str(text), key).split())[:200] or 'no error message'
 
 
 def _retry_after(value: Optional[str]) -> Optional[float]:

@@ -7,7 +7,8 @@ import urllib.parse
 from epo_jax.runtime.errors import InputError
 
 HIDDEN = '***'
-_PASSWORD = re.compile(r'(\b[a-zA-Z][\w+.-]*://)[^/?#\s\'"]*@')
+# A password may hold characters that should have been escaped.
+_PASSWORD = re.compile(r'(\b[a-zA-Z][\w+.-]*://)(?:[^/?#\s\'"]*|[^/?#\s\'":@]*:[^\s\'"]*)@')
 _PARAMETER = re.compile(
     r'([?&;][\w.-]*(?:key|token|secret|passw|signature|\bsig|credential|auth|\bpwd)[\w.-]*=)[^&;#\s\'"]+',
     re.IGNORECASE)
