@@ -6,8 +6,8 @@
 # The mesh of the preset, --config.mesh=1,-1,1, splits parameters over all GPUs. Set CUDA_VISIBLE_DEVICES to use only
 # some.
 #
-# Preemption: on SIGTERM, the run saves a checkpoint after the iteration in flight and stops; a run that is killed loses
-# that iteration. The same command resumes after the last checkpoint.
+# Preemption: on SIGTERM or Ctrl-C, the run saves a checkpoint after the iteration in flight and stops with status 75; a
+# run that is killed loses that iteration. The same command resumes after the last checkpoint.
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -11,7 +11,7 @@
 # such as a mounted bucket or Filestore.
 #
 # Preemption: with SPOT=1, the slice may be preempted. On SIGTERM, the run saves a checkpoint after the iteration in
-# flight and stops; a run that is killed loses that iteration. In both cases, create, install and run again with the
+# flight and stops with status 75; a run that is killed loses that iteration. In both cases, create, install and run again with the
 # same workdir: the run resumes after its last checkpoint, on a slice of any shape.
 set -euo pipefail
 
