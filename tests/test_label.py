@@ -252,3 +252,30 @@ def test_prices_that_are_not_two_numbers_are_refused(tmp_path, prices):
     data = write(tmp_path / 'raw.json', [conversation(0, 1)])
     with pytest.raises(SystemExit, match=f"--prices must be two numbers, .* not '{prices}'"):
         label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', f'--prices={prices}'))
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_keeps_the_answers_and_has_its_own_status(tmp_path, signum):
+    rows = [conversation(n, 2) for n in range(40)]
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.json'
+    with serve(honest, delay=0.1) as server:
+        command = [sys.executable, '-m', 'epo_jax.label', *arguments(data, out, server.url, '--concurrency=2')]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while len(server.requests) < 3:
+            time.sleep(0.01)
+        with pytest.raises(SystemExit, match=f'out.json is in use by process {process.pid} on '):
+            label.main(arguments(data, out, server.url))
+        with pytest.raises(SystemExit, match=f'out.json.answers.sqlite is in use by process {process.pid} on '):
+            label.main(arguments(data, tmp_path / 'other.json', server.url, f'--cache={out}.answers.sqlite'))
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 75
+        assert [line for line in errors.splitlines() if 'label [' not in line] == [
+            f'{signum.name}: stopping after the answers in flight; a second signal stops at once',
+            'stopped: all answers so far are saved; run the command again to continue']
+        asked = len(server.requests)
+        assert asked < 40 and not out.exists()
+        label.main(arguments(data, out, server.url))
+        assert len(server.requests) == 40  # no answer was paid for twice
+    assert len(json.loads(out.read_text())) == 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out.json', 'out.json.answers.sqlite', 'raw.json']

@@ -31,7 +31,16 @@ def run(module, *flags, cwd=ROOT):
     (['--config=sotopia:tiny', '--workdir=w', '--config.seed=abc'], 'config.seed=abc'),
     (['--config=sotopia:tiny', '--workdir=w', '--bogus'], "flag 'bogus'"),
     (['--config=sotopia:tiny', '--workdir=w', 'extra'], 'unexpected arguments: extra'),
-    (['--config=sotopia:tiny', '--workdir=w', '--config.iterations=0'], 'iterations must be positive'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.iterations=0'], 'iterations must be at least 1'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.seed=-1'], 'seed must be at least 0'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.strategist.no_repeat=-3'], 'strategist.no_repeat must be at'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.judge.capacity=0'], 'judge.capacity must be at least 1'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.reward.outcome=nope'], "no outcome function 'nope'"),
+    (['--config=offline:tiny', '--workdir=w', '--config.data=x', '--config.learner.warmup_ratio=5'],
+     'learner.warmup_ratio must be at least 0 and at most 1; it is 5'),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.model.path=no/such'], "no model at 'no/such'"),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.mesh=(3,7,1)'], 'mesh .3, 7, 1. does not cover'),
+    (['--config=sotopia:tiny', '--workdir=/proc/epo/run'], 'cannot create the directory /proc/epo/run: No such file'),
 ], ids=str)
 def test_a_wrong_command_line_is_one_line_and_leaves_nothing(tmp_path, flags, message):
     done = run('epo_jax.main', *flags, cwd=tmp_path)
