@@ -14,7 +14,6 @@ all of them share.
 import os
 import pathlib
 import re
-import sys
 from typing import Sequence
 
 from absl import app, flags, logging
