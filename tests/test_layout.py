@@ -12,7 +12,7 @@ LAYERS = (
     'rollout',
     'envs agents',
     'text models',
-    'config runtime')
+    'config workdir runtime')
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 EXCEPTIONS = {'testing'}  # see docs/design.md
 
