@@ -192,7 +192,7 @@ def validate(config: ConfigDict) -> None:
     require(c.rollout.group < 1 or c.rollout.batch % c.rollout.group == 0,
             'rollout.batch must be a multiple of rollout.group')
     require(not c.rollout.compiled or domain.device_environment is not None,
-            f'rollout.compiled: the environment {c.environment.name} has no form on the device')
+            f'rollout.compiled: the environment {c.environment.name} cannot be compiled; set it to False')
     if c.reward.outcome not in ('judge', 'environment'):
         require(not c.rollout.compiled,
                 'rollout.compiled needs reward.outcome to be judge or environment, since functions run on the host')
