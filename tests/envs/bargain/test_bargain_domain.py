@@ -53,5 +53,5 @@ def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match='generates its own scenarios'):
         domain.scenarios('somewhere', config.environment)
     config.environment.rounds = 0
-    with pytest.raises(ConfigError, match='rounds must be 1 to 9'):
+    with pytest.raises(ConfigError, match='environment.rounds must be at least 1 and at most 9'):
         validate(config)
