@@ -1,7 +1,7 @@
 """The same dialogues by our rollout and by an API-style loop that sends the whole history every turn.
 
 Two seats talk without strategists. Each reads an opening of its own, then whatever the other says; every message is
-sampled at temperature 1 from the whole vocabulary and has a fixed number of tokens. Between the seats goes text.
+sampled at temperature 1 from the whole vocabulary and has a fixed number of tokens. The seats exchange text.
 """
 
 import math
@@ -29,7 +29,7 @@ def opening(tokenizer, seat: int, tokens: int) -> str:
 
 
 def capacity(turns: int, opening: int, new: int) -> int:
-    """Room for a conversation, template and a third more tokens than were sampled included; a multiple of 128."""
+    """Return a multiple of 128 that fits a conversation, its template and a third more tokens than are sampled."""
     return math.ceil((opening + 32 + turns * (new * 4 // 3 + 10)) / 128) * 128
 
 
@@ -110,10 +110,10 @@ def histories(spoken: Sequence[str], openings: Sequence[str], seat: int) -> list
 
 def api(model: str, folder: Optional[str], shape: Mapping[str, Any], dtype: str, device: str, episodes: int,
         turns: int, opening_tokens: int, new: int) -> Contender:
-    """`transformers.generate` as an API is used: every request is a whole history, tokenised and read anew.
+    """Use `transformers.generate` like an API: every request is a whole history, which is tokenized and read again.
 
     Args:
-      episodes: dialogues that are sent as one padded batch; 1: one request at a time.
+      episodes: number of dialogues that are sent as one padded batch; 1 sends one request at a time.
     """
     from benchmarks import peers
     from epo_jax.text.chat import chat_segments

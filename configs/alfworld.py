@@ -1,18 +1,18 @@
-"""EPO on ALFWorld: household tasks as text games; a strategist thinks, an actor gives commands.
+"""EPO on ALFWorld: household tasks as text games; a strategist writes thoughts, and an actor gives commands.
 
     python -m epo_jax.main --config=configs/alfworld.py:quickstart --workdir=runs/alfworld
 
 Presets, after the colon:
-  quickstart  SmolLM2-135M in every role, on the package's small games, on a CPU, in minutes; admissible commands only
-  tiny        a dummy model, in seconds; for trying the machinery
-  llama3_8b   the paper's setting; `--config.model.path=` names the weights, `--config.scenarios=` the games
+  quickstart  SmolLM2-135M in every role on the packaged games, with admissible commands only; takes minutes on a CPU
+  tiny        a dummy model; checks within seconds that everything runs
+  llama3_8b   the paper's setting; pass the weights by `--config.model.path=` and the games by `--config.scenarios=`
 """
 
 from epo_jax.defaults import default_config
 
 
 def get_config(preset='quickstart'):
-    """The configuration of one of the presets."""
+    """Return the configuration of a preset."""
     config = default_config('alfworld')
     presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b}
     if preset not in presets:
@@ -22,7 +22,7 @@ def get_config(preset='quickstart'):
 
 
 def quickstart(config):
-    """Small games and a small model: what the machinery does, on two cores."""
+    """Small games and a small model, for a CPU with two cores."""
     config.iterations = 2
     config.mesh = (1, 1, 1)
     config.model.remat = 'dots'
@@ -38,7 +38,7 @@ def quickstart(config):
 
 
 def tiny(config):
-    """A dummy model of bytes."""
+    """A dummy model with a byte tokenizer."""
     config.iterations = 2
     config.model.path = 'dummy'
     config.environment.update(max_turns=4, share=True, short=True, begun=True)

@@ -1,4 +1,4 @@
-"""EPO on WebShop: an actor shops by an instruction, and a strategist writes a thought before every action.
+"""EPO on WebShop: an actor follows a shopping instruction, and a strategist writes a thought before every action.
 
     python -m epo_jax.main --config=configs/webshop.py:quickstart --workdir=runs/webshop
 

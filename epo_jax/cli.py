@@ -10,7 +10,7 @@ import sys
 COMMANDS = {
     'train': ('epo_jax.main', 'train a strategist, online or from a file, and evaluate it'),
     'label': ('epo_jax.label', 'have a judge name the critical turns of conversations'),
-    'prepare': ('epo_jax.prepare', 'turn labelled conversations into training data'),
+    'prepare': ('epo_jax.prepare', 'turn labeled conversations into training data'),
     'episodes': ('epo_jax.data.episodes', 'turn the episodes of a run into conversations'),
     'export': ('epo_jax.export', 'export the strategist of a run as a Hugging Face folder'),
     'plan': ('epo_jax.plan', 'estimate memory and time of a run on a TPU slice'),

@@ -17,7 +17,7 @@ from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.files import write_atomically, write_jsonl
 
-KEYS = 2**31 - 1      # stands in for the iteration in the random keys of an evaluation
+KEYS = 2**31 - 1      # used instead of an iteration number in the random keys of an evaluation
 MAX_CATEGORIES = 12   # more are not printed
 
 
@@ -46,8 +46,8 @@ def run_evaluation(exp: Experiment, state: RunState, held_out: Sequence[Any], wo
                    stop: Callable[[], None] = lambda: None) -> list[Row]:
     """Play held-out scenarios under every condition with the same keys; print and write (evaluation.json) the scores.
 
-    Where the partners are the pool, every condition plays each of its snapshots. Between the matches, `stop` is called,
-    which may raise an error to stop the evaluation.
+    If the partner is the pool, every condition plays against each of its snapshots. Between the matches, `stop` is
+    called, which may raise an error to stop the evaluation.
     """
     config = exp.config
     scenarios = choose(held_out, exp.domain.situation, config.evaluation.episodes, config.seed)

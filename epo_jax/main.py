@@ -5,7 +5,7 @@
     python -m epo_jax.main --config=configs/offline.py --config.data=prepared.json --workdir=runs/offline
 
 --config takes the path of a configuration file or the name of a packaged one, with a preset after the colon;
---config.KEY=VALUE overrides a key. A run that was interrupted continues when it is started again with the same workdir.
+--config.KEY=VALUE overrides a key. An interrupted run resumes when it is started again with the same workdir.
 SIGTERM or SIGINT (Ctrl-C) stops it after the iteration in flight with status 75 (see epo_jax/runtime/errors.py).
 On several hosts, start the same command on each of them with --hosts (see epo_jax/runtime/hosts.py) and a workdir that
 all of them share.
@@ -23,7 +23,7 @@ from epo_jax import presets
 from epo_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file or name, and :PRESET.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run writes its files; an existing run is continued.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; a run that it already contains is resumed.')
 _HOSTS = flags.DEFINE_string('hosts', '', "The processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
 
 

@@ -1,4 +1,4 @@
-"""Finished episodes as readable JSON, one object an episode."""
+"""Finished episodes as readable JSON, one object per episode."""
 
 from typing import Any, Mapping, Optional, Sequence
 
@@ -14,13 +14,13 @@ from epo_jax.rollout import OBSERVATION, Episodes
 
 def episode_records(match: Match, episodes: Episodes, texts: Sequence[EpisodeText], reasons: Mapping[int, str],
                     strategies: Sequence[Sequence[Sequence[str]]], verdict: Verdict) -> list[dict[str, Any]]:
-    """Return one record for each episode, without what only training adds (see `add_credit`).
+    """Return one record for each episode, without the fields that training adds (see `add_credit`).
 
     Args:
       match: the kind of strategist in every seat, and the numbers of the episodes within the iteration.
       episodes: what was played.
-      texts: the same in text.
-      reasons: for every episode that an agent cut off, why.
+      texts: the same episodes as text.
+      reasons: why an agent cut an episode off, by episode.
       strategies: texts by seat, episode and turn of the seat.
       verdict: on every seat, seat-major.
     """

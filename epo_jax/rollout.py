@@ -1,4 +1,4 @@
-"""The rollout: one function is one turn, and an episode is that function again and again.
+"""The rollout: `turn` plays one turn, and an episode is a loop over turns.
 
 `turn` and `refill` serve two drivers. `rollout_compiled` runs them in one traced loop, where every agent is on the
 device. `rollout_on_host` calls them from a host loop, for API models and text environments. Both keep B slots busy: a
@@ -28,7 +28,7 @@ OBSERVATION, ENVIRONMENT = -1, -2
 
 @struct.dataclass
 class Table:
-    """Who plays what: all of a rollout that does not change during it. A pytree of weights.
+    """Who plays what: everything that stays the same during a rollout. A pytree of weights.
 
     Attributes:
       env: the environment.
@@ -215,8 +215,8 @@ def _record(record: Tokens, written: Optional[Tokens], actions, live) -> Tokens:
 def translate(message: Tokens, speaker: Player, reader: Player) -> Tokens:
     """Return a message in the reader's tokens: the same ids if both use one tokenizer, else by its text (host).
 
-    A translation that is more than four times as long as the longest message is cut there, so that the width of what
-    is read does not depend on the text.
+    A translation is cut to four times the length of the longest message, so that the width of the result does not
+    depend on the text.
     """
     if speaker.tokenizer is reader.tokenizer:
         return message
@@ -259,7 +259,7 @@ def open_table(table: Table, batch: int, count: int, keys) -> tuple[TableState, 
 
 
 def _finished(table: Table, state: TableState) -> Episodes:
-    """Return the part of the slots that is kept of finished episodes."""
+    """Return the parts of the slots that are stored for finished episodes."""
     conversations = tuple(
         Conversation(memory.ids, memory.turn, memory.logprob, memory.length, memory.turns) if seat.trained else None
         for seat, memory in zip(table.seats, state.strategists, strict=True))
@@ -339,7 +339,7 @@ def rollout_compiled(table: Table, queue: Any, keys: jax.Array, batch: int) -> E
     Args:
       table: who plays what.
       queue: the encoded scenarios of E episodes.
-      keys: key[E], one an episode. What an episode samples depends on its own key alone.
+      keys: key[E], one per episode. What an episode samples depends on its own key alone.
       batch: number of slots, a multiple of the table's group.
     """
     count = len(keys)
@@ -368,7 +368,7 @@ def rollout_on_host(table: Table, queue: Any, keys: jax.Array, batch: int,
       on_turn: called after every turn, to report progress.
 
     Returns:
-      The episodes, and for every one that an agent cut off the reason in words.
+      The episodes, and the reason for every episode that an agent cut off.
     """
     count, reasons = len(keys), {}
     state, episodes = refill(table, *open_table(table, batch, count, keys), queue, keys)
@@ -384,7 +384,7 @@ def rollout_on_host(table: Table, queue: Any, keys: jax.Array, batch: int,
 
 
 def failure_reasons(table: Table, state: TableState) -> dict[int, str]:
-    """Return, for every episode in a slot that an agent cut off, the reason in words (host)."""
+    """Return the reason for every episode in a slot that an agent cut off (host)."""
     reasons = {}
     for b in np.flatnonzero(state.cause > 0):
         s, actor = divmod(int(state.cause[b]) - 1, 2)

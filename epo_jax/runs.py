@@ -1,4 +1,4 @@
-"""Reading what a training run left in its workdir: the configuration, the model and the trained parameters."""
+"""Read what a training run saved in its workdir: the configuration, the model and the trained parameters."""
 
 from pathlib import Path
 import sys

@@ -177,7 +177,7 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Steps per epoch, including the one whose batch may not be full."""
+        """Return the number of steps per epoch, including one whose batch may not be full."""
         return -(-len(self.size) // self.batch)
 
     def epoch(self, epoch: int) -> np.ndarray:

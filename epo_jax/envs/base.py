@@ -39,7 +39,7 @@ class TextStep(NamedTuple):
       rewards: the reward of every seat for this step, or None for a seat that gets none. The rewards of an episode
         add up to the seat's outcome, which lies in [0, 1]; a judge rates the seats that never got one. An empty tuple
         means None for every seat.
-      events: names of things to count, such as 'action/repaired'.
+      events: names of events to count, such as 'action/repaired'.
     """
 
     observations: Sequence[Observation]
@@ -50,7 +50,7 @@ class TextStep(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """The least that a scenario has to have; environments add what they need.
+    """The fields that every scenario must have; environments add their own.
 
     Attributes:
       id: unique name.
@@ -66,14 +66,14 @@ class Scenario:
 class TextEnvironment:
     """An environment in text. Subclasses implement `reset` and `step`, and override the rest as needed.
 
-    An object holds settings only. The state of an episode is an immutable value that goes in and comes out, so that
-    an episode can be continued from any of its states.
+    An instance holds settings only. The state of an episode is an immutable value that the methods take and return, so
+    that an episode can be continued from any of its states.
 
     Attributes:
       num_seats: number of seats. They act in turn, and seat 0 begins.
       max_turns: largest number of actions of all seats together.
       advice: text before and after a strategy in what the actor reads.
-      prefixes: how replies may begin, for `actor.choose_action`, which draws the kind of action first.
+      prefixes: how replies may begin, for `actor.choose_action`, which samples the kind of action first.
       closing: a character that ends a reply, such as the quotation mark that its cue opened; '' for none.
     """
 
@@ -100,7 +100,7 @@ class TextEnvironment:
         raise NotImplementedError
 
     def cues(self, state: Any, seat: int) -> Observation:
-        """Return text that begins the next reply of the strategist and of the actor; '' leaves it to them."""
+        """Return the text with which the next replies of the strategist and of the actor begin; '' for none."""
         return Observation('', '')
 
     def choices(self, state: Any, seat: int) -> Sequence[str]:
@@ -159,7 +159,7 @@ class EpisodeText:
       facts: see TextEnvironment.describe.
       lines: (seat, text) of every action, see TextEnvironment.transcript.
       judge_prompts: by seat, see TextEnvironment.judge_prompt; () where the environment is not judged.
-      events: names of things to count.
+      events: names of events to count.
       failure: why the environment cut the episode off, or None.
     """
 
@@ -219,8 +219,8 @@ class Environment(Protocol):
         """Return the only replies the actor may give.
 
         Returns:
-          Tokens [B, C, K] (lengths i32[B, C]), of which empty ones do not count. None, or a row without any, allows
-          every reply.
+          Tokens [B, C, K] (lengths i32[B, C]); empty ones do not count. If it is None, or in a row without choices,
+          every reply is allowed.
         """
 
     def step(self, state: Any, seat: int, message: Tokens, live: Bool[Array, ' B']) -> tuple[Any, EnvironmentStep]:
@@ -249,7 +249,7 @@ class Environment(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """How an experiment meets an environment. A config names a module that has a `DOMAIN` of this type.
+    """What an experiment needs to know about an environment. A config names a module with a `DOMAIN` of this type.
 
     Attributes:
       seats: number of seats.
@@ -287,7 +287,7 @@ def check_environment(domain: Domain, options: ConfigDict) -> None:
     """Check that a domain's text environment keeps its contract.
 
     Raises:
-      InputError: it is no TextEnvironment, has another number of seats, or cannot be judged although it should be.
+      InputError: it is not a TextEnvironment, has the wrong number of seats, or is judged without a judge_prompt.
     """
     if domain.text_environment is None:
         return

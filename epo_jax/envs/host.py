@@ -22,7 +22,7 @@ CUE_TOKENS = 32  # longest beginning of a reply
 
 
 class StepError(ValueError):
-    """An environment returned something else than its contract says; the message names what is wrong."""
+    """An environment returned a value that breaks its contract; the message says what is wrong."""
 
 
 @struct.dataclass

@@ -4,8 +4,8 @@
     python -m epo_jax.plan --config=... --topology=v5e:4x4 --search --json=plan.json
 
 This compiles the programs of the run for the slice. The TPU compiler comes with `pip install libtpu`. It needs no TPU
-and no weights, only the shapes and shardings of the configuration. Times are XLA's estimates (see cost.py) if every
-message has its largest length.
+and no weights, only the shapes and shardings of the configuration. Times are XLA's estimates (see cost.py) for
+messages of maximum length.
 
 `--search` compares meshes, each with the largest micro-batch that fits, and plans with the best one.
 """

@@ -1,4 +1,4 @@
-"""Outcomes by a user's function."""
+"""Outcomes computed by a user's function."""
 
 import dataclasses
 import importlib
@@ -7,7 +7,7 @@ from typing import Callable, Sequence
 from epo_jax.rewards.prompts import JudgePrompt
 from epo_jax.runtime.errors import InputError
 
-# Finished episodes, one JudgePrompt a seat -> the outcome of each, in [0, 1].
+# Finished episodes, one JudgePrompt per seat -> the outcome of each, in [0, 1].
 Outcome = Callable[[Sequence[JudgePrompt]], Sequence[float]]
 
 

@@ -2,7 +2,7 @@
 
 One function serves a host loop (NumPy arrays) and a compiled iteration (traced arrays).
 
-Axis letters: N judged conversations (one an episode and seat), T turns of that seat.
+Axis letters: N judged conversations (one per episode and seat), T turns of that seat.
 """
 
 from typing import Any, Callable, Optional
@@ -23,7 +23,7 @@ METHODS = ('potential', 'critical', 'none')
 
 @struct.dataclass
 class Verdict:
-    """What became of conversations, by the environment's own reward and by the judge.
+    """The assessment of conversations, by the environment's own reward and by the judge.
 
     Attributes:
       process: reward of every turn; 0 where it is not valid.
@@ -78,7 +78,7 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
 
     Args:
       judge: the judge; None where it is not asked.
-      conversations: what there is to read.
+      conversations: what the judge reads.
       method: one of METHODS.
       rate: whether the judge rates the conversations that have no reward; otherwise they have no outcome.
 
@@ -86,14 +86,14 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
       ValueError: the method is unknown.
     """
     if method not in METHODS:
-        raise ValueError(f'the process reward is one of {", ".join(METHODS)}, not {method!r}')
+        raise ValueError(f'the process reward must be one of {", ".join(METHODS)}, not {method!r}')
     xp = array_module(conversations.reward)
     mask, reward = conversations.turn_mask, conversations.reward
     process, outcome, potential, critical = xp.zeros(mask.shape, reward.dtype), reward, None, None
     if method == 'potential' or rate:
         reached, rating = _in_batches(judge, conversations.stages, lambda part: read_stages(
             judge, jax.tree.map(lambda x: xp.moveaxis(x, 1, 0), part), xp.bool_(method == 'potential'), rate))
-        outcome = xp.where(xp.isfinite(reward), reward, rating / 10)  # NaN where nobody rates
+        outcome = xp.where(xp.isfinite(reward), reward, rating / 10)  # NaN without a rating
     if method == 'potential':
         potential = xp.where(xp.pad(mask, ((0, 0), (1, 0)), constant_values=True), reached, xp.nan)
         process = xp.diff(potential, axis=1)

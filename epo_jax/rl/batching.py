@@ -1,4 +1,4 @@
-"""The order in which trained conversations make up gradient steps.
+"""The order in which gradient steps use the trained conversations.
 
 Axis letters: N conversations, B conversations of one step, L token positions.
 """
@@ -16,7 +16,7 @@ from epo_jax.text.tokens import array_module
 def epoch_order(count: int, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Return the shuffled rows of every gradient step of an epoch, i32[steps, B].
 
-    The last step is filled up with `count`, a row that does not exist.
+    The last step is padded with `count`, which is not the number of any row.
     """
     order = rng.permutation(count)
     return np.concatenate([order, np.full(-count % batch, count)]).reshape(-1, batch).astype(np.int32)
@@ -29,7 +29,7 @@ def orders(count: int, batch: int, epochs: int, seed: tuple[int, ...]) -> np.nda
 
 
 def take(rows: Batch, at: Any) -> Batch:
-    """Return rows at[B] as a batch; a row that does not exist trains nothing."""
+    """Return rows at[B] as a batch; a row that does not exist contributes nothing."""
     xp = array_module(rows)
     exists = at < len(rows.ids)
 

@@ -1,10 +1,10 @@
-"""Credit assignment: which turn deserves how much. Pure functions between arrays of turns.
+"""Credit assignment: how much credit every turn gets. Pure functions of arrays of turns.
 
 A new rule is a function in one of the tables COMBINE, BASELINES and NORMALIZERS; its name is then a value of the
 configuration key that the table belongs to.
 
 Axis letters: N conversations, T turns. Floats are float32 or float64, as given. A turn that did not take place, or
-whose reward is missing, has no part in any sum, mean or maximum, and gets advantage 0.
+whose reward is missing, is excluded from every sum, mean and maximum, and gets advantage 0.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def assign(process: Float[Array, 'N T'], process_valid: Bool[Array, 'N T'], outc
       turn_mask: turns that took place.
       group: conversations of the same scenario and seat have the same number.
       episode: conversations of the same episode have the same number.
-      rules: see there.
+      rules: the rules to apply.
     """
     reward, valid = combine(
         process, process_valid, outcome, outcome_valid, turn_mask, rules.combine, rules.weight)
@@ -73,7 +73,7 @@ def assign(process: Float[Array, 'N T'], process_valid: Bool[Array, 'N T'], outc
     return Credit(reward, valid, advantage)
 
 
-# From process reward and outcome to one reward a turn
+# From process reward and outcome to one reward per turn
 
 
 def sum_rewards(process, final, weight: float):
@@ -94,7 +94,7 @@ COMBINE = {'sum': sum_rewards, 'official': official_rewards}
 
 @functools.partial(jax.jit, static_argnames=('how',))
 def combine(process, process_valid, outcome, outcome_valid, turn_mask, how: str, weight: float = 1.0):
-    """Combine process rewards and outcomes into one reward a turn.
+    """Combine process rewards and outcomes into one reward per turn.
 
     Args:
       process: f[N, T].
@@ -106,8 +106,8 @@ def combine(process, process_valid, outcome, outcome_valid, turn_mask, how: str,
       weight: of the process reward in 'sum'.
 
     Returns:
-      (reward f[N, T], valid bool[N, T]). A missing reward is part of the returns of all turns up to its own, so a
-      conversation in which anything is missing is invalid as a whole.
+      (reward f[N, T], valid bool[N, T]). The returns of all turns up to a missing reward would
+      contain it, so a conversation in which anything is missing is invalid as a whole.
     """
     rule = _pick(COMBINE, how, 'rule to combine rewards')
     last = turn_mask & (jnp.cumsum(turn_mask, axis=1) == turn_mask.sum(axis=1, keepdims=True))

@@ -87,7 +87,7 @@ class Learner:
       entropy: weight of the entropy of the strategies in the objective; it is scaled by the schedule of the learning
         rate.
       chunk: number of tokens whose logits are computed at once.
-      offload: whether the optimizer's moments are kept in host memory, which is slower and leaves room on the device.
+      offload: whether the optimizer's moments are kept in host memory, which is slower but frees device memory.
     """
 
     model: Decoder
@@ -190,7 +190,7 @@ class Learner:
         """Take one gradient step.
 
         The loss is the mean over the conversations with a valid turn, counted over the whole batch, so it does not
-        depend on the micro-batches. A batch without any changes nothing.
+        depend on the micro-batches. A batch without a valid turn changes nothing.
 
         Args:
           state: the state before; donated.

@@ -17,7 +17,7 @@ Scalar = Union[bool, int, float, np.generic, np.ndarray, jax.Array]
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends to `metrics.jsonl`, one JSON object a line, and to TensorBoard events under `tensorboard/`.
+    """Appends to `metrics.jsonl`, one JSON object per line, and to TensorBoard events under `tensorboard/`.
 
     Numbers that are not finite are written as the strings 'nan', 'inf' and '-inf', which `float` reads. A line is on
     disk when `write` returns. If the metrics of an iteration are written before its checkpoint, a killed and resumed

@@ -54,10 +54,11 @@ DOMAIN = Domain(
     options={
         'variant': Key('alfworld-0.4-unseen', 'the release whose words are used, and the split that is held out'),
         'max_turns': Key(STEPS, 'largest number of actions', POSITIVE),
-        'max_idle': Key(0, 'the episode ends when more than this many actions in a row do nothing; 0 never ends it',
+        'max_idle': Key(0, 'the episode ends when more than this many actions in a row do nothing; 0 disables this',
                         COUNT),
-        'share': Key(False, "an episode that is not won is worth the share of the goal's conditions that hold"),
+        'share': Key(False, "partial credit: an episode that is not won earns the share of the goal's conditions that "
+                            'hold'),
         'constrained': Key(False, 'the actor can only write admissible commands'),
         'short': Key(False, 'short prompts, for small models'),
-        'begun': Key(False, "begin the replies of the models with 'Thought:' and 'Action:'")},
+        'begun': Key(False, "prefill the replies of the models with 'Thought:' and 'Action:'")},
     check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)

@@ -42,6 +42,6 @@ DOMAIN = Domain(
         'max_stale': Key(2, 'the episode ends when more than this many actions in a row do nothing', COUNT),
         'allowed': Key(KINDS, 'kinds of action that agents may choose'),
         'short': Key(False, 'short prompts, for small models'),
-        'begun': Key(False, 'begin the replies of the models with \'Strategy:\' and \'NAME said: "\'')},
+        'begun': Key(False, 'prefill the replies of the models with \'Strategy:\' and \'NAME said: "\'')},
     check=check, scenarios=scenarios, text_environment=text_environment, device_environment=device_environment,
     rewarded=False, situation=lambda scenario: scenario.environment)

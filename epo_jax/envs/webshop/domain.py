@@ -56,11 +56,11 @@ DOMAIN = Domain(
     # webshop-1k-human+spacy+short.
     options={
         'variant': Key('webshop-small-synth-15',
-                       'catalogue, goals and number of steps; all but webshop-small-* need data (`scenarios`)'),
+                       'catalog, goals and number of steps; all but webshop-small-* need data (`scenarios`)'),
         'tagger': Key('words', "how the reward finds nouns: words, or spacy as in the original"),
         'seed': Key(SEED, 'seed of prices and price limits', SEEDS),
         'short': Key(False, 'short prompts and pages, for small models'),
-        'begun': Key(False, "begin the replies of the models with 'Thought:' and 'Action:'"),
+        'begun': Key(False, "prefill the replies of the models with 'Thought:' and 'Action:'"),
         'constrained': Key(False, "restrict the actor's clicks to what the page offers; needs begun"),
         'script': Key('', "buyer or weak_buyer: a scripted customer acts in place of the actor; '' for none")},
     check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)
