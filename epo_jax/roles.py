@@ -45,7 +45,7 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
 
     Raises:
       InputError: actor.choose_action is set, but the environment has no kinds of action.
-      FileNotFoundError, WeightsError, TokenizerError, ChatTemplateError: a model cannot be used.
+      ModelNotFoundError, HubError, WeightsError, TokenizerError, ChatTemplateError: a model cannot be used.
     """
     dtype = activation_dtype(config.model.dtype)
     load = lambda path, template, stacked=False: load_language(

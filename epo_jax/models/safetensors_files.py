@@ -92,7 +92,7 @@ def _explain_missing(folder: pathlib.Path) -> None:
                 f'{found[0]}: this format is not read, because loading it can run any code; convert a checkpoint that '
                 "you trust with: python -c \"from transformers import AutoModelForCausalLM as M; "
                 f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"")
-    raise WeightsError(f'{folder / FILE}: no such file')
+    raise WeightsError(f'{folder / FILE}: no such file; weights are read from safetensors or GGUF files')
 
 
 def _open(path: pathlib.Path):
