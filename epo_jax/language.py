@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +62,6 @@ class Language:
         """Return the decoder in the layout that is trained; `remat` as in Transformer."""
         return Transformer(self.config, self.dtype, stacked=True, remat=remat, mesh=self.mesh)
 
-    def capacity_warning(self, key: str, capacity: int) -> str:
-        """Return a warning if conversations may get longer than the model supports; else ''."""
-        if capacity <= self.config.max_positions:
-            return ''
-        return (f'warning: {key} is {capacity} tokens, but the model {self.path} supports at most '
-                f'{self.config.max_positions}')
-
     def with_params(self, dtype: Any = None, seed: int = 0) -> 'Language':
         """Return the model with its parameters.
 
@@ -118,8 +111,7 @@ def load_language(path: str, template: str, dtype: Any, mesh: Mesh, domain: Opti
         config, tokenizer = testing.dummy_config(), testing.byte_tokenizer()
         chat = chat_segments(tokenizer, template or None)
     else:
-        if name := _hub_name(path):
-            path = str(hub.pin(name))
+        path = pinned(path)
         files = find_model(path, hub.TEXT_FILES)
         file = GGUFFile(files) if is_gguf(files) else None  # is opened once
         config, tokenizer = _shape(file or files), load_tokenizer(file or files)
@@ -166,9 +158,31 @@ def find_model(path: str, patterns: Sequence[str] = hub.TEXT_FILES + hub.WEIGHT_
     return path
 
 
+def pinned(path: str) -> str:
+    """Return the name of a repository with the commit that its revision stands for now; other paths as they are.
+
+    A run keeps this name, so that it reads the same model when it is resumed or exported.
+
+    Raises:
+      HubError: the repository cannot be read.
+    """
+    name = _hub_name(path)
+    return path if name is None else str(hub.pin(name))
+
+
 def _hub_name(path: str) -> Optional[hub.HubName]:
     """Return the parts of the name of a repository; None for a path that exists and for other names."""
     return None if pathlib.Path(path).exists() else hub.parse(path)
+
+
+def capacity_warnings(capacities: Mapping[str, tuple[int, ModelConfig]]) -> list[str]:
+    """Return one line for every model whose conversations may get longer than it supports.
+
+    Args:
+      capacities: by configuration key, the longest conversation in tokens and the shape of the model.
+    """
+    return [f'warning: {key} is {capacity} tokens, but the model supports at most {config.max_positions}'
+            for key, (capacity, config) in capacities.items() if capacity > config.max_positions]
 
 
 def activation_dtype(name: str):

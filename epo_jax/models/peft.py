@@ -154,7 +154,7 @@ def _shape(content: dict[str, Any]) -> LoRA:
         raise WeightsError(f"peft_type {content.get('peft_type')!r} is not supported, only 'LORA'")
     for key, value in content.items():
         if value and key not in NEUTRAL or key == 'bias' and value not in (None, False, 'none'):
-            raise WeightsError(f'{key} {value!r:.80} is not supported')
+            raise WeightsError(f'{key} {repr(value)[:80]} is not supported')
     if (init := content.get('init_lora_weights')) not in INITIALIZATIONS:
         raise WeightsError(f'init_lora_weights {init!r} is not supported, because it changes the weights of the base '
                            'model; convert the adapter with the PEFT library, or merge it into its base')
@@ -162,6 +162,7 @@ def _shape(content: dict[str, Any]) -> LoRA:
     if targets == 'all-linear':
         targets = list(modules)
     if not isinstance(targets, list) or not targets or not all(name in modules.keys() for name in map(str, targets)):
-        raise WeightsError(f'target_modules {targets!r:.200} is not supported; supported are lists of {", ".join(modules)}')
+        raise WeightsError(f'target_modules {repr(targets)[:200]} is not supported; '
+                           f'supported are lists of {", ".join(modules)}')
     return LoRA(fields.size(content, 'r'), fields.number(content, 'lora_alpha'), tuple(
         target for module, target in modules.items() if module in targets))

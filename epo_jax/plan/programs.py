@@ -26,7 +26,7 @@ from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import read_config
 from epo_jax.rewards.judge import Judge, read_stages
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config
-from epo_jax.roles import adapter
+from epo_jax.roles import adapter, with_adapter_shape
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.parallel import check_rows, make_mesh, named_sharding, param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
@@ -246,7 +246,7 @@ def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
             platform='tpu', topology_name=topology, **dict(chip.options)).devices
     except jax.errors.JaxRuntimeError as error:
         raise PlanError(f'unknown topology {topology!r} ({str(error).splitlines()[0]})') from error
-    mesh = make_mesh(config.mesh, devices)
+    mesh, config = make_mesh(config.mesh, devices), with_adapter_shape(config)
     target = PlanTarget(config, model_config(config.model.path), mesh, chip)
     param_shardings(target.model, mesh, adapter(config))
     check_rows(mesh, {'learner.micro_batch': config.learner.micro_batch, 'rollout.batch': config.rollout.batch})

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_gguf import write_gguf
 
 from epo_jax.models import weights
 from epo_jax.models.layout import unstack
@@ -312,3 +313,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(stacked, name, value, f
     for dtype in (jnp.float32, jnp.bfloat16):
         with pytest.raises(WeightsError, match=f"tensor '{name}' contains NaN or infinity"):
             weights.load(folder, dtype, stacked)
+
+
+def test_the_ending_of_a_gguf_file_may_be_in_capitals(tmp_path):
+    params = random_params(LLAMA)
+    path = write_gguf(tmp_path / 'model.gguf', LLAMA, params)
+    assert_equal(weights.load(path.rename(tmp_path / 'MODEL.GGUF'), stacked=True)[1], params)
