@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from epo_jax import roles
@@ -17,7 +19,8 @@ from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 
 def save_model(folder, **changes):
     config = dataclasses.replace(dummy_config(), **changes)
-    weights.save(folder, config, dummy_params(config, stacked=True))
+    shapes = jax.eval_shape(lambda: dummy_params(config, stacked=True))
+    weights.save(folder, config, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 

@@ -1,9 +1,9 @@
 """Runs that start from an adapter: its shape, its numbers as PEFT merges them, and what a run leaves."""
 
+import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
@@ -21,15 +21,19 @@ from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 SHAPE = LoRA(3, 12.0, ('q', 'v', 'down'))
 
 
+def random_tree(create):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(scale=0.2, size=x.shape).astype(np.float32), jax.eval_shape(create))
+
+
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     """Return the folders of a base model and of an adapter with random numbers."""
     base, adapter = (tmp_path_factory.mktemp('init') / name for name in ('base', 'adapter'))
-    weights.save(base, dummy_config(), dummy_params(dummy_config(), stacked=True))
+    weights.save(base, dummy_config(), random_tree(lambda: dummy_params(dummy_config(), stacked=True)))
     byte_tokenizer().save_pretrained(base)
-    shapes = jax.eval_shape(lambda: SHAPE.init(Transformer(dummy_config(), stacked=True), jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    peft.save(adapter, SHAPE, jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape), shapes), str(base))
+    peft.save(adapter, SHAPE, random_tree(
+        lambda: SHAPE.init(Transformer(dummy_config(), stacked=True), jax.random.key(0))), str(base))
     return base, adapter
 
 
@@ -123,8 +127,8 @@ def test_an_adapter_that_cannot_be_read_is_an_error_before_the_run_begins(folder
 
 def test_the_base_must_have_the_shape_of_the_adapter(folders, tmp_path):
     config = config_of(folders)
-    wider = dummy_config().__class__(**dummy_config().__dict__ | {'width': 64})
-    weights.save(tmp_path / 'wide', wider, jax.tree.map(jnp.zeros_like, dummy_params(wider, stacked=True)))
+    wider = dataclasses.replace(dummy_config(), width=64)
+    weights.save(tmp_path / 'wide', wider, random_tree(lambda: dummy_params(wider, stacked=True)))
     byte_tokenizer().save_pretrained(tmp_path / 'wide')
     config.model.path = str(tmp_path / 'wide')
     with pytest.raises(InputError, match='lora_B.weight. has shape .32, 3., expected .64, 3.'):

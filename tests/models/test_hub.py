@@ -9,12 +9,16 @@ import sys
 
 import fake_hub
 from families import LLAMA, assert_equal, random_params
+import jax
+import numpy as np
 import pytest
 
 from epo_jax import testing
 from epo_jax.language import ModelNotFoundError, find_model
-from epo_jax.models import hub, weights
+from epo_jax.models import hub, peft, weights
 from epo_jax.models.hub import HubName
+from epo_jax.models.lora import LoRA
+from epo_jax.models.transformer import Transformer
 from epo_jax.plan import programs
 
 COMMIT = fake_hub.COMMIT
@@ -46,7 +50,7 @@ def small_model(tmp_path_factory):
     """A folder with a small model, and files that nobody reads."""
     folder = tmp_path_factory.mktemp('hub') / 'model'
     config = testing.dummy_config()
-    weights.save(folder, config, testing.dummy_params(config, stacked=True))
+    weights.save(folder, config, random_params(config))
     testing.byte_tokenizer().save_pretrained(folder)
     for name in ('README.md', 'pytorch_model.bin', 'consolidated.safetensors', 'onnx/model.onnx', 'tf_model.h5'):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -187,3 +191,28 @@ def test_a_local_path_wins(tmp_path, monkeypatch):
 def test_an_error_about_another_name_says_what_names_there_are(path):
     with pytest.raises(ModelNotFoundError, match='give a Hugging Face folder, a GGUF file, or the name of a repository'):
         find_model(path)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_commit_and_exports_an_adapter_of_the_repository(served, model, tmp_path):
+    lora = LoRA(2, 8.0, ('q', 'v'))
+    shapes = jax.eval_shape(lambda: lora.init(Transformer(testing.dummy_config(), stacked=True), jax.random.key(0)))
+    peft.save(tmp_path / 'adapter', lora, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
+    served.repositories['tiny/adapter'] = tmp_path / 'adapter'
+    code = '''
+from epo_jax import experiment, export, load_config
+config = load_config('sotopia:tiny')
+config.model.path, config.lora.init = 'tiny/llama', 'tiny/adapter@main'
+config.iterations, config.evaluation.episodes = 1, 0
+experiment.run(config, WORK)
+export.export(WORK, WORK + '/out')
+saved = json.load(open(WORK + '/config.json'))
+print(json.dumps([saved['model']['path'], saved['lora'], json.load(open(WORK + '/out/adapter_config.json'))]))
+'''.replace('WORK', repr(str(tmp_path / 'run')))
+    (path, saved, exported), _ = python(served, tmp_path / 'home', code)
+    assert path == f'tiny/llama@{COMMIT}' and saved['init'] == f'tiny/adapter@{COMMIT}'
+    assert (saved['rank'], saved['alpha'], saved['targets']) == (2, 8.0, ['q', 'v'])
+    assert exported['base_model_name_or_path'] == 'tiny/llama' and exported['r'] == 2
+    served.requests.clear()
+    again, _ = python(served, tmp_path / 'home', code.replace("/out'", "/again'"), HF_HUB_OFFLINE='1')
+    assert again == [path, saved, exported] and not served.requests
