@@ -95,15 +95,17 @@ class ModelConfig:
         kind = hf.get('model_type')
         if kind not in ('llama', 'mistral', 'qwen2', 'qwen3'):
             raise UnsupportedModelError(
-                f'model_type {kind!r} is not supported; supported types are llama, mistral, qwen2 and qwen3')
+                f'model_type {fields.shown(kind)} is not supported; '
+                'supported types are llama, mistral, qwen2 and qwen3')
         for key in ('quantization_config', 'quantization', 'compression_config'):
             if hf.get(key):
-                method = hf[key].get('quant_method') if isinstance(hf[key], dict) else None
+                method = isinstance(hf[key], dict) and hf[key].get('quant_method')
+                method = f' with quant_method {fields.shown(method)}' if method else ''
                 raise UnsupportedModelError(
-                    f'the weights are quantized ({key}{f" with quant_method {method!r}" if method else ""}), which is '
-                    'not supported; take the original checkpoint, or a GGUF file')
+                    f'the weights are quantized ({key}{method}), which is not supported; take the original checkpoint, '
+                    'or a GGUF file')
         if hf.get('hidden_act', 'silu') != 'silu':
-            raise UnsupportedModelError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
+            raise UnsupportedModelError(f"hidden_act {fields.shown(hf['hidden_act'])} is not supported, only 'silu'")
         if hf.get('mlp_bias') or (hf.get('attention_bias') and kind != 'qwen2'):
             raise UnsupportedModelError('biases are only supported on the q, k and v projections of Qwen2')
         width, heads = fields.size(hf, 'hidden_size'), fields.size(hf, 'num_attention_heads')
@@ -143,7 +145,8 @@ def _rope(hf: Mapping[str, Any], max_positions: int) -> tuple[float, Optional[Ro
     if kind == 'default':
         return theta, None
     if kind != 'llama3':
-        raise UnsupportedModelError(f"rope type {kind!r} is not supported; supported types are 'default' and 'llama3'")
+        raise UnsupportedModelError(
+            f"rope type {fields.shown(kind)} is not supported; supported types are 'default' and 'llama3'")
     low = fields.number(rope, 'low_freq_factor')
     return theta, RopeScaling(
         factor=fields.number(rope, 'factor'),

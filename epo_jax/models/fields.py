@@ -40,7 +40,7 @@ def size(content: Mapping[str, Any], key: str, default: Optional[int] = None, le
     value = _value(content, key, default)
     if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
         return value
-    raise FieldError(f'{key} must be a whole number from {least} to 2^31 - 1, not {_shown(value)}')
+    raise FieldError(f'{key} must be a whole number from {least} to 2^31 - 1, not {shown(value)}')
 
 
 def number(content: Mapping[str, Any], key: str, default: Optional[float] = None, least: float = 0.0) -> float:
@@ -48,7 +48,7 @@ def number(content: Mapping[str, Any], key: str, default: Optional[float] = None
     value = _value(content, key, default)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and least < value < math.inf:
         return float(value)
-    raise FieldError(f'{key} must be a finite number greater than {least:g}, not {_shown(value)}')
+    raise FieldError(f'{key} must be a finite number greater than {least:g}, not {shown(value)}')
 
 
 def flag(content: Mapping[str, Any], key: str, default: bool = False) -> bool:
@@ -56,7 +56,7 @@ def flag(content: Mapping[str, Any], key: str, default: bool = False) -> bool:
     value = _value(content, key, default)
     if isinstance(value, bool):
         return value
-    raise FieldError(f'{key} must be true or false, not {_shown(value)}')
+    raise FieldError(f'{key} must be true or false, not {shown(value)}')
 
 
 def group(content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def group(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = _value(content, key, {})
     if isinstance(value, dict):
         return value
-    raise FieldError(f'{key} must be a JSON object, not {_shown(value)}')
+    raise FieldError(f'{key} must be a JSON object, not {shown(value)}')
 
 
 def texts(content: Mapping[str, Any], key: str) -> Optional[list[str]]:
@@ -72,7 +72,7 @@ def texts(content: Mapping[str, Any], key: str) -> Optional[list[str]]:
     value = content.get(key)
     if value is None or isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
-    raise FieldError(f'{key} must be a list of texts, not {_shown(value)}')
+    raise FieldError(f'{key} must be a list of texts, not {shown(value)}')
 
 
 def _value(content: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -82,7 +82,7 @@ def _value(content: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def _shown(value: Any) -> str:
-    """Return a value for a message; a long one is cut."""
-    text = repr(value) if not isinstance(value, (list, dict)) else f'a {type(value).__name__}'
+def shown(value: Any) -> str:
+    """Return a value for a message: the kind of a list or an object, and the beginning of a long text."""
+    text = {list: 'a list', dict: 'an object'}.get(type(value)) or repr(value)
     return text if len(text) <= 40 else text[:37] + '...'

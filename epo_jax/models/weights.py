@@ -127,9 +127,13 @@ def load(source: str | os.PathLike | GGUFFile, dtype=jnp.float32, stacked: bool 
             config = read_gguf_config(files)
         else:
             raise WeightsError('this path is neither a folder with safetensors nor a .gguf file')
-        if config.num_layers > len(files.shapes):  # before anything is built for every layer
+        # Before anything is built for every layer, or for every dimension of a head.
+        if config.num_layers > len(files.shapes):
             raise WeightsError(f'the model should have {config.num_layers} layers, but the files hold only '
                                f'{len(files.shapes)} tensors')
+        if config.head_dim > (largest := max(map(math.prod, files.shapes.values()))):
+            raise WeightsError(f'the heads of the model should have size {config.head_dim}, but the largest tensor of '
+                               f'the files holds only {largest} numbers')
         leaves = _leaves(config)
         names = {t: t.name(gguf=isinstance(files, GGUFFile)) for tensors in leaves.values() for t in tensors}
         _check(config, files, {name: t.stored_shape for t, name in names.items()})
