@@ -21,6 +21,12 @@ from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 SHAPE = LoRA(3, 12.0, ('q', 'v', 'down'))
 
 
+def share_of_ascii(prompts):
+    """Return an outcome that differs between random strategies: the share of characters that are ASCII."""
+    texts = [''.join(prompt.strategies) for prompt in prompts]
+    return [sum(map(str.isascii, text)) / max(len(text), 1) for text in texts]
+
+
 def random_tree(create):
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(scale=0.2, size=x.shape).astype(np.float32), jax.eval_shape(create))
@@ -82,7 +88,7 @@ def test_a_run_takes_the_shape_of_the_adapter_trains_and_resumes(folders, tmp_pa
     config.learner.update(schedule='constant', warmup_ratio=0.0)
     config.judge.capacity = 9000
     config.evaluation.update(episodes=2, conditions=('prompted', 'policy'))
-    config.reward.update(outcome='epo_jax.testing:share_of_e')
+    config.reward.update(outcome='test_lora_init:share_of_ascii')
     config.seats = ('policy', 'snapshot')
     experiment.run(config, tmp_path / 'whole')
     assert 'warning: judge.capacity is 9000 tokens, but the model supports at most 8192' in ' '.join(
