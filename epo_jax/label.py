@@ -332,7 +332,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     add('--out', required=True, help='.json or .jsonl file to write')
     add('--domain', required=True, choices=sharegpt.DOMAINS, help='environment of the conversations')
     add('--judge', required=True, help="'local', or the URL of an OpenAI-compatible endpoint")
-    add('--model', help='model of the judge (default: smollm2 if local, where a folder or GGUF file is also possible, '
+    add('--model', help='model of the judge (default: smollm2 if local, where any model of docs/models.md is possible, '
         'else gpt-4o-2024-08-06)')
     add('--cache', help='database of the answers (default: OUT.answers.sqlite)')
     add('--skip_bad', action='store_true', help='skip and count bad rows instead of stopping')
@@ -366,7 +366,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.judge == 'local':
         from epo_jax.data.local_judge import LocalJudge  # imported here because JAX takes seconds to import
-        model = args.model or 'smollm2'
+        from epo_jax.language import pinned
+        model = pinned(args.model or 'smollm2')
         judge = f'local {model} {args.capacity}'
         local = LocalJudge(model, args.domain, args.capacity, args.batch)
         return label_file(args.data, args.out, args.domain, local.ask, judge, args.cache, 1, args.skip_bad)

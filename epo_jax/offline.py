@@ -28,7 +28,7 @@ from epo_jax.config import (
 from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.defaults import MODEL_KEYS
-from epo_jax.language import Language, activation_dtype, load_language
+from epo_jax.language import Language, activation_dtype, capacity_warnings, load_language, pinned
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
 from epo_jax.rl.losses import official_scale
 from epo_jax.runtime import hosts
@@ -106,6 +106,8 @@ def run(config: ConfigDict, workdir: str) -> TrainState:
       TrainingError: If a loss or gradient is not finite; the last checkpoint is kept.
     """
     validate(config)
+    config = config.copy_and_resolve_references()
+    config.model.path = pinned(config.model.path)
     c, mesh = config.learner, make_mesh(config.mesh)
     check_rows(mesh, {'learner.micro_batch': c.micro_batch})
     workdir = pathlib.Path(workdir).absolute()
@@ -124,9 +126,8 @@ def run(config: ConfigDict, workdir: str) -> TrainState:
         total = c.epochs * order.steps
         progress.line(f'{total} steps in {c.epochs} epochs: {len(data)} conversations of at most {data.turns} turns, '
                       f'{data.bad.count} bad rows skipped')
-        if config.capacity > language.config.max_positions:
-            progress.line(f'warning: capacity is {config.capacity} tokens, but the model supports at most '
-                          f'{language.config.max_positions}')
+        for warning in capacity_warnings({'capacity': (config.capacity, language.config)}):
+            progress.line(warning)
 
         # State: fresh, or from the last checkpoint
         learner = make_learner(config, language, total)

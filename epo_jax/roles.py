@@ -1,8 +1,9 @@
 """From a configuration to the models of a run: strategist, actor, judge."""
 
 import dataclasses
-from typing import Optional
+from typing import Any, Optional
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -10,11 +11,13 @@ from epo_jax.agents.base import Agent
 from epo_jax.agents.local import LocalAgent
 from epo_jax.agents.scripted import Echo
 from epo_jax.envs.base import Domain
-from epo_jax.language import Language, activation_dtype, load_language
+from epo_jax.language import Language, activation_dtype, capacity_warnings, find_model, load_language, pinned
+from epo_jax.models import hub, peft
 from epo_jax.models.lora import LoRA
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.rewards.judge import Judge
 from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text import tokenizer as text
 
 
@@ -26,6 +29,7 @@ class Roles:
       strategist, actor: the language models.
       strategist_agent, actor_agent: how they take part in an episode.
       judge: the judge.
+      adapter: the adapter from which training starts; None for a new one, or where the whole model is trained.
     """
 
     strategist: Language
@@ -33,6 +37,14 @@ class Roles:
     actor: Language
     actor_agent: Agent
     judge: Judge
+    adapter: Any = None
+
+    def capacity_warnings(self, config: ConfigDict) -> list[str]:
+        """Return one line for every role whose conversations may get longer than its model supports."""
+        actor = {} if self.actor.params is None else {
+            'actor.capacity': (config.actor.capacity, self.actor.config)}
+        return capacity_warnings({'strategist.capacity': (config.strategist.capacity, self.strategist.config), **actor,
+                                  'judge.capacity': (config.judge.capacity, self.judge.model.config)})
 
 
 def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
@@ -45,7 +57,7 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
 
     Raises:
       InputError: actor.choose_action is set, but the environment has no kinds of action.
-      FileNotFoundError, WeightsError, TokenizerError, ChatTemplateError: a model cannot be used.
+      ModelNotFoundError, HubError, WeightsError, TokenizerError, ChatTemplateError: a model cannot be used.
     """
     dtype = activation_dtype(config.model.dtype)
     load = lambda path, template, stacked=False: load_language(
@@ -73,7 +85,8 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
     roles = Roles(
         strategist, _agent(strategist, config.strategist, chunk), actor, actor_agent,
         Judge(judge.sampler(), judge.params, judge.tokenizer, judge.chat, config.judge.capacity,
-              domain.seats * config.rollout.batch, chunk))
+              domain.seats * config.rollout.batch, chunk),
+        _initial_adapter(config, strategist))
     if config.reward.outcome == 'judge' or config.reward.process != 'none':
         roles.judge.check()
     for model in (strategist, actor, judge) if config.rollout.compiled else ():
@@ -105,6 +118,47 @@ def unspeakable_ids(language: Language) -> set[int]:
     """
     tokens = set(language.tokenizer.get_vocab().values())
     return (set(range(language.config.vocab_size)) - tokens) | text.special_ids(language.tokenizer)
+
+
+def pin_models(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with a commit in every name of a repository, see `language.pinned`.
+
+    Raises:
+      HubError: a repository cannot be read.
+    """
+    config = config.copy_and_resolve_references()
+    for group, key in ((config.model, 'path'), (config.actor, 'model'), (config.judge, 'model'), (config.lora, 'init')):
+        group[key] = pinned(group[key])
+    return config
+
+
+def with_adapter_shape(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with the rank, alpha and targets of the adapter that lora.init names, if it names one.
+
+    Raises:
+      InputError: the adapter cannot be read, or lora.rank is set and the adapter has another shape.
+    """
+    if not config.lora.init:
+        return config
+    found = peft.load_shape(find_model(config.lora.init, hub.ADAPTER_FILES))
+    config = config.copy_and_resolve_references()
+    if config.lora.rank == 0:
+        config.lora.update(rank=found.rank, alpha=found.alpha, targets=found.targets)
+    elif (given := adapter(config)) != dataclasses.replace(found, targets=given.targets) or (
+            set(given.targets) != set(found.targets)):
+        raise InputError(
+            f'lora.init: the adapter {config.lora.init} has rank {found.rank}, alpha {found.alpha:g} and the targets '
+            f'{", ".join(found.targets)}, but lora.rank, lora.alpha and lora.targets ask for {given.rank}, '
+            f'{given.alpha:g} and {", ".join(given.targets)}; lora.rank=0 takes the shape of the adapter')
+    return config
+
+
+def _initial_adapter(config: ConfigDict, strategist: Language) -> Any:
+    """Return the adapter that lora.init names, on its devices; None if it names none."""
+    if not config.lora.init:
+        return None
+    lora, params = peft.load(find_model(config.lora.init, hub.ADAPTER_FILES), strategist.config)
+    return jax.device_put(params, param_shardings(strategist.sampler(), strategist.mesh, lora))
 
 
 def adapter(config: ConfigDict) -> Optional[LoRA]:

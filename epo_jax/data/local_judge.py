@@ -23,14 +23,13 @@ class LocalJudge:
         """Load the model.
 
         Args:
-          model: A Hugging Face folder, a GGUF file, 'smollm2' or 'dummy'.
+          model: A model as in `load_language`.
           domain: One of `sharegpt.DOMAINS`.
           capacity: Length of the longest conversation in tokens.
           batch: Conversations to judge at a time.
 
         Raises:
-          FileNotFoundError: If there is no such model.
-          InputError: If the model, its tokenizer or its chat template cannot be used.
+          InputError: If there is no such model, or the model, its tokenizer or its chat template cannot be used.
         """
         language = load_language(model, '', activation_dtype('auto'), make_mesh((1, -1, 1))).with_params()
         self._judge = Judge(

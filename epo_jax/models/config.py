@@ -1,8 +1,10 @@
 """The shape of a decoder as a frozen dataclass, and its reader for Hugging Face's `config.json`."""
 
 import dataclasses
+import math
 from typing import Any, Mapping, Optional
 
+from epo_jax.models import fields
 from epo_jax.runtime.errors import InputError
 
 
@@ -63,6 +65,8 @@ class ModelConfig:
     max_positions: int = 2048
 
     def __post_init__(self):
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+            raise UnsupportedModelError(f'the base of the rotary frequencies must be positive, not {self.rope_theta}')
         if self.num_heads % self.num_kv_heads:
             raise UnsupportedModelError(
                 f'{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly: '
@@ -82,68 +86,93 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> 'ModelConfig':
-        """Read the content of a Hugging Face `config.json`.
+        """Read the content of a Hugging Face `config.json`. Absent keys have the defaults of their family.
 
         Raises:
-          UnsupportedModelError: the architecture, activation, rotary embedding or bias is not supported.
-          KeyError: a required key is missing.
+          UnsupportedModelError: the architecture, activation, rotary embedding, bias or quantization is not supported.
+          FieldError: a required key is missing, or a key has a wrong value.
         """
         kind = hf.get('model_type')
         if kind not in ('llama', 'mistral', 'qwen2', 'qwen3'):
             raise UnsupportedModelError(
-                f'model_type {kind!r} is not supported; supported types are llama, mistral, qwen2 and qwen3')
+                f'model_type {fields.shown(kind)} is not supported; '
+                'supported types are llama, mistral, qwen2 and qwen3')
+        for key in ('quantization_config', 'quantization', 'compression_config'):
+            if hf.get(key):
+                method = isinstance(hf[key], dict) and hf[key].get('quant_method')
+                method = f' with quant_method {fields.shown(method)}' if method else ''
+                raise UnsupportedModelError(
+                    f'the weights are quantized ({key}{method}), which is not supported; take the original checkpoint, '
+                    'or a GGUF file')
         if hf.get('hidden_act', 'silu') != 'silu':
-            raise UnsupportedModelError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
+            raise UnsupportedModelError(f"hidden_act {fields.shown(hf['hidden_act'])} is not supported, only 'silu'")
         if hf.get('mlp_bias') or (hf.get('attention_bias') and kind != 'qwen2'):
             raise UnsupportedModelError('biases are only supported on the q, k and v projections of Qwen2')
-        heads = hf['num_attention_heads']
-        theta, scaling = _rope(hf)
+        width, heads = fields.size(hf, 'hidden_size'), fields.size(hf, 'num_attention_heads')
+        layers = fields.size(hf, 'num_hidden_layers')
+        # Only an absent key has the default of the family; null means one key/value head for every query head.
+        kv_heads = heads if 'num_key_value_heads' in hf else {'mistral': 8, 'qwen2': 32, 'qwen3': 32}.get(kind, heads)
+        max_positions = fields.size(hf, 'max_position_embeddings', {'llama': 2048, 'mistral': 131072}.get(kind, 32768))
+        theta, scaling = _rope(hf, max_positions)
         return cls(
-            vocab_size=hf['vocab_size'],
-            width=hf['hidden_size'],
-            num_layers=hf['num_hidden_layers'],
+            vocab_size=fields.size(hf, 'vocab_size'),
+            width=width,
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=hf.get('num_key_value_heads') or heads,
-            head_dim=hf.get('head_dim') or hf['hidden_size'] // heads,
-            mlp_width=hf['intermediate_size'],
+            num_kv_heads=fields.size(hf, 'num_key_value_heads', kv_heads),
+            head_dim=fields.size(hf, 'head_dim', 128 if kind == 'qwen3' else width // heads),
+            mlp_width=fields.size(hf, 'intermediate_size'),
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=hf.get('rms_norm_eps', 1e-6),
-            sliding_window=_window(hf, kind),
+            norm_eps=fields.number(hf, 'rms_norm_eps', 1e-6),
+            sliding_window=_window(hf, kind, layers),
             qkv_bias=kind == 'qwen2',
             qk_norm=kind == 'qwen3',
-            tied=bool(hf.get('tie_word_embeddings', False)),
-            max_positions=hf.get('max_position_embeddings', 2048),
+            tied=fields.flag(hf, 'tie_word_embeddings'),
+            max_positions=max_positions,
         )
 
 
-def _rope(hf: Mapping[str, Any]) -> tuple[float, Optional[RopeScaling]]:
+def _rope(hf: Mapping[str, Any], max_positions: int) -> tuple[float, Optional[RopeScaling]]:
     """Return the rotary base and scaling from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
-    rope = dict(hf.get('rope_scaling') or {})
-    rope.update(hf.get('rope_parameters') or {})
-    theta = float(rope.get('rope_theta') or hf.get('rope_theta') or 10000.0)
-    kind = rope.get('rope_type', rope.get('type', 'default'))
+    rope = fields.group(hf, 'rope_scaling') or fields.group(hf, 'rope_parameters')
+    theta = fields.number(rope, 'rope_theta', fields.number(hf, 'rope_theta', 10000.0))
+    kind = rope.get('rope_type') or rope.get('type') or 'default'
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UnsupportedModelError('rotary embeddings that differ between layers are not supported')
+    if fields.number({**hf, **rope}, 'partial_rotary_factor', 1.0) != 1.0:
+        raise UnsupportedModelError('a partial_rotary_factor other than 1 is not supported')
     if kind == 'default':
         return theta, None
     if kind != 'llama3':
-        raise UnsupportedModelError(f"rope type {kind!r} is not supported; supported types are 'default' and 'llama3'")
+        raise UnsupportedModelError(
+            f"rope type {fields.shown(kind)} is not supported; supported types are 'default' and 'llama3'")
+    low = fields.number(rope, 'low_freq_factor')
     return theta, RopeScaling(
-        factor=float(rope['factor']),
-        low_freq_factor=float(rope['low_freq_factor']),
-        high_freq_factor=float(rope['high_freq_factor']),
-        original_positions=int(rope['original_max_position_embeddings']))
+        factor=fields.number(rope, 'factor'),
+        low_freq_factor=low,
+        high_freq_factor=fields.number(rope, 'high_freq_factor', least=low),
+        original_positions=fields.size({**rope, **hf}, 'original_max_position_embeddings', max_positions))
 
 
-def _window(hf: Mapping[str, Any], kind: str) -> Optional[int]:
+def _window(hf: Mapping[str, Any], kind: str, layers: int) -> Optional[int]:
     """Return the sliding window of all layers, or None."""
-    window = hf.get('sliding_window')
-    if window is None or (kind.startswith('qwen') and not hf.get('use_sliding_window', False)):
+    if kind == 'llama' or (kind.startswith('qwen') and not fields.flag(hf, 'use_sliding_window')):
         return None
-    if 'full_attention' in (hf.get('layer_types') or ()):
-        raise UnsupportedModelError('layer_types that mix full and sliding-window attention are not supported')
-    if kind.startswith('qwen') and hf.get('max_window_layers', 0) > 0:
-        raise UnsupportedModelError('max_window_layers > 0 (a sliding window in some layers only) is not supported')
-    return int(window)
+    # Only an absent key has the default of the family; null means no window.
+    window = None if hf.get('sliding_window', 4096) is None else fields.size(hf, 'sliding_window', 4096)
+    types = fields.texts(hf, 'layer_types')
+    if types is not None:
+        sliding, full = 'sliding_attention' in types, 'full_attention' in types
+        if len(types) != layers or not set(types) <= {'sliding_attention', 'full_attention'}:
+            raise UnsupportedModelError("layer_types must name 'full_attention' or 'sliding_attention' for every layer")
+    else:
+        first = 0 if kind == 'mistral' else fields.size(hf, 'max_window_layers', 28, least=0)
+        sliding, full = window is not None and first < layers, window is None or first > 0
+    if sliding and (full or window is None) or kind == 'mistral' and window is not None and full:
+        raise UnsupportedModelError(
+            'a sliding window in some layers only (layer_types, max_window_layers) is not supported')
+    return window if sliding else None
 
 
 # Shapes of known models by the prefix of their names, for planning without a checkpoint.

@@ -11,21 +11,28 @@ import shutil
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from epo_jax.models import fields
 from epo_jax.models.config import ModelConfig
+from epo_jax.models.fields import read_object
 from epo_jax.models.lora import TARGETS, LoRA
 from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import LAYER_MODULES, WeightsError
+from epo_jax.runtime.errors import InputError
 
-# Settings of PEFT that change the result of an adapter and are not supported.
-UNSUPPORTED = (
-    'bias', 'use_rslora', 'use_dora', 'fan_in_fan_out', 'modules_to_save', 'layers_to_transform', 'rank_pattern',
-    'alpha_pattern', 'layer_replication', 'lora_bias', 'target_parameters', 'trainable_token_indices', 'use_qalora',
-    'exclude_modules', 'alora_invocation_tokens')
+# Keys of adapter_config.json that may have any value: they are read, or do not change what an adapter computes. Every
+# other key must be off (absent, null, false or empty).
+NEUTRAL = frozenset({
+    'peft_type', 'r', 'lora_alpha', 'target_modules', 'init_lora_weights', 'bias',  # read
+    'task_type', 'auto_mapping', 'base_model_name_or_path', 'revision', 'inference_mode', 'peft_version',
+    'lora_dropout',  # dropout is used in PEFT's own training only
+    # Of no effect without a key that is refused (megatron_config, use_qalora) or of a kind of initialization.
+    'megatron_core', 'qalora_group_size', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'})
+# Kinds of initialization that leave the base model as it is; PiSSA, OLoRA and others change its weights.
+INITIALIZATIONS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
 
 
 def save(path: str | os.PathLike, lora: LoRA, adapter: Any, base: str = '') -> None:
@@ -79,19 +86,21 @@ def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
       config: the shape of the base model.
 
     Returns:
-      The shape of the adapter, and the adapter in float32 on the default device.
+      The shape of the adapter, and the adapter as float32 NumPy arrays.
 
     Raises:
       WeightsError: a file is missing or damaged, the kind of adapter is not supported, or a tensor is missing,
-        unexpected or has the wrong shape.
+        unexpected, has the wrong shape or type, or contains NaN or infinity.
     """
     path = pathlib.Path(path)
+    lora = load_shape(path)
+    if (path / 'adapter_model.bin').exists() and not (path / 'adapter_model.safetensors').exists():
+        raise WeightsError(f'{path / "adapter_model.bin"}: this format is not read, because loading it can run any '
+                           'code; load the adapter with the PEFT library and save it as safetensors')
     try:
-        content = json.loads((path / 'adapter_config.json').read_text())
         tensors = safetensors.numpy.load_file(path / 'adapter_model.safetensors')
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise WeightsError(f'{path}: {error}') from error
-    lora = _lora(content, path)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:  # KeyError: a type NumPy has not
+        raise WeightsError(f'{path / "adapter_model.safetensors"}: the file is missing or damaged ({error})') from error
     shapes = jax.eval_shape(lambda: lora.init(Transformer(config, stacked=True), jax.random.key(0)))
     expected = {}
     for target, pair in shapes['layers'].items():
@@ -104,14 +113,31 @@ def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise WeightsError(f'{path}: tensor {name!r} has shape {tensors[name].shape}, expected {shape}')
+        if str(tensors[name].dtype) not in ('float32', 'float16', 'bfloat16'):
+            raise WeightsError(f'{path}: tensor {name!r} has the unsupported type {tensors[name].dtype}')
+        if not np.isfinite(tensors[name].astype(np.float32)).all():
+            raise WeightsError(f'{path}: tensor {name!r} contains NaN or infinity')
 
     def leaf(target, matrix, like):
         layers = [tensors[_name(target, i, matrix)].T.astype(np.float32) for i in range(config.num_layers)]
-        return jnp.asarray(np.stack(layers).reshape(like.shape))
+        return np.stack(layers).reshape(like.shape)
 
     return lora, {'layers': {
         target: {'a': leaf(target, 'A', pair['a']), 'b': leaf(target, 'B', pair['b'])}
         for target, pair in shapes['layers'].items()}}
+
+
+def load_shape(path: str | os.PathLike) -> LoRA:
+    """Return the shape of the adapter that the adapter_config.json of a folder describes.
+
+    Raises:
+      WeightsError: the file is missing or damaged, or the kind of adapter is not supported.
+    """
+    file = pathlib.Path(path) / 'adapter_config.json'
+    try:
+        return _shape(read_object(file))
+    except InputError as error:
+        raise WeightsError(str(error) if str(file) in str(error) else f'{file}: {error}') from error
 
 
 def _module(target: str) -> str:
@@ -123,21 +149,20 @@ def _name(target: str, layer: int, matrix: str) -> str:
     return f'base_model.model.model.layers.{layer}.{LAYER_MODULES[target][0]}.lora_{matrix}.weight'
 
 
-def _lora(content: dict[str, Any], path: pathlib.Path) -> LoRA:
-    """Return the shape of the adapter that an adapter_config.json describes."""
+def _shape(content: dict[str, Any]) -> LoRA:
     if content.get('peft_type') != 'LORA':
-        raise WeightsError(f"{path}: peft_type {content.get('peft_type')!r} is not supported, only 'LORA'")
-    for key in UNSUPPORTED:
-        if content.get(key) and content[key] != 'none':
-            raise WeightsError(f'{path}: {key} {content[key]!r} is not supported')
-    targets, modules = content.get('target_modules'), {_module(target): target for target in TARGETS}
+        raise WeightsError(f"peft_type {content.get('peft_type')!r} is not supported, only 'LORA'")
+    for key, value in content.items():
+        if value and key not in NEUTRAL or key == 'bias' and value not in (None, False, 'none'):
+            raise WeightsError(f'{key} {repr(value)[:80]} is not supported')
+    if (init := content.get('init_lora_weights')) not in INITIALIZATIONS:
+        raise WeightsError(f'init_lora_weights {init!r} is not supported, because it changes the weights of the base '
+                           'model; convert the adapter with the PEFT library, or merge it into its base')
+    modules, targets = {_module(target): target for target in TARGETS}, content.get('target_modules')
     if targets == 'all-linear':
         targets = list(modules)
-    if not isinstance(targets, list) or not set(targets) <= set(modules):
-        raise WeightsError(f'{path}: target_modules {targets!r} is not supported; '
+    if not isinstance(targets, list) or not targets or not all(name in modules.keys() for name in map(str, targets)):
+        raise WeightsError(f'target_modules {repr(targets)[:200]} is not supported; '
                            f'supported are lists of {", ".join(modules)}')
-    try:
-        return LoRA(int(content['r']), float(content['lora_alpha']), tuple(
-            target for module, target in modules.items() if module in targets))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f'{path}: r or lora_alpha is missing or invalid ({error!r})') from error
+    return LoRA(fields.size(content, 'r'), fields.number(content, 'lora_alpha'), tuple(
+        target for module, target in modules.items() if module in targets))

@@ -5,6 +5,7 @@ on its devices before the next one is read, so the host holds only one tensor at
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,9 +20,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from epo_jax.models.config import ModelConfig, UnsupportedModelError
+from epo_jax.models.config import ModelConfig
+from epo_jax.models.fields import read_object
 from epo_jax.models.gguf import GGUFFile, is_gguf, read_gguf_config
-from epo_jax.models.gguf_reader import GGUFError
+from epo_jax.models.safetensors_files import SafetensorsFiles, WeightsError
 from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.errors import InputError
 
@@ -47,9 +49,9 @@ OTHER_MODULES = {
     'head': ('lm_head', 'output'),
 }
 
-
-class WeightsError(InputError):
-    """A checkpoint cannot be read or written. The message names the file or the tensor."""
+# Ends of the names of tensors that bitsandbytes, GPTQ, AWQ, compressed-tensors, FP8 and MLX store beside weights.
+QUANTIZED = ('.absmax', '.quant_map', '.SCB', '.qweight', '.qzeros', '.weight_packed', '.weight_scale',
+             '.weight_scale_inv', '.scales')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,44 +98,6 @@ class Tensor:
         return np.ascontiguousarray(x.reshape(self.stored_shape))
 
 
-class SafetensorsFiles:
-    """The tensors in `model.safetensors`, or in the shards that `model.safetensors.index.json` lists; read on demand.
-
-    Attributes:
-      shapes: maps each tensor name to its shape.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        """Open the files of a folder.
-
-        Raises:
-          WeightsError: a file is missing or damaged, or does not match the index.
-        """
-        index = folder / 'model.safetensors.index.json'
-        if index.exists():
-            weight_map = _read_json(index).get('weight_map')
-            if not isinstance(weight_map, dict):
-                raise WeightsError(f'{index}: weight_map is missing or not an object')
-            files = {name: _open_safetensors(folder / name) for name in sorted(set(weight_map.values()))}
-        else:
-            files = {'model.safetensors': _open_safetensors(folder / 'model.safetensors')}
-            weight_map = {name: 'model.safetensors' for name in files['model.safetensors'].keys()}
-        contents = {file_name: set(file.keys()) for file_name, file in files.items()}
-        for name, file_name in weight_map.items():
-            if name not in contents[file_name]:
-                raise WeightsError(f'{folder / file_name}: tensor {name!r} is missing, but the index lists it')
-        self._file_of = {name: files[file_name] for name, file_name in weight_map.items()}
-        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        """Return a tensor of type float32, float16 or bfloat16; raise WeightsError if it has another type."""
-        dtype = self._file_of[name].get_slice(name).get_dtype()
-        if dtype not in ('F32', 'F16', 'BF16'):
-            raise WeightsError(f'tensor {name!r} has the unsupported type {dtype}; '
-                               'supported types are F32, F16 and BF16')
-        return self._file_of[name].get_tensor(name)
-
-
 def load(source: str | os.PathLike | GGUFFile, dtype=jnp.float32, stacked: bool = False,
          shardings: Optional[Callable[[ModelConfig], Any]] = None,
          ) -> tuple[ModelConfig, dict[str, Any]]:
@@ -152,54 +116,49 @@ def load(source: str | os.PathLike | GGUFFile, dtype=jnp.float32, stacked: bool 
 
     Raises:
       WeightsError: a file is missing, truncated or of an unknown format; the model is not supported; or a tensor is
-        missing, unexpected, of the wrong shape or of an unsupported type.
+        missing, unexpected, of the wrong shape or of an unsupported type, or contains NaN or infinity.
     """
     path = pathlib.Path(source.path if isinstance(source, GGUFFile) else source)
     try:
         if path.is_dir():
-            config, files = _read_config(path / 'config.json'), SafetensorsFiles(path)
+            config, files = read_config(path), SafetensorsFiles(path)
         elif is_gguf(path):
             files = source if isinstance(source, GGUFFile) else GGUFFile(path)
             config = read_gguf_config(files)
         else:
             raise WeightsError('this path is neither a folder with safetensors nor a .gguf file')
+        # Before anything is built for every layer, or for every dimension of a head.
+        if config.num_layers > len(files.shapes):
+            raise WeightsError(f'the model should have {config.num_layers} layers, but the files hold only '
+                               f'{len(files.shapes)} tensors')
+        if config.head_dim > (largest := max(map(math.prod, files.shapes.values()))):
+            raise WeightsError(f'the heads of the model should have size {config.head_dim}, but the largest tensor of '
+                               f'the files holds only {largest} numbers')
         leaves = _leaves(config)
         names = {t: t.name(gguf=isinstance(files, GGUFFile)) for tensors in leaves.values() for t in tensors}
         _check(config, files, {name: t.stored_shape for t, name in names.items()})
         read = lambda tensor: tensor.from_stored(files.read(names[tensor]), dtype)
         leaf_shardings = flatten_dict(shardings(config)) if shardings else {}
-        return config, _read_params(leaves, read, dtype, stacked, leaf_shardings)
-    except (WeightsError, GGUFError, UnsupportedModelError, safetensors.SafetensorError) as error:
+        return config, _read_params(leaves, names, read, dtype, stacked, leaf_shardings)
+    except (InputError, safetensors.SafetensorError) as error:
         message = str(error)
         raise WeightsError(message if str(path) in message else f'{path}: {message}') from error
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_config(path: str | os.PathLike) -> ModelConfig:
+    """Return the shape of the decoder of a Hugging Face folder.
+
+    Raises:
+      WeightsError: config.json is missing or damaged, or the model is not supported.
+    """
+    file = pathlib.Path(path) / 'config.json'
+    if not file.exists() and file.with_name('adapter_config.json').exists():
+        raise WeightsError(f'{path}: this folder holds an adapter and no model; name its base as the model, and the '
+                           'adapter as lora.init')
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise WeightsError(f'{path}: no such file') from error
-    except ValueError as error:
-        raise WeightsError(f'{path}: the file is not JSON ({error})') from error
-    if not isinstance(content, dict):
-        raise WeightsError(f'{path}: the content is not a JSON object')
-    return content
-
-
-def _read_config(path: pathlib.Path) -> ModelConfig:
-    try:
-        return ModelConfig.from_hf(_read_json(path))
-    except KeyError as error:
-        raise WeightsError(f'{path}: the key {error} is missing') from error
-
-
-def _open_safetensors(path: pathlib.Path):
-    if not path.exists():
-        raise WeightsError(f'{path}: no such file')
-    try:
-        return safetensors.safe_open(path, 'np')
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f'{path}: not a safetensors file, or truncated ({error})') from error
+        return ModelConfig.from_hf(read_object(file))
+    except InputError as error:
+        raise WeightsError(str(error) if str(file) in str(error) else f'{file}: {error}') from error
 
 
 def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
@@ -212,6 +171,9 @@ def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
 def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, expected: dict[str, tuple[int, ...]]):
     """Compare the names and shapes of tensors in the files with those of the model before any tensor is read."""
     listing = lambda names: ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if names[5:] else '')
+    if quantized := [name for name in files.shapes if name.endswith(QUANTIZED)]:
+        raise WeightsError(f'tensor {listing(quantized)} belongs to quantized weights, which are not supported; take '
+                           'the original checkpoint, or a GGUF file')
     if missing := [name for name in expected if name not in files.shapes]:
         raise WeightsError(f'missing tensor {listing(missing)}')
     for name, shape in expected.items():
@@ -226,18 +188,28 @@ def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, expected: di
         raise WeightsError(f'tensor {head!r} differs from {table!r}, but config.json sets tie_word_embeddings')
 
 
-def _read_params(leaves: dict[Path, list[Tensor]], read: Callable[[Tensor], np.ndarray], dtype, stacked: bool,
-                 shardings: dict[Path, jax.sharding.Sharding]):
-    """Read all tensors, put them on their devices, and return them as a nested dict."""
+def _read_params(leaves: dict[Path, list[Tensor]], names: dict[Tensor, str], read: Callable[[Tensor], np.ndarray],
+                 dtype, stacked: bool, shardings: dict[Path, jax.sharding.Sharding]):
+    """Read all tensors, put them on their devices, and return them as a nested dict; refuse NaN and infinity."""
     params = {}
     for leaf, tensors in leaves.items():
         if stacked and leaf[0] == 'layers':
             shape = (len(tensors), *tensors[0].shape)
-            params[leaf] = _stack(map(read, tensors), shape, dtype, shardings.get(leaf))
+            params[leaf] = x = _stack(map(read, tensors), shape, dtype, shardings.get(leaf))
+            finite = np.asarray(_finite(x, tuple(range(1, x.ndim))))
         else:
             for tensor in tensors:
                 params[tensor.path] = _place(read(tensor), shardings.get(tensor.path))
+            finite = np.array([_finite(params[tensor.path]) for tensor in tensors])
+        if not finite.all():
+            raise WeightsError(f'tensor {names[tensors[finite.argmin()]]!r} contains NaN or infinity')
     return unflatten_dict(params)
+
+
+@functools.partial(jax.jit, static_argnames='axes')
+def _finite(x: jax.Array, axes: Optional[tuple[int, ...]] = None) -> jax.Array:
+    """Return whether all numbers are finite, over all axes or some of them."""
+    return jnp.isfinite(x).all(axes)
 
 
 def _place(x: np.ndarray, sharding: Optional[jax.sharding.Sharding]) -> jax.Array:

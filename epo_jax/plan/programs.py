@@ -6,7 +6,6 @@ PROGRAMS traces a function that the run calls, with the shapes and shardings tha
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from typing import Any, Optional, Sequence
@@ -21,12 +20,13 @@ import optax
 from epo_jax import testing
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import load_domain
-from epo_jax.models import sampling
+from epo_jax.models import hub, sampling
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.transformer import Transformer
+from epo_jax.models.weights import read_config
 from epo_jax.rewards.judge import Judge, read_stages
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config
-from epo_jax.roles import adapter
+from epo_jax.roles import adapter, with_adapter_shape
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.parallel import check_rows, make_mesh, named_sharding, param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
@@ -246,7 +246,7 @@ def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
             platform='tpu', topology_name=topology, **dict(chip.options)).devices
     except jax.errors.JaxRuntimeError as error:
         raise PlanError(f'unknown topology {topology!r} ({str(error).splitlines()[0]})') from error
-    mesh = make_mesh(config.mesh, devices)
+    mesh, config = make_mesh(config.mesh, devices), with_adapter_shape(config)
     target = PlanTarget(config, model_config(config.model.path), mesh, chip)
     param_shardings(target.model, mesh, adapter(config))
     check_rows(mesh, {'learner.micro_batch': config.learner.micro_batch, 'rollout.batch': config.rollout.batch})
@@ -254,20 +254,26 @@ def plan_target(config: ConfigDict, topology: str) -> PlanTarget:
 
 
 def model_config(path: str) -> ModelConfig:
-    """Return the sizes of a model from the config.json in its folder, or else by its name.
+    """Return the sizes of a model from the config.json in its folder, by its name, or from the Hugging Face Hub.
 
     Raises:
       PlanError: there is no config.json and the name is unknown.
+      WeightsError: config.json is damaged, or the model is not supported.
     """
-    file = os.path.join(path, 'config.json')
-    if os.path.exists(file):
-        with open(file) as content:
-            return ModelConfig.from_hf(json.load(content))
+    if os.path.exists(os.path.join(path, 'config.json')):
+        return read_config(path)
     for name, shape in (SHAPES | {'dummy': testing.dummy_config()}).items():
         if name in path:
             return shape
-    raise PlanError(f'the sizes of model {path!r} are unknown; set model.path to a folder with its config.json, or '
-                    f'to one of {", ".join(SHAPES)}')
+    problem = ''
+    if name := hub.parse(path):
+        try:
+            return read_config(hub.fetch(name, ('config.json',)))
+        except hub.HubError as error:
+            problem = f' ({error})'
+    raise PlanError(f'the sizes of model {path!r} are unknown{problem}; set model.path to a folder with its '
+                    f'config.json, to the name of a repository of the Hugging Face Hub, or to one of '
+                    f'{", ".join(SHAPES)}')
 
 
 def device_bytes(tree: Any) -> int:

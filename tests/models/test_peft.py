@@ -10,6 +10,7 @@ import safetensors.numpy
 
 torch = pytest.importorskip('torch')
 peft_library = pytest.importorskip('peft')
+import safetensors.torch  # noqa: E402
 import transformers  # noqa: E402
 
 from epo_jax.models import peft, weights  # noqa: E402
@@ -102,6 +103,39 @@ def test_files_written_by_peft_can_be_loaded(base, tmp_path):
     assert_close(ours(config, lora.join(params, adapter)), reference(theirs))
 
 
+@pytest.mark.parametrize('init', [True, False, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_2', 'olora'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_every_initialization_is_read_as_peft_reads_it_or_refused(init, dtype, base, tmp_path):
+    """Some initializations change the base model whenever PEFT loads the adapter."""
+    torch.manual_seed(1)
+    theirs = peft_library.get_peft_model(load_base(base), peft_library.LoraConfig(
+        r=4, lora_alpha=10, target_modules=['v_proj', 'q_proj'], lora_dropout=0.1, init_lora_weights=init))
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if 'lora_' in name:
+                p.copy_((p + 0.1 * torch.randn_like(p)).to(dtype))
+    theirs.save_pretrained(tmp_path / 'adapter')
+    file = tmp_path / 'adapter' / 'adapter_model.safetensors'
+    safetensors.torch.save_file(
+        {name: x.to(dtype) for name, x in safetensors.torch.load_file(file).items()}, file)
+    expected = reference(peft_library.PeftModel.from_pretrained(load_base(base), tmp_path / 'adapter'))
+    config, params = weights.load(base, stacked=True)
+    try:
+        lora, adapter = peft.load(tmp_path / 'adapter', config)
+    except weights.WeightsError as error:
+        assert f'init_lora_weights {init!r} is not supported' in str(error) and init not in (True, False, 'gaussian')
+    else:
+        assert_close(ours(config, lora.join(params, adapter)), expected)
+
+
+def test_pickled_adapters_are_refused(base, tmp_path):
+    config, _ = weights.load(base, stacked=True)
+    peft.save(tmp_path / 'adapter', CASES[1], adapter_of(CASES[1], config))
+    (tmp_path / 'adapter' / 'adapter_model.safetensors').rename(tmp_path / 'adapter' / 'adapter_model.bin')
+    with pytest.raises(weights.WeightsError, match='adapter_model.bin: this format is not read'):
+        peft.load(tmp_path / 'adapter', config)
+
+
 def rewrite(folder, change=None, tensors=None):
     file = folder / 'adapter_config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | (change or {})))
@@ -117,13 +151,29 @@ NAME = 'base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight'
 
 @pytest.mark.parametrize(('change', 'tensors', 'message'), (
     (dict(use_dora=True), None, 'use_dora True is not supported'),
+    (dict(use_rslora=True), None, 'use_rslora True is not supported'),
+    (dict(key_of_tomorrow={'a': 1}), None, "key_of_tomorrow {'a': 1} is not supported"),
+    (dict(layers_pattern='h'), None, "layers_pattern 'h' is not supported"),
+    (dict(init_lora_weights='pissa'), None, "init_lora_weights 'pissa' is not supported, because it changes"),
+    (dict(init_lora_weights='pissa_niter_4'), None, "init_lora_weights 'pissa_niter_4' is not supported"),
+    (dict(init_lora_weights='olora'), None, "init_lora_weights 'olora' is not supported"),
+    (dict(init_lora_weights='loftq'), None, "init_lora_weights 'loftq' is not supported"),
+    (dict(init_lora_weights='corda'), None, "init_lora_weights 'corda' is not supported"),
+    (dict(init_lora_weights=['pissa']), None, "init_lora_weights ['pissa'] is not supported"),
+    (dict(target_modules=[3, ['q_proj']]), None, 'target_modules'),
+    (dict(target_modules=[]), None, 'target_modules'),
+    (dict(r='3'), None, "r must be a whole number from 1 to 2^31 - 1, not '3'"),
+    (dict(lora_alpha=float('nan')), None, 'lora_alpha must be a finite number greater than 0, not nan'),
+    (dict(lora_alpha=None), None, "the key 'lora_alpha' is missing"),
     (dict(rank_pattern={'q_proj': 8}), None, 'rank_pattern'),
     (dict(bias='all'), None, "bias 'all'"),
     (dict(peft_type='IA3'), None, "peft_type 'IA3'"),
     (dict(target_modules=['q_proj', 'lm_head']), None, 'lm_head'),
     (dict(target_modules='.*proj'), None, "target_modules '.*proj' is not supported; supported are lists"),
-    (dict(r=0), None, 'positive rank'),
+    (dict(r=0), None, 'r must be a whole number from 1'),
     (dict(r=4), None, 'expected (4, 32)'),
+    (None, lambda x: x[NAME].__setitem__((0, 0), np.inf), f"tensor '{NAME}' contains NaN or infinity"),
+    (None, lambda x: x.update({NAME: np.zeros((3, 32), np.int32)}), 'has the unsupported type int32'),
     (None, lambda x: x.pop(NAME), f"missing tensor '{NAME}'"),
     (None, lambda x: x.update(extra=np.zeros(2, np.float32)), "unexpected tensor 'extra'"),
     (None, lambda x: x.update({NAME: np.zeros((3, 31), np.float32)}), 'has shape (3, 31), expected (3, 32)')))

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_gguf import write_gguf
 
 from epo_jax.models import weights
 from epo_jax.models.layout import unstack
 from epo_jax.models.transformer import Transformer
 from epo_jax.models.weights import WeightsError
+from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.parallel import make_mesh, param_shardings
 
 
@@ -244,3 +246,76 @@ def test_an_interrupted_save_leaves_no_files(tmp_path, monkeypatch):
 def test_save_into_an_empty_folder(tmp_path):
     weights.save(tmp_path, LLAMA, random_params(LLAMA))
     assert weights.load(tmp_path)[0] == LLAMA
+
+
+# Folders whose weights are not what they seem
+
+
+def keep_shards_beside(folder, tmp_path):
+    """Write shards of another checkpoint, with their index, into a folder."""
+    weights.save(tmp_path / 'sharded', LLAMA, random_params(LLAMA), max_file_bytes=40_000)
+    for file in (tmp_path / 'sharded').glob('model*'):
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
+def test_two_checkpoints_in_one_folder_are_refused(folder, tmp_path):
+    keep_shards_beside(folder, tmp_path)
+    with pytest.raises(WeightsError, match='both model.safetensors and model.safetensors.index.json are here'):
+        weights.load(folder)
+    (folder / 'model.safetensors.index.json').unlink()
+    with pytest.raises(WeightsError, match='model-00001-of-.* belongs to another checkpoint than model.safetensors'):
+        weights.load(folder)
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(WeightsError, match='index.json: no such file, but it must list the tensors of model-00001-of'):
+        weights.load(folder)
+
+
+def test_an_index_may_list_the_single_file(folder):
+    names = load_file(folder / 'model.safetensors')
+    (folder / 'model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': dict.fromkeys(names, 'model.safetensors')}))
+    assert_equal(weights.load(folder, stacked=True)[1], random_params(LLAMA))
+
+
+@pytest.mark.parametrize('name', ['../model.safetensors', '/etc/passwd', 7, None, ['model.safetensors']])
+def test_an_index_names_files_of_its_folder_only(name, folder):
+    (folder / 'model.safetensors').rename(folder.parent / 'model.safetensors')
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'lm_head.weight': name}}))
+    with pytest.raises(InputError, match='the values of weight_map must be a list of texts|is not the name of a file in this folder'):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize('name', ['pytorch_model.bin', 'pytorch_model-00001-of-00002.bin', 'consolidated.00.pth'])
+def test_pytorch_files_are_refused_with_the_way_to_convert_them(name, folder):
+    (folder / 'model.safetensors').rename(folder / name)
+    with pytest.raises(WeightsError, match=f'{name}: this format is not read.*save_pretrained'):
+        weights.load(folder)
+
+
+def test_an_adapter_is_not_a_model(folder):
+    (folder / 'config.json').rename(folder / 'adapter_config.json')
+    with pytest.raises(WeightsError, match='this folder holds an adapter and no model.*lora.init'):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize('tensor', ['qweight', 'weight.absmax', 'weight_scale_inv', 'weight_packed', 'scales'])
+def test_quantized_tensors_are_named(tensor, folder):
+    rewrite(folder, lambda t: t.update({f'model.layers.0.mlp.up_proj.{tensor}': np.ones(3, np.float32)}))
+    with pytest.raises(WeightsError, match=f'up_proj.{tensor}. belongs to quantized weights'):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('name', ['model.layers.1.mlp.up_proj.weight', 'model.embed_tokens.weight', 'model.norm.weight'])
+@pytest.mark.parametrize('stacked', [False, True])
+def test_weights_that_are_not_finite_are_refused_by_name(stacked, name, value, folder):
+    rewrite(folder, lambda t: t[name].reshape(-1).__setitem__(3, value))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        with pytest.raises(WeightsError, match=f"tensor '{name}' contains NaN or infinity"):
+            weights.load(folder, dtype, stacked)
+
+
+def test_the_ending_of_a_gguf_file_may_be_in_capitals(tmp_path):
+    params = random_params(LLAMA)
+    path = write_gguf(tmp_path / 'model.gguf', LLAMA, params)
+    assert_equal(weights.load(path.rename(tmp_path / 'MODEL.GGUF'), stacked=True)[1], params)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from epo_jax.defaults import default_config
+from epo_jax.models import hub
 from epo_jax.models.config import SHAPES, ModelConfig
 from epo_jax.models.weights import hf_config
 from epo_jax.plan import programs
@@ -142,13 +143,16 @@ def test_without_the_compiler_the_error_says_what_to_install(tmp_path):
     assert done.returncode == 1 and 'pip install libtpu' in done.stderr
 
 
-def test_shapes_come_from_names_and_folders(tmp_path):
+def test_shapes_come_from_names_and_folders(tmp_path, monkeypatch):
+    def unreachable(*args):
+        raise hub.HubError('the hub cannot be reached')
+    monkeypatch.setattr(hub, 'fetch', unreachable)
     assert programs.model_config('meta-llama/Meta-Llama-3-8B-Instruct').num_params == 8_030_261_248
     assert programs.model_config('meta-llama/Meta-Llama-3-70B-Instruct').num_params == 70_553_706_496
     small = ModelConfig(64, 32, 2, 4, 2, 8, 64)
     (tmp_path / 'config.json').write_text(json.dumps(hf_config(small)))
     assert programs.model_config(str(tmp_path)) == small
-    with pytest.raises(programs.PlanError, match='config.json'):
+    with pytest.raises(programs.PlanError, match='unknown .the hub cannot be reached.; .* config.json'):
         programs.model_config('somebody/unknown')
 
 
