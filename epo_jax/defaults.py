@@ -45,8 +45,8 @@ MODEL_KEYS = {
 SAMPLING_KEYS = {
     'capacity': Key(4096, 'longest conversation, in tokens', POSITIVE),
     'temperature': Key(0.7, 'sampling temperature; 0 takes the most probable token', Range(0)),
-    'top_k': Key(0, 'sample among this many most probable tokens; 0 among all', COUNT),
-    'top_p': Key(1.0, 'sample among the most probable tokens that hold this share of the probability',
+    'top_k': Key(0, 'sample among this many of the most probable tokens; 0 allows all', COUNT),
+    'top_p': Key(1.0, 'sample among the most probable tokens that together have this probability',
                  Range(0, 1, above=True)),
     'max_tokens': Key(128, 'longest message, in tokens', POSITIVE),
     'min_tokens': Key(0, 'shortest message, in tokens', COUNT),
@@ -75,8 +75,8 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
                      '(a random one), prompted (the model before training), or none', STRATEGISTS),
         'pool_size': Key(4, 'number of snapshots to keep', COUNT),
         'pool_every': Key(1, 'number of iterations from one snapshot to the next', POSITIVE),
-        'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 takes all that are '
-                                'left', DEVICES),
+        'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 uses the remaining '
+                                'devices', DEVICES),
         'environment': {
             **domain.options,
             'name': Key(environment, 'a built-in environment, or an importable module that has a DOMAIN'),
@@ -94,7 +94,7 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'choose_action': Key(False, 'whether to sample the kind of action first and then its text')},
         'judge': other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens', POSITIVE)},
         'rollout': {
-            'episodes': Key(16, 'number of episodes an iteration', POSITIVE),
+            'episodes': Key(16, 'number of episodes per iteration', POSITIVE),
             'group': Key(1, 'number of episodes of the same scenario', POSITIVE),
             'batch': Key(16, 'number of episodes played at once', POSITIVE),
             'view_tokens': Key(1024, 'longest observation between two turns of a seat, openings included, in tokens',
@@ -102,8 +102,8 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'chunk': Key(64, 'number of tokens of a conversation that are prefilled at once', POSITIVE),
             'compiled': Key(False, 'whether an iteration is one compiled program; needs all agents, the judge and the '
                                    'environment on the device'),
-            'record_every': Key(1, 'number of iterations between those whose episodes are written; the last one is '
-                                   'always written', POSITIVE)},
+            'record_every': Key(1, 'write the episodes of every n-th iteration; those of the last one are always '
+                                   'written', POSITIVE)},
         'reward': {
             'outcome': Key('judge' if domain.judged else 'environment',
                            "judge (the environment's own reward where there is one, else the judge's rating), "
@@ -127,7 +127,7 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'length_bucket': Key(256, 'batches are cut to a multiple of this many tokens', POSITIVE)},
         'evaluation': {
             'episodes': Key(16, 'number of held-out scenarios; 0 skips the evaluation', COUNT),
-            'conditions': Key(('none', 'prompted', 'policy'), 'strategists to compare; differences are to the first',
+            'conditions': Key(('none', 'prompted', 'policy'), 'strategists to compare, each with the first',
                               ('none', 'prompted', 'policy', 'pool')),
             'partner': Key('self', 'strategist of the other seats: self (the same), none, or pool (each of its '
                                    'snapshots)', ('self', 'none', 'pool')),
@@ -139,7 +139,7 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
 
 
 def default_config(environment: str = 'sotopia') -> ConfigDict:
-    """Return the configuration that the configuration of an experiment starts from.
+    """Return the default configuration of an environment, from which every preset starts.
 
     Args:
       environment: a built-in environment, or a module with a DOMAIN (see `envs.base.load_domain`).
@@ -171,7 +171,7 @@ def validate(config: ConfigDict) -> None:
             wrong.append(message)
 
     require(len(c.seats) == domain.seats,
-            f'seats must name {domain.seats} strategist(s), one a seat, not {len(c.seats)}')
+            f'seats must name {domain.seats} strategist(s), one per seat, not {len(c.seats)}')
     require('policy' in c.seats, "one of the seats must be 'policy', or nothing is trained")
     require('pool' not in c.seats or c.pool_size > 0, 'pool_size must be positive where a seat plays the pool')
     pool_partner = c.evaluation.partner == 'pool'
@@ -184,7 +184,7 @@ def validate(config: ConfigDict) -> None:
     require(domain.rewarded or c.reward.outcome != 'environment',
             f"reward.outcome='environment': {c.environment.name} does not reward every episode itself")
     require(domain.judged or c.reward.outcome != 'judge',
-            f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; take 'environment'")
+            f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; set it to 'environment'")
     require(domain.judged or c.reward.process == 'none',
             f"reward.process: a judge cannot read episodes of {c.environment.name}; it must be 'none'")
     require(c.credit.baseline != 'group' or c.rollout.group > 1,
@@ -208,7 +208,7 @@ def validate(config: ConfigDict) -> None:
         require(c.rollout.view_tokens < c[role].capacity, f'{role}.capacity must exceed rollout.view_tokens')
         require(c[role].min_tokens <= c[role].max_tokens, f'{role}.min_tokens must not exceed {role}.max_tokens')
     require(not (c.environment.get('begun') and c.actor.choose_action),
-            'environment.begun and actor.choose_action exclude each other, since both begin the reply')
+            'environment.begun and actor.choose_action cannot be combined, since both set how the reply begins')
     require(c.lora.targets, f'lora.targets must be some of {TARGETS}')
     require(c.evaluation.episodes == 0 or c.evaluation.conditions,
             'evaluation.conditions are needed where evaluation.episodes > 0')

@@ -1,6 +1,6 @@
 """The outer loop of EPO: self-play iterations, checkpoints, and an evaluation at the end.
 
-`run_iteration` is the algorithm; everything else is around it.
+`run_iteration` is the algorithm; the rest of the module prepares it and saves its results.
 """
 
 import contextlib
@@ -42,9 +42,9 @@ def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
     """Run one self-play iteration: collect, judge, assign credit, update.
 
     Args:
-      exp: what is run.
-      state: the state before; its training state is donated.
-      scenarios: of the iteration's episodes.
+      exp: the parts of the run.
+      state: the state before the iteration; its training state is donated.
+      scenarios: one for each of the iteration's episodes.
       iteration: its number, from 0.
 
     Returns:
@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         exp = Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
                          param_shardings(roles.strategist.sampler(), mesh))
 
-        # State: new, or as it was after the last iteration that was saved
+        # State: new, or restored from the last checkpoint
         fresh = jax.jit(functools.partial(initial_state, exp.learner, mesh, config.seed))
 
         def abstract_state(step: int) -> RunState:
@@ -191,8 +191,8 @@ def initial_state(learner: Learner, mesh: Mesh, seed: int, params: Any, adapter:
 def draw_scenarios(scenarios: Sequence[Any], count: int, group: int, iteration: int, seed: int) -> list[Any]:
     """Return the scenarios of an iteration.
 
-    The set is passed through again and again, each time in a new random order; every scenario is taken `group` times
-    in a row.
+    Scenarios are drawn in passes over the whole set, each in a new random order; every scenario is repeated `group`
+    times in a row.
     """
     passes, chosen = {}, []
     for position in range(iteration * (count // group), (iteration + 1) * (count // group)):

@@ -44,7 +44,7 @@ class MatchResult:
       match: the strategists of the seats, and the numbers of the episodes.
       scenarios: of the E episodes.
       episodes: what was played.
-      reasons: for every episode that an agent cut off, why.
+      reasons: why an agent cut an episode off, by episode.
       verdict: on every seat, seat-major; None before the episodes are judged.
 
     Raises:
@@ -78,7 +78,7 @@ class MatchResult:
 
 @dataclasses.dataclass(frozen=True)
 class IterationResult:
-    """What an iteration leaves besides the new state.
+    """The results of an iteration besides the new state.
 
     Attributes:
       matches: the episodes of every match.
@@ -105,12 +105,12 @@ class IterationResult:
 
 @dataclasses.dataclass
 class Experiment:
-    """Everything that a run builds once and then uses.
+    """Everything that a run builds once and uses in every iteration.
 
     Attributes:
-      config, domain, roles, learner: what is run.
-      progress, watch: how the run reports on itself.
-      shardings: of the parameters that sample.
+      config, domain, roles, learner: the parts of the run.
+      progress, watch: report progress and measure time.
+      shardings: shardings of the parameters that are sampled with.
     """
 
     config: ConfigDict
@@ -143,9 +143,9 @@ class Experiment:
         return roles.strategist.params if roles.adapter is None else self.sampling_params(roles.adapter)
 
     def matches(self, state: RunState, iteration: int) -> list[tuple[Match, Table]]:
-        """Return who plays whom in an iteration, and the tables at which they do."""
+        """Return the matches of an iteration and their tables."""
         config = self.config
-        # A compiled iteration puts the parameters of the policy in by itself.
+        # A compiled iteration takes the policy's parameters from the training state.
         policy = None if config.rollout.compiled else self.sampling_params(state.train.params)
         return [
             (match, self.table(tuple(
@@ -269,12 +269,12 @@ def mean_metrics(steps: Sequence[Mapping[str, Any]], iteration: int) -> dict[str
                 f'iteration {iteration + 1}: loss {step["loss"]}, gradient norm {step["gradient_norm"]}; training '
                 'stopped, and the last checkpoint is that of an earlier iteration')
     mean = {f'learner/{name}': float(np.mean([step[name] for step in steps])) for name in steps[0]}
-    # Only before the first step is the policy the one that sampled; there the gap is numerical error.
+    # Before the first step, the policy is the one that sampled, so there the gap is numerical error.
     return mean | {'learner/logprob_gap': steps[0]['logprob_gap'], 'learner/steps': len(steps)}
 
 
 def iteration_metrics(result: IterationResult, saved: Optional[Sequence[dict]]) -> dict[str, float]:
-    """Return the metrics of an iteration; those that need texts only where there are records."""
+    """Return the metrics of an iteration; those that need text are included only if there are records."""
     mean = lambda values: float(np.mean(values)) if len(values) else math.nan
     rows, verdict, credit = result.rows, result.verdict, result.credit
     field = lambda name: np.concatenate([np.asarray(getattr(match.episodes, name)) for match in result.matches])

@@ -52,8 +52,8 @@ def keys() -> dict[str, Any]:
         'skip_bad': Key(False, 'whether to skip and count bad rows instead of stopping'),
         'seed': Key(42, 'seed of the order of the rows', SEEDS),
         'capacity': Key(4096, 'longest conversation, in tokens; turns that do not fit are dropped', POSITIVE),
-        'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 takes all that are '
-                                'left', DEVICES),
+        'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 uses the remaining '
+                                'devices', DEVICES),
         'model': {name: MODEL_KEYS[name] for name in ('path', 'chat_template', 'dtype', 'remat')},
         'learner': learner_keys(exclude=('entropy', 'chunk', 'offload')) | {
             'batch': Key(32, 'number of conversations of a gradient step', POSITIVE),

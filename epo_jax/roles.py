@@ -1,4 +1,4 @@
-"""From a configuration to the models of a run: strategist, actor, judge."""
+"""Build the models of a run from its configuration: strategist, actor and judge."""
 
 import dataclasses
 from typing import Any, Optional
@@ -51,7 +51,7 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
     """Load every model that the configuration names, each once.
 
     Args:
-      config: of a run.
+      config: configuration of the run.
       mesh: over which parameters are sharded.
       domain: the environment.
 

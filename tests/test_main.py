@@ -38,7 +38,7 @@ def run(module, *flags, cwd=ROOT):
     (['--config=sotopia:tiny', '--workdir=w', '--config.reward.outcome=nope'], "no outcome function 'nope'"),
     (['--config=offline:tiny', '--workdir=w', '--config.data=x', '--config.learner.warmup_ratio=5'],
      'learner.warmup_ratio must be at least 0 and at most 1; it is 5'),
-    (['--config=sotopia:tiny', '--workdir=w', '--config.model.path=no/such'], "no model at 'no/such'"),
+    (['--config=sotopia:tiny', '--workdir=w', '--config.model.path=./no/such'], "no model at './no/such'"),
     (['--config=sotopia:tiny', '--workdir=w', '--config.mesh=(3,7,1)'], 'mesh .3, 7, 1. does not cover'),
     (['--config=sotopia:tiny', '--workdir=/proc/epo/run'], 'cannot create the directory /proc/epo/run: No such file'),
 ], ids=str)
