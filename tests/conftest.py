@@ -1,9 +1,14 @@
 """Fixtures shared by all tests."""
 
 import importlib.util
+import os
 import pathlib
 
 import pytest
+
+# Most of the time of the tests is compilation; without XLA's optimizations, they take about half as long. Processes that
+# tests start inherit this.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 
 def pytest_collection_modifyitems(items):

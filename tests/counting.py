@@ -95,7 +95,7 @@ class Counting:
         failed = live & (state.actions == state.broken)
         letters = self._letters(total, live, jnp.where(state.actions >= state.loud, self.width, 3))
         actions = state.actions + live
-        reward = jnp.zeros((len(actions), 2)).at[:, seat].set((total % 11).astype(jnp.float32))
+        reward = jnp.zeros((len(actions), 2)).at[:, seat].set((total % 11 / 60).astype(jnp.float32))
         return state.replace(actions=actions, total=total), EnvironmentStep(
             (Observation(letters, letters),) * 2, live & (actions >= state.turns), reward, failed)
 

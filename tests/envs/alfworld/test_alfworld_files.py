@@ -252,7 +252,7 @@ def test_commands_play_on_after_a_win():
 
 @pytest.mark.parametrize('given, message', [
     ([{'id': 'a'}], 'row 1: expected'), ([{'id': 'a', 'commands': [1]}], 'row 1: expected'),
-    ([{'id': 'a', 'commands': []}] * 2, 'row 2: commands for')])
+    ([{'id': 'a', 'commands': []}] * 2, 'row 2: an earlier row already has commands')])
 def test_bad_commands_are_refused(tmp_path, given, message):
     write_jsonl(tmp_path / 'c', given)
     with pytest.raises(GameError, match=message):
