@@ -29,7 +29,9 @@ def conversations():
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('name', [*TEMPLATES, *chat.TEMPLATES])
 def test_segments_equal_transformers(name, form, kind, tmp_path):
-    if name == 'llama3':
+    if name == 'gemma':
+        control = ('<start_of_turn>', '<end_of_turn>')
+    elif name == 'llama3':
         control = ('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>')
     else:
         control = CONTROL.get(name, ())
