@@ -17,7 +17,7 @@ from epo_jax.models.layout import unstack
 from epo_jax.models.lora import LoRA
 
 LENGTH = 13  # longer than the windows
-NEW = ('mistral', 'smollm3', 'gemma3', 'gemma3, global, not tied')
+NEW = ('smollm3', 'gemma3', 'gemma3, global, not tied')
 
 
 def small_params(config, seed=0):
@@ -56,11 +56,10 @@ def test_decoding_with_a_cache_equals_a_full_forward_pass(name, stacked):
     np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
 @pytest.mark.parametrize('name', NEW)
-def test_the_gradient_of_scores_is_that_of_plain_logits(name, remat):
+def test_the_gradient_of_scores_is_that_of_plain_logits(name):
     config = CONFIGS[name]
-    model, params, ids = decoder(config, stacked=True, remat=remat), small_params(config), token_ids(config)
+    params, ids = small_params(config), token_ids(config)
     weights = jnp.asarray(np.random.default_rng(2).normal(size=(1, *ids.shape)), jnp.float32)
 
     def plain(params):
@@ -68,11 +67,15 @@ def test_the_gradient_of_scores_is_that_of_plain_logits(name, remat):
         chosen = jnp.take_along_axis(logprob[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
         return (weights[0, :, 1:] * chosen).sum()
 
-    scored = lambda params: scoring.weighted_sum(model, params, ids, jnp.ones(ids.shape, bool), weights, 8)[0]
-    (value, actual), (expected_value, expected) = (jax.jit(jax.value_and_grad(f))(params) for f in (scored, plain))
-    np.testing.assert_allclose(value, expected_value, rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max()), actual, expected)
+    expected_value, expected = jax.jit(jax.value_and_grad(plain))(params)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(expected))
+    for remat in ('none', 'full'):
+        model = decoder(config, stacked=True, remat=remat)
+        scored = lambda params: scoring.weighted_sum(
+            model, params, ids, jnp.ones(ids.shape, bool), weights, 8)[0]
+        value, actual = jax.jit(jax.value_and_grad(scored))(params)
+        np.testing.assert_allclose(value, expected_value, rtol=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max()), actual, expected)
 
 
 @pytest.mark.parametrize('name', NEW)
