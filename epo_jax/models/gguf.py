@@ -123,9 +123,8 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         raise GGUFError(f'{file.path}: mixtures of experts are not supported')
     # As in llama.cpp: without a type, a factor is linear; it has two names.
     scaling = get('rope.scaling.type', 'linear')
-    key = f'{kind}.rope.scaling.factor'
-    key = key if key in file.metadata else f'{kind}.rope.scale_linear'
-    factor = file.metadata.get(key, 1.0)
+    factor_key = f'{kind}.rope.scaling.factor' if get('rope.scaling.factor', None) else f'{kind}.rope.scale_linear'
+    factor = file.metadata.get(factor_key, 1.0)
     linear = scaling == 'linear' and factor not in (0, 1)
     if scaling not in ('none', 'linear') or linear and kind != 'gemma3':
         raise GGUFError(f'{file.path}: rope scaling {scaling!r} by the factor {factor} is not supported')
@@ -153,7 +152,7 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         rope_layers=all_but_every_nth(layers, 4) if kind == 'smollm3' else None,
     )
     if kind == 'gemma3':
-        return _gemma_config(file, config, LinearScaling(_positive(file, key, float)) if linear else None)
+        return _gemma_config(file, config, LinearScaling(_positive(file, factor_key, float)) if linear else None)
     return dataclasses.replace(config, rope_scaling=_rope_scaling(file, config))
 
 
@@ -161,12 +160,12 @@ def _gemma_config(file: GGUFFile, config: ModelConfig, scaling: Optional[LinearS
     """Return the shape of a Gemma 3 decoder, with the constants of llama.cpp where the metadata has no key."""
     period = _positive(file, 'gemma3.attention.sliding_window_pattern', int, 6)
     local = all_but_every_nth(config.num_layers, 1 if config.sliding_window is None else period)
-    cap = file.metadata.get('gemma3.final_logit_softcapping') and _positive(
-        file, 'gemma3.final_logit_softcapping', float)
+    cap_key, of_largest = 'gemma3.final_logit_softcapping', config.num_layers == 62  # 27B
     return GemmaConfig(**vars(config) | dict(
-        qk_norm=True, rope_scaling=scaling, local_layers=local, logit_cap=cap or None,
+        qk_norm=True, rope_scaling=scaling, local_layers=local,
+        logit_cap=_positive(file, cap_key, float) if file.metadata.get(cap_key) else None,
         local_rope_theta=_positive(file, 'gemma3.rope.freq_base_swa', float, 10000.0),
-        query_scale=config.width / config.num_heads if config.num_layers == 62 else config.head_dim))  # 62: 27B
+        query_scale=config.width / config.num_heads if of_largest else config.head_dim))
 
 
 def _positive(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
