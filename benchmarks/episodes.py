@@ -60,8 +60,8 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
     from epo_jax.agents.base import Player, Seat
     from epo_jax.agents.local import LocalAgent
     from epo_jax.envs.host import HostEnvironment
+    from epo_jax.models.families import decoder
     from epo_jax.models.sampling import SamplingConfig
-    from epo_jax.models.transformer import Transformer
     from epo_jax.rollout import Table, encode, episode_keys, rollout_on_host
     from epo_jax.text.chat import chat_segments
 
@@ -70,7 +70,7 @@ def ours(model: str, dtype: str, episodes: int, turns: int, opening_tokens: int,
     chat = chat_segments(tokenizer)
     settings = SamplingConfig(max_tokens=new, min_tokens=new, stop=chat.stop, temperature=1.0)
     agent = LocalAgent(
-        Transformer(config, jnp.dtype(dtype)), chat, settings, capacity(turns, opening_tokens, new), chunk=chunk)
+        decoder(config, jnp.dtype(dtype)), chat, settings, capacity(turns, opening_tokens, new), chunk=chunk)
     seats = (Seat(Player(agent, params, tokenizer)),) * 2
     env = relay(turns, [opening(tokenizer, seat, opening_tokens) for seat in (0, 1)])
     table = Table(HostEnvironment(env, seats, width=opening_tokens + 4 * new), seats)

@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.measure import Contender
 from epo_jax.language import find_model
-from epo_jax.models import sampling, weights
+from epo_jax.models import families, sampling, weights
 from epo_jax.models.config import ModelConfig
+from epo_jax.models.decoder import Decoder
 from epo_jax.models.layout import unstack
-from epo_jax.models.transformer import Transformer
 from epo_jax.rl.learner import Batch, Learner
 from epo_jax.text.tokens import Tokens
 
@@ -49,7 +49,7 @@ def load(model: str, dtype: str, stacked: bool) -> tuple[ModelConfig, Any]:
 
     @jax.jit
     def init(key):
-        params = Transformer(config, stacked=True).init_params(key)
+        params = families.decoder(config, stacked=True).init_params(key)
         return jax.tree.map(lambda x: x.astype(dtype), params if stacked else unstack(params))
 
     return config, init(jax.random.key(0))
@@ -65,7 +65,7 @@ def export(model: str, folder: str) -> dict[str, Any]:
     """
     if model in SHAPES and model != 'dummy':
         config = SHAPES[model]
-        return {'config': config, 'shape': weights.hf_config(config), 'folder': None, 'gguf': {}}
+        return {'config': config, 'shape': config.to_hf(), 'folder': None, 'gguf': {}}
     config, params = load(model, 'float32', stacked=False)
     target = pathlib.Path(folder) / model.replace('/', '_')
     weights.save(target, config, params)
@@ -73,7 +73,7 @@ def export(model: str, folder: str) -> dict[str, Any]:
     if model not in SHAPES and find_model(model).endswith('.gguf'):
         files = {'as shipped': find_model(model), 'float32': str(target / 'float32.gguf')}
         dequantise(files['as shipped'], files['float32'])
-    return {'config': config, 'shape': weights.hf_config(config), 'folder': str(target), 'gguf': files}
+    return {'config': config, 'shape': config.to_hf(), 'folder': str(target), 'gguf': files}
 
 
 def dequantise(source: str, target: str) -> None:
@@ -98,7 +98,7 @@ def dequantise(source: str, target: str) -> None:
 def decode(model: str, dtype: str, batch: int, prompt: int, new: int, chunk: int) -> Contender:
     """Sample `new` tokens at temperature 1 from the whole vocabulary in every row, after a prefilled prompt."""
     config, params = load(model, dtype, stacked=False)
-    decoder = Transformer(config, jnp.dtype(dtype))
+    decoder = families.decoder(config, jnp.dtype(dtype))
     settings = sampling.SamplingConfig(max_tokens=new, min_tokens=new, stop=(2,), temperature=1.0)
     begun = _read(decoder, params, prompt_ids(config, batch, prompt), prompt + new, chunk)()
     keys, live = jax.random.split(jax.random.key(0), batch), jnp.ones(batch, bool)
@@ -122,11 +122,11 @@ def prefill(model: str, dtype: str, batch: int, prompt: int, chunk: int) -> Cont
     """Prefill `prompt` tokens in every row of an empty session (one more is appended: the pending one)."""
     config, params = load(model, dtype, stacked=False)
     ids = prompt_ids(config, batch, prompt + 1)
-    read = _read(Transformer(config, jnp.dtype(dtype)), params, ids, prompt + 1, chunk)
+    read = _read(families.decoder(config, jnp.dtype(dtype)), params, ids, prompt + 1, chunk)
     return Contender(lambda: {"rows": read().length.shape[0]}, rehearse=True)
 
 
-def _read(decoder: Transformer, params, ids: np.ndarray, tokens: int, chunk: int):
+def _read(decoder: Decoder, params, ids: np.ndarray, tokens: int, chunk: int):
     """Return a function that prefills ids[B, K] into a new session of capacity `tokens`."""
     batch, length = ids.shape
     capacity = math.ceil((tokens + 1) / ROUND) * ROUND
@@ -147,7 +147,7 @@ def train(model: str, dtype: str, batch: int, length: int, micro_batch: int, rem
     """
     config, params = load(model, 'float32', stacked=True)
     learner = Learner(
-        Transformer(config, jnp.dtype(dtype), stacked=True, remat=remat), learning_rate=1e-6, total_steps=1000,
+        families.decoder(config, jnp.dtype(dtype), stacked=True, remat=remat), learning_rate=1e-6, total_steps=1000,
         micro_batch=micro_batch)
     rng = np.random.default_rng(0)
     turn = np.tile((np.arange(length) - 1) * TURNS // length, (batch, 1)).astype(np.int32)

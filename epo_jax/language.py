@@ -14,8 +14,9 @@ from epo_jax import testing
 from epo_jax.envs.base import Domain
 from epo_jax.models import hub, weights
 from epo_jax.models.config import ModelConfig
+from epo_jax.models.decoder import Decoder
+from epo_jax.models.families import decoder
 from epo_jax.models.gguf import GGUFFile, is_gguf, read_gguf_config
-from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text.chat import ChatSegments, chat_segments
@@ -54,13 +55,13 @@ class Language:
     params: Any = None
     file: Optional[GGUFFile] = None
 
-    def sampler(self) -> Transformer:
+    def sampler(self) -> Decoder:
         """Return the decoder in the layout that samples."""
-        return Transformer(self.config, self.dtype, self.stacked, mesh=self.mesh)
+        return decoder(self.config, self.dtype, self.stacked, mesh=self.mesh)
 
-    def learner(self, remat: str) -> Transformer:
-        """Return the decoder in the layout that is trained; `remat` as in Transformer."""
-        return Transformer(self.config, self.dtype, stacked=True, remat=remat, mesh=self.mesh)
+    def learner(self, remat: str) -> Decoder:
+        """Return the decoder in the layout that is trained; `remat` as in LayeredDecoder."""
+        return decoder(self.config, self.dtype, stacked=True, remat=remat, mesh=self.mesh)
 
     def with_params(self, dtype: Any = None, seed: int = 0) -> 'Language':
         """Return the model with its parameters.
@@ -72,7 +73,7 @@ class Language:
         Raises:
           WeightsError: the parameters cannot be read.
         """
-        model = Transformer(self.config, self.dtype, self.stacked)
+        model = decoder(self.config, self.dtype, self.stacked)
         shardings = lambda _: param_shardings(model, self.mesh)
         if self.path == 'scratch':
             params = jax.device_put(jax.jit(model.init_params)(jax.random.key(seed)), shardings(model.config))

@@ -8,8 +8,8 @@ from tokenizers import decoders, models, pre_tokenizers
 import transformers
 
 from epo_jax.models.config import ModelConfig
+from epo_jax.models.families import decoder
 from epo_jax.models.layout import unstack
-from epo_jax.models.transformer import Transformer
 from epo_jax.rewards.prompts import JudgePrompt
 
 CHATML = (
@@ -40,7 +40,7 @@ def dummy_config(vocab_size: int = 259) -> ModelConfig:
 
 def dummy_params(config: ModelConfig, stacked: bool, seed: int = 0):
     """Return random parameters in a layout; the numbers are the same in both layouts."""
-    params = jax.jit(Transformer(config, stacked=True).init_params)(jax.random.key(seed))
+    params = jax.jit(decoder(config, stacked=True).init_params)(jax.random.key(seed))
     return params if stacked else unstack(params)
 
 

@@ -14,6 +14,7 @@ from test_experiment import small_config
 
 from epo_jax import experiment, export, label, offline, prepare, runs
 from epo_jax.models import weights
+from epo_jax.models.gemma_config import GemmaConfig
 from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -97,14 +98,20 @@ def test_label_prepare_train_export_load(tmp_path):
         'tokenizer_config.json']
 
 
-@pytest.mark.parametrize('rank', [0, 2])
-def test_online_runs_with_and_without_an_adapter(rank, tmp_path):
+GEMMA = GemmaConfig(**vars(dummy_config()) | dict(
+    qk_norm=True, sliding_window=64, local_layers=(True, False), query_scale=8.0, logit_cap=20.0))
+
+
+@pytest.mark.parametrize('model, rank', [(dummy_config(), 0), (dummy_config(), 2), (GEMMA, 0), (GEMMA, 2)],
+                         ids=['llama', 'llama adapter', 'gemma', 'gemma adapter'])
+def test_online_runs_with_and_without_an_adapter(model, rank, tmp_path):
     base, work = tmp_path / 'base', tmp_path / 'run'
-    weights.save(base, dummy_config(), dummy_params(dummy_config(), stacked=True))
+    weights.save(base, model, dummy_params(model, stacked=True))
     byte_tokenizer().save_pretrained(base)
     config = small_config()
     config.iterations, config.model.path, config.lora.rank = 1, str(base), rank
     config.learner.learning_rate, config.model.remat = 3e-2, 'none'
+    config.reward.outcome = 'test_experiment:count_of_letters'
     experiment.run(config, work)
     talk = ['What now?', 'Strategy: be kind.', 'They said: no.', 'Strategy: ask why.']
     whole = [f'--workdir={work}', f'--out={tmp_path}/whole']

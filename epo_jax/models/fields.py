@@ -75,6 +75,16 @@ def texts(content: Mapping[str, Any], key: str) -> Optional[list[str]]:
     raise FieldError(f'{key} must be a list of texts, not {shown(value)}')
 
 
+def flags(content: Mapping[str, Any], key: str) -> Optional[list[bool]]:
+    """Return a list of true and false, which may be written as 1 and 0, by default None."""
+    value = content.get(key)
+    if value is None:
+        return None
+    if isinstance(value, list) and all(isinstance(item, int) and item in (0, 1) for item in value):
+        return [bool(item) for item in value]
+    raise FieldError(f'{key} must be a list of 0 and 1, not {shown(value)}')
+
+
 def _value(content: Mapping[str, Any], key: str, default: Any) -> Any:
     value = content.get(key)
     if value is None and default is None:

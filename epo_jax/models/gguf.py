@@ -9,11 +9,12 @@ from typing import Any, Optional
 import gguf
 import numpy as np
 
-from epo_jax.models.config import ModelConfig, RopeScaling
+from epo_jax.models.config import LinearScaling, ModelConfig, RopeScaling, all_but_every_nth
+from epo_jax.models.gemma_config import GemmaConfig
 from epo_jax.models.gguf_reader import GGUFError, StoredTensor, read_header
-from epo_jax.models.transformer import rope_frequencies
+from epo_jax.models.rope import rope_frequencies
 
-ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+ARCHITECTURES = ('llama', 'smollm3', 'qwen2', 'qwen3', 'gemma3')
 
 
 def is_gguf(path: str | os.PathLike) -> bool:
@@ -63,10 +64,13 @@ class GGUFFile:
         except NotImplementedError as error:
             raise GGUFError(f'{self.path}: tensor {name!r} has the unsupported type {tensor.kind.name}') from error
         x = x.astype(np.float32, copy=False).reshape(tensor.shape)
-        if self.metadata.get('general.architecture') == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
-            heads = self.require('llama.attention.head_count')
+        kind = self.metadata.get('general.architecture')
+        if kind == 'gemma3' and name.endswith('norm.weight'):
+            x = x - 1  # the file holds 1 + weight
+        if kind in ('llama', 'smollm3') and name.endswith(('attn_q.weight', 'attn_k.weight')):
+            heads = self.require(f'{kind}.attention.head_count')
             if name.endswith('attn_k.weight'):
-                heads = self.metadata.get('llama.attention.head_count_kv', heads)
+                heads = self.metadata.get(f'{kind}.attention.head_count_kv', heads)
             # The two rows of a rotated pair are neighbors in GGUF, but half a head apart at Hugging Face.
             x = x.reshape(heads, -1, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
         return x
@@ -118,8 +122,11 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
     if get('expert_count', 0):
         raise GGUFError(f'{file.path}: mixtures of experts are not supported')
     # As in llama.cpp: without a type, a factor is linear; it has two names.
-    scaling, factor = get('rope.scaling.type', 'linear'), get('rope.scaling.factor', get('rope.scale_linear', 1.0))
-    if scaling not in ('none', 'linear') or scaling == 'linear' and factor not in (0, 1):
+    scaling = get('rope.scaling.type', 'linear')
+    factor_key = f'{kind}.rope.scaling.factor' if get('rope.scaling.factor', None) else f'{kind}.rope.scale_linear'
+    factor = file.metadata.get(factor_key, 1.0)
+    linear = scaling == 'linear' and factor not in (0, 1)
+    if scaling not in ('none', 'linear') or linear and kind != 'gemma3':
         raise GGUFError(f'{file.path}: rope scaling {scaling!r} by the factor {factor} is not supported')
     if layers > len(file.shapes):
         raise GGUFError(f'{file.path}: the metadata announces {layers} layers, but there are only {len(file.shapes)} '
@@ -142,8 +149,23 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         qk_norm=kind == 'qwen3',
         tied='output.weight' not in file.shapes,
         max_positions=require('context_length'),
+        rope_layers=all_but_every_nth(layers, 4) if kind == 'smollm3' else None,
     )
+    if kind == 'gemma3':
+        return _gemma_config(file, config, LinearScaling(_positive(file, factor_key, float)) if linear else None)
     return dataclasses.replace(config, rope_scaling=_rope_scaling(file, config))
+
+
+def _gemma_config(file: GGUFFile, config: ModelConfig, scaling: Optional[LinearScaling]) -> GemmaConfig:
+    """Return the shape of a Gemma 3 decoder, with the constants of llama.cpp where the metadata has no key."""
+    period = _positive(file, 'gemma3.attention.sliding_window_pattern', int, 6)
+    local = all_but_every_nth(config.num_layers, 1 if config.sliding_window is None else period)
+    cap_key, of_largest = 'gemma3.final_logit_softcapping', config.num_layers == 62  # 27B
+    return GemmaConfig(**vars(config) | dict(
+        qk_norm=True, rope_scaling=scaling, local_layers=local,
+        logit_cap=_positive(file, cap_key, float) if file.metadata.get(cap_key) else None,
+        local_rope_theta=_positive(file, 'gemma3.rope.freq_base_swa', float, 10000.0),
+        query_scale=config.width / config.num_heads if of_largest else config.head_dim))
 
 
 def _positive(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
@@ -166,8 +188,8 @@ def _rope_scaling(file: GGUFFile, config: ModelConfig) -> Optional[RopeScaling]:
     sound = divisors.shape == (config.head_dim // 2,) and bool((np.isfinite(divisors) & (divisors > 0)).all())
     scaling = RopeScaling(factor=float(divisors.max()) if sound else 1.0, low_freq_factor=1.0, high_freq_factor=4.0,
                           original_positions=8192)
-    scaled = rope_frequencies(dataclasses.replace(config, rope_scaling=scaling))
-    expected = rope_frequencies(config) / scaled
+    scaled = rope_frequencies(config.head_dim, config.rope_theta, scaling)
+    expected = rope_frequencies(config.head_dim, config.rope_theta) / scaled
     if not sound or not np.allclose(divisors, expected, rtol=1e-5, atol=0):
         raise GGUFError(f"{file.path}: 'rope_freqs.weight' is not the rotary scaling of a published Llama 3; "
                         'load the Hugging Face checkpoint instead')

@@ -1,6 +1,6 @@
 """The two layouts of a decoder's parameters, and the conversion of trained parameters for sampling.
 
-See models/transformer.py for a description of the layouts.
+See models/base.py for a description of the layouts.
 """
 
 import functools

@@ -17,10 +17,10 @@ import safetensors.numpy
 
 from epo_jax.models import fields
 from epo_jax.models.config import ModelConfig
+from epo_jax.models.families import LAYER_MODULES, decoder
 from epo_jax.models.fields import read_object
 from epo_jax.models.lora import TARGETS, LoRA
-from epo_jax.models.transformer import Transformer
-from epo_jax.models.weights import LAYER_MODULES, WeightsError
+from epo_jax.models.weights import WeightsError
 from epo_jax.runtime.errors import InputError
 
 # Keys of adapter_config.json that may have any value: they are read, or do not change what an adapter computes. Every
@@ -101,7 +101,7 @@ def load(path: str | os.PathLike, config: ModelConfig) -> tuple[LoRA, Any]:
         tensors = safetensors.numpy.load_file(path / 'adapter_model.safetensors')
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:  # KeyError: a type NumPy has not
         raise WeightsError(f'{path / "adapter_model.safetensors"}: the file is missing or damaged ({error})') from error
-    shapes = jax.eval_shape(lambda: lora.init(Transformer(config, stacked=True), jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: lora.init(decoder(config, stacked=True), jax.random.key(0)))
     expected = {}
     for target, pair in shapes['layers'].items():
         for i in range(config.num_layers):

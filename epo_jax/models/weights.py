@@ -20,29 +20,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from epo_jax.models.config import ModelConfig
+from epo_jax.models.config import ModelConfig, UnsupportedModelError
+from epo_jax.models.families import config_from_hf, decoder, family_of
 from epo_jax.models.fields import read_object
 from epo_jax.models.gguf import GGUFFile, is_gguf, read_gguf_config
 from epo_jax.models.safetensors_files import SafetensorsFiles, WeightsError
-from epo_jax.models.transformer import Transformer
 from epo_jax.runtime.errors import InputError
 
 Path = tuple[str, ...]
 
-# Name in the decoder -> (name in Hugging Face checkpoints, name in GGUF files).
-LAYER_MODULES = {
-    'attn_norm': ('input_layernorm', 'attn_norm'),
-    'q': ('self_attn.q_proj', 'attn_q'),
-    'k': ('self_attn.k_proj', 'attn_k'),
-    'v': ('self_attn.v_proj', 'attn_v'),
-    'o': ('self_attn.o_proj', 'attn_output'),
-    'q_norm': ('self_attn.q_norm', 'attn_q_norm'),
-    'k_norm': ('self_attn.k_norm', 'attn_k_norm'),
-    'mlp_norm': ('post_attention_layernorm', 'ffn_norm'),
-    'gate': ('mlp.gate_proj', 'ffn_gate'),
-    'up': ('mlp.up_proj', 'ffn_up'),
-    'down': ('mlp.down_proj', 'ffn_down'),
-}
+# Name in the decoder -> (name in Hugging Face checkpoints, name in GGUF files); those of layers are in families.py.
 OTHER_MODULES = {
     'embed': ('model.embed_tokens', 'token_embd'),
     'final_norm': ('model.norm', 'output_norm'),
@@ -62,11 +49,13 @@ class Tensor:
       leaf: path of its leaf in the stacked layout, such as ('layers', 'q', 'kernel').
       layer: index of its layer in this leaf; None for tensors outside the layers.
       shape: shape in the decoder, without the layer axis.
+      module: name of its module in Hugging Face checkpoints and in GGUF files.
     """
 
     leaf: Path
     layer: Optional[int]
     shape: tuple[int, ...]
+    module: tuple[str, str]
 
     @property
     def path(self) -> Path:
@@ -77,8 +66,8 @@ class Tensor:
         """Return its name in Hugging Face checkpoints or in GGUF files."""
         kind = 'bias' if self.leaf[-1] == 'bias' else 'weight'
         if self.layer is None:
-            return f'{OTHER_MODULES[self.leaf[0]][gguf]}.{kind}'
-        return f'{"blk" if gguf else "model.layers"}.{self.layer}.{LAYER_MODULES[self.leaf[1]][gguf]}.{kind}'
+            return f'{self.module[gguf]}.{kind}'
+        return f'{"blk" if gguf else "model.layers"}.{self.layer}.{self.module[gguf]}.{kind}'
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -107,7 +96,7 @@ def load(source: str | os.PathLike | GGUFFile, dtype=jnp.float32, stacked: bool 
       source: a folder with `config.json` and `model.safetensors` (or shards and their index), or a GGUF file, as a
         path or opened.
       dtype: dtype of all parameters.
-      stacked: whether to return the stacked layout; see models/transformer.py.
+      stacked: whether to return the stacked layout; see models/base.py.
       shardings: a function that returns the sharding of every parameter, in the chosen layout, for the shape of the
         decoder. None puts all parameters on the default device.
 
@@ -156,16 +145,18 @@ def read_config(path: str | os.PathLike) -> ModelConfig:
         raise WeightsError(f'{path}: this folder holds an adapter and no model; name its base as the model, and the '
                            'adapter as lora.init')
     try:
-        return ModelConfig.from_hf(read_object(file))
+        return config_from_hf(read_object(file))
     except InputError as error:
         raise WeightsError(str(error) if str(file) in str(error) else f'{file}: {error}') from error
 
 
 def _leaves(config: ModelConfig) -> dict[Path, list[Tensor]]:
     """Return the tensors of every leaf of the stacked layout."""
-    tree = flatten_dict(jax.eval_shape(lambda: Transformer(config, stacked=True).init_params(jax.random.key(0))))
-    layers = lambda path, x: [Tensor(path, i, x.shape[1:]) for i in range(config.num_layers)]
-    return {p: layers(p, x) if p[0] == 'layers' else [Tensor(p, None, x.shape)] for p, x in tree.items()}
+    tree = flatten_dict(jax.eval_shape(lambda: decoder(config, stacked=True).init_params(jax.random.key(0))))
+    modules = family_of(config).modules
+    layers = lambda path, x: [Tensor(path, i, x.shape[1:], modules[path[1]]) for i in range(config.num_layers)]
+    return {p: layers(p, x) if p[0] == 'layers' else [Tensor(p, None, x.shape, OTHER_MODULES[p[0]])]
+            for p, x in tree.items()}
 
 
 def _check(config: ModelConfig, files: SafetensorsFiles | GGUFFile, expected: dict[str, tuple[int, ...]]):
@@ -261,7 +252,10 @@ def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], m
     path = pathlib.Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise WeightsError(f'{path}: this path already exists; choose a new one or an empty folder')
-    content = hf_config(config) | {'bos_token_id': bos_token_id, 'eos_token_id': eos_token_id}
+    try:
+        content = config.to_hf() | {'bos_token_id': bos_token_id, 'eos_token_id': eos_token_id}
+    except UnsupportedModelError as error:
+        raise WeightsError(f'{path}: {error}') from error
     params = flatten_dict(params)
     stacked = any(leaf[0] == 'layers' for leaf in params)
     tensors = [tensor for group in _leaves(config).values() for tensor in group]
@@ -303,31 +297,3 @@ def save(path: str | os.PathLike, config: ModelConfig, params: dict[str, Any], m
         os.rename(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the content of the Hugging Face `config.json` of a decoder, the inverse of `ModelConfig.from_hf`.
-
-    Raises:
-      WeightsError: no supported architecture has this combination of features.
-    """
-    if config.qkv_bias and config.qk_norm:
-        raise WeightsError('no supported architecture has both qkv_bias and qk_norm')
-    window = config.sliding_window
-    name = ('Qwen2' if config.qkv_bias else 'Qwen3' if config.qk_norm else 'Llama' if window is None else 'Mistral')
-    hf = {
-        'architectures': [f'{name}ForCausalLM'], 'model_type': name.lower(), 'vocab_size': config.vocab_size,
-        'hidden_size': config.width, 'num_hidden_layers': config.num_layers, 'head_dim': config.head_dim,
-        'num_attention_heads': config.num_heads, 'num_key_value_heads': config.num_kv_heads,
-        'intermediate_size': config.mlp_width, 'hidden_act': 'silu', 'rms_norm_eps': config.norm_eps,
-        'rope_theta': config.rope_theta, 'tie_word_embeddings': config.tied,
-        'max_position_embeddings': config.max_positions,
-    }
-    if window is not None:
-        hf['sliding_window'] = window
-        hf |= {'use_sliding_window': True, 'max_window_layers': 0} if name.startswith('Qwen') else {}
-    if config.rope_scaling is not None:
-        scaling = dataclasses.asdict(config.rope_scaling)
-        scaling['original_max_position_embeddings'] = scaling.pop('original_positions')
-        hf['rope_scaling'] = {'rope_type': 'llama3', **scaling}
-    return hf

@@ -22,7 +22,8 @@ from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import load_domain
 from epo_jax.models import hub, sampling
 from epo_jax.models.config import SHAPES, ModelConfig
-from epo_jax.models.transformer import Transformer
+from epo_jax.models.decoder import Decoder
+from epo_jax.models.families import decoder
 from epo_jax.models.weights import read_config
 from epo_jax.rewards.judge import Judge, read_stages
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config
@@ -83,9 +84,9 @@ class PlanTarget:
     chip: Chip
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> Decoder:
         """Return the decoder with stacked layers, which compiles in a fraction of the time."""
-        return Transformer(self.shape, jnp.bfloat16, stacked=True, remat=self.config.model.remat, mesh=self.mesh)
+        return decoder(self.shape, jnp.bfloat16, stacked=True, remat=self.config.model.remat, mesh=self.mesh)
 
     @property
     def chat(self) -> ChatSegments:

@@ -36,6 +36,13 @@ TEMPLATES = {
         "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
         "{% else %}{{ '[INST]' + message['content'] + '[/INST]' }}{% endif %}"
         "{% endfor %}"),
+    'gemma': (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' "
+        "+ message['content'] + '<end_of_turn>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"),
     # Qwen3 without thinking. Its own template removes the thinking from earlier replies, and puts an empty one only
     # before the last reply; here it is before every reply, so that a conversation only grows.
     'qwen3': (

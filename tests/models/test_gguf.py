@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from families import CONFIGS, LLAMA, assert_equal, random_params
+from families import CONFIGS, GEMMA, LLAMA, assert_equal, random_params
 import gguf
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from epo_jax.models import weights
 from epo_jax.models.layout import unstack
-from epo_jax.models.transformer import rope_frequencies
+from epo_jax.models.rope import rope_frequencies
 from epo_jax.models.weights import WeightsError
 
 
@@ -37,10 +37,14 @@ def gguf_tensors(config, params, permuted):
             'ffn_down.weight': out_in(layer['down']['kernel'])}
         if config.qkv_bias:
             named |= {f'attn_{n}.bias': layer[n]['bias'].reshape(-1) for n in 'qkv'}
+        if 'attn_post_norm' in layer:
+            named |= {'post_attention_norm.weight': layer['attn_post_norm']['scale'],
+                      'post_ffw_norm.weight': layer['mlp_post_norm']['scale']}
         if config.qk_norm:
             named |= {f'attn_{n}_norm.weight': layer[f'{n}_norm']['scale'] for n in 'qk'}
         tensors |= {f'blk.{i}.{name}': x for name, x in named.items()}
-    return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+    offset = lambda name: config.norm_offset if name.endswith('norm.weight') else 0  # llama.cpp's converter adds it
+    return {name: np.ascontiguousarray(x + offset(name), np.float32) for name, x in tensors.items()}
 
 
 def write_gguf(path, config, params, kind='llama', quantization='F32', metadata=None, extra=None):
@@ -61,7 +65,7 @@ def write_gguf(path, config, params, kind='llama', quantization='F32', metadata=
             add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             add(f'{kind}.{key}', value)
     as_type = gguf.GGMLQuantizationType[quantization]
-    for name, x in (gguf_tensors(config, params, kind == 'llama') | (extra or {})).items():
+    for name, x in (gguf_tensors(config, params, kind in ('llama', 'smollm3')) | (extra or {})).items():
         if x is not None and x.ndim > 1 and quantization != 'F32':
             writer.add_tensor(name, gguf.quants.quantize(x, as_type), raw_dtype=as_type)
         elif x is not None:
@@ -86,6 +90,43 @@ def test_round_trip(name, kind, tmp_path):
         assert_equal(params_read, params if stacked else unstack(params))
 
 
+def test_smollm3(tmp_path):
+    """The file does not say which layers have no rotary embedding; llama.cpp takes every fourth."""
+    config = dataclasses.replace(LLAMA, num_layers=5, rope_layers=(True, True, True, False, True))
+    params = random_params(config)
+    read, params_read = weights.load(write_gguf(tmp_path / 'model.gguf', config, params, 'smollm3'), stacked=True)
+    assert read == config
+    assert_equal(params_read, params)
+
+
+@pytest.mark.parametrize('change, metadata', [
+    ({}, {'rope.scaling.type': 'linear', 'rope.scaling.factor': 8.0, 'final_logit_softcapping': 4.0}),
+    ({'rope_scaling': None, 'logit_cap': None}, {}),
+    ({'rope_scaling': None, 'logit_cap': None, 'local_rope_theta': 77.0, 'local_layers': (True, False) * 3 + (True,)},
+     {'rope.freq_base_swa': 77.0, 'attention.sliding_window_pattern': 2}),
+    ({'rope_scaling': None, 'logit_cap': None, 'sliding_window': None, 'local_layers': (False,) * 7}, {}),
+])
+def test_gemma3(change, metadata, tmp_path):
+    config = dataclasses.replace(GEMMA, **dict(
+        num_layers=7, local_layers=(True,) * 5 + (False, True), query_scale=24.0) | change)
+    params = random_params(config)
+    metadata = {'attention.sliding_window': config.sliding_window} | metadata
+    path = write_gguf(tmp_path / 'model.gguf', config, params, 'gemma3', metadata=metadata)
+    for stacked in (True, False):
+        read, params_read = weights.load(path, stacked=stacked)
+        assert read == config
+        expected = params if stacked else unstack(params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params_read, expected)
+
+
+def test_the_largest_gemma3_has_another_scale_of_attention(tmp_path):
+    config = dataclasses.replace(GEMMA, num_layers=62, width=8, mlp_width=4, local_layers=((True,) * 5 + (False,)) * 10
+                                 + (True,) * 2, rope_scaling=None, logit_cap=None, query_scale=2.0)
+    metadata = {'attention.sliding_window': config.sliding_window}
+    path = write_gguf(tmp_path / 'model.gguf', config, random_params(config), 'gemma3', metadata=metadata)
+    assert weights.load(path)[0] == config
+
+
 @pytest.mark.parametrize('quantization, tolerance', [
     ('F32', 0), ('F16', 1e-3), ('BF16', 1e-2), ('Q8_0', 0.02), ('Q5_1', 0.12), ('Q5_0', 0.15), ('Q4_1', 0.25),
     ('Q4_0', 0.3)])
@@ -98,7 +139,7 @@ def test_quantization(quantization, tolerance, tmp_path):
 
 def test_rope_scaling(tmp_path):
     config = CONFIGS['tied, scaled']
-    divisors = rope_frequencies(dataclasses.replace(config, rope_scaling=None)) / rope_frequencies(config)
+    divisors = rope_frequencies(16, 5e5) / rope_frequencies(16, 5e5, config.rope_scaling)
     params = random_params(config)
     path = write_gguf(tmp_path / 'llama3.gguf', config, params, extra={'rope_freqs.weight': divisors})
     assert weights.load(path)[0] == config
@@ -124,7 +165,7 @@ def test_optional_metadata(tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(kind='gemma3'), "architecture 'gemma3' is not supported"),
+    (dict(kind='gemma2'), "architecture 'gemma2' is not supported"),
     (dict(metadata={'block_count': None}), "the metadata has no key 'llama.block_count'"),
     (dict(metadata={'attention.layer_norm_rms_epsilon': None}), 'no key .*layer_norm_rms_epsilon'),
     (dict(metadata={'attention.head_count_kv': [2, 1]}), 'differ between layers'),

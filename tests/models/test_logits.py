@@ -10,8 +10,8 @@ torch = pytest.importorskip('torch')
 import transformers  # noqa: E402
 
 from epo_jax.models import weights  # noqa: E402
+from epo_jax.models.families import decoder  # noqa: E402
 from epo_jax.models.layout import stack  # noqa: E402
-from epo_jax.models.transformer import Transformer  # noqa: E402
 
 TOLERANCE = 2e-4  # of the largest logit
 SMALL = dict(vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -19,6 +19,7 @@ SMALL = dict(vocab_size=211, hidden_size=32, num_hidden_layers=3, num_attention_
              attn_implementation='eager')
 LLAMA3_ROPE = dict(rope_type='llama3', rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=32)
+GEMMA3 = dict(head_dim=12, sliding_window=7, sliding_window_pattern=2, query_pre_attn_scalar=20, pad_token_id=0)
 
 
 def hf_config(family):
@@ -26,15 +27,24 @@ def hf_config(family):
     return {
         'llama2': lambda: transformers.LlamaConfig(**SMALL | dict(num_key_value_heads=4), tie_word_embeddings=False),
         'llama3.1': lambda: transformers.LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False),
+        'llama, scaled linearly': lambda: transformers.LlamaConfig(
+            **SMALL, rope_parameters=dict(rope_type='linear', rope_theta=500.0, factor=4.0)),
         'smollm2': lambda: transformers.LlamaConfig(
             **SMALL, rope_parameters=dict(rope_type='default', rope_theta=1e5), tie_word_embeddings=True),
         'mistral': lambda: transformers.MistralConfig(**SMALL, head_dim=8, sliding_window=7, rms_norm_eps=1e-3),
         'qwen2': lambda: transformers.Qwen2Config(**SMALL, tie_word_embeddings=True),
         'qwen3': lambda: transformers.Qwen3Config(**SMALL, head_dim=20, tie_word_embeddings=False),
+        'smollm3': lambda: transformers.SmolLM3Config(**SMALL, no_rope_layer_interval=2, pad_token_id=0),
+        'gemma3': lambda: transformers.Gemma3TextConfig(**SMALL, **GEMMA3),
+        'gemma3, scaled': lambda: transformers.Gemma3TextConfig(
+            **SMALL, **GEMMA3, final_logit_softcapping=6.0, tie_word_embeddings=False, rope_parameters={
+                'full_attention': dict(rope_type='linear', rope_theta=5e4, factor=4.0),
+                'sliding_attention': dict(rope_type='default', rope_theta=100.0)}),
     }[family]()
 
 
-FAMILIES = ('llama2', 'llama3.1', 'smollm2', 'mistral', 'qwen2', 'qwen3')
+FAMILIES = ('llama2', 'llama3.1', 'llama, scaled linearly', 'smollm2', 'mistral', 'qwen2', 'qwen3', 'smollm3', 'gemma3',
+            'gemma3, scaled')
 
 
 def random_model(config):
@@ -55,7 +65,7 @@ def reference(model, ids):
 
 def ours(config, params, ids):
     """Return the logits f32[B, K, V] of a full forward pass of epo_jax's decoder, in either layout."""
-    model = Transformer(config, stacked='layers' in params)
+    model = decoder(config, stacked='layers' in params)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
 
     def logits(params, ids):

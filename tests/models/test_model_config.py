@@ -36,7 +36,7 @@ def ours(kind, content):
             [c.sliding_window] * c.num_layers)
 
 
-@pytest.mark.parametrize('kind', ['llama', 'mistral', 'qwen2', 'qwen3'])
+@pytest.mark.parametrize('kind', ['llama', 'mistral', 'qwen2', 'qwen3', 'smollm3'])
 @pytest.mark.parametrize('absent', ['num_key_value_heads', 'head_dim', 'rms_norm_eps', 'rope_theta',
                                     'max_position_embeddings', None])
 def test_absent_keys_have_the_defaults_of_the_family(kind, absent):
@@ -44,7 +44,7 @@ def test_absent_keys_have_the_defaults_of_the_family(kind, absent):
     assert ours(kind, content) == reference(kind, content)
 
 
-@pytest.mark.parametrize('kind', ['llama', 'mistral', 'qwen2', 'qwen3'])
+@pytest.mark.parametrize('kind', ['llama', 'mistral', 'qwen2', 'qwen3', 'smollm3'])
 def test_null_means_as_many_key_value_heads_as_heads_and_no_window(kind):
     content = BASE | {'sliding_window': None} | ({} if kind == 'mistral' else {'num_key_value_heads': None})
     assert ours(kind, content) == reference(kind, content)
@@ -71,6 +71,17 @@ def test_the_window_is_that_of_transformers_or_refused(kind, used, first, types)
         assert not uniform or kind == 'mistral' and types is not None  # Ministral, written as mistral
     else:
         assert uniform
+
+
+@pytest.mark.parametrize('change', [
+    {}, {'no_rope_layer_interval': 2}, {'no_rope_layers': [0, 1, 1]}, {'no_rope_layers': [1, 1, 0, 0, 1, 1]},
+    {'no_rope_layer_interval': 1}, {'num_hidden_layers': 9},
+    {'sliding_window': 4, 'use_sliding_window': False}, {'layer_types': [FULL] * 3, 'use_sliding_window': True}])
+def test_layers_of_smollm3_without_rotary_embeddings(change):
+    theirs = transformers.AutoConfig.for_model('smollm3', **BASE | change)
+    config = ModelConfig.from_hf(BASE | change | {'model_type': 'smollm3'})
+    assert list(config.rope_layers) == [bool(x) for x in theirs.no_rope_layers[:config.num_layers]]
+    assert set(theirs.layer_types) == {FULL} and config.sliding_window is None
 
 
 @pytest.mark.parametrize('change', [
@@ -128,6 +139,12 @@ def test_rotary_parameters_are_those_of_transformers(change):
     ({'model_type': 'mistral', 'sliding_window': 0}, 'sliding_window'),
     ({'model_type': 'mistral', 'layer_types': [3]}, 'layer_types must be a list of texts'),
     ({'model_type': 'qwen3', 'use_sliding_window': True, 'layer_types': ['linear_attention'] * 3}, 'layer_types'),
+    ({'model_type': 'smollm3', 'no_rope_layers': [1, 0]}, 'no_rope_layers has 2 entries for 3 layers'),
+    ({'model_type': 'smollm3', 'no_rope_layers': [1, 2, 0]}, 'no_rope_layers must be a list of 0 and 1'),
+    ({'model_type': 'smollm3', 'no_rope_layer_interval': 0}, 'no_rope_layer_interval'),
+    ({'model_type': 'smollm3', 'use_sliding_window': True, 'sliding_window': 4}, 'sliding window in some layers only'),
+    ({'model_type': 'smollm3', 'layer_types': [SLIDING] * 3}, 'sliding window in some layers only'),
+    ({'model_type': 'smollm3', 'attention_bias': True}, 'biases are only supported'),
     ({'model_type': ['llama']}, 'model_type .* is not supported'),
     ({'quantization_config': {'quant_method': 'bitsandbytes', 'load_in_4bit': True}},
      "the weights are quantized .quantization_config with quant_method 'bitsandbytes'"),

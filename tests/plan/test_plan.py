@@ -12,7 +12,6 @@ import pytest
 from epo_jax.defaults import default_config
 from epo_jax.models import hub
 from epo_jax.models.config import SHAPES, ModelConfig
-from epo_jax.models.weights import hf_config
 from epo_jax.plan import programs
 from epo_jax.testing import dummy_config
 
@@ -150,7 +149,7 @@ def test_shapes_come_from_names_and_folders(tmp_path, monkeypatch):
     assert programs.model_config('meta-llama/Meta-Llama-3-8B-Instruct').num_params == 8_030_261_248
     assert programs.model_config('meta-llama/Meta-Llama-3-70B-Instruct').num_params == 70_553_706_496
     small = ModelConfig(64, 32, 2, 4, 2, 8, 64)
-    (tmp_path / 'config.json').write_text(json.dumps(hf_config(small)))
+    (tmp_path / 'config.json').write_text(json.dumps(small.to_hf()))
     assert programs.model_config(str(tmp_path)) == small
     with pytest.raises(programs.PlanError, match='unknown .the hub cannot be reached.; .* config.json'):
         programs.model_config('somebody/unknown')

@@ -75,6 +75,69 @@ QWEN3 = r'''
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
 '''
+GEMMA_TOKENS = ['<pad>', '<eos>', '<bos>', '<start_of_turn>', '<end_of_turn>']
+GEMMA3 = r'''{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}
+        {%- set role = "model" -%}
+    {%- else -%}
+        {%- set role = message['role'] -%}
+    {%- endif -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>
+' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{'<start_of_turn>model
+'}}
+{%- endif -%}
+'''
+SMOLLM3 = r'''{%- if enable_thinking is not defined -%}
+{%- set enable_thinking = true -%}
+{%- endif -%}
+{%- set reasoning_mode = "/think" if enable_thinking else "/no_think" -%}
+{{- "<|im_start|>system\n" -}}
+{{- "## Metadata\n\n" -}}
+{%- set today = strftime_now("%d %B %Y") -%}
+{{- "Today Date: " ~ today ~ "\n" -}}
+{{- "Reasoning Mode: " + reasoning_mode + "\n\n" -}}
+{%- for message in messages -%}
+{%- set content = message.content if message.content is string else "" -%}
+{%- if message.role == "user" -%}
+    {{ "<|im_start|>" + message.role + "\n"  + content + "<|im_end|>\n" }}
+{%- elif message.role == "assistant" -%}
+    {% generation %}
+    {%- if reasoning_mode == "/think" -%}
+        {{ "<|im_start|>assistant\n" + content.lstrip("\n") + "<|im_end|>\n" }}
+    {%- else -%}
+        {{ "<|im_start|>assistant\n" + "<think>\n\n</think>\n" + content.lstrip("\n") + "<|im_end|>\n" }}
+    {%- endif -%}
+    {% endgeneration %}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{%- if reasoning_mode == "/think" -%}
+    {{ "<|im_start|>assistant\n" }}
+{%- else -%}
+    {{ "<|im_start|>assistant\n" + "<think>\n\n</think>\n"  }}
+{%- endif -%}
+{%- endif -%}
+'''
 R1 = (  # opens the thinking of the next reply only
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}")
@@ -231,6 +294,29 @@ def test_qwen3_without_thinking(make):
         [{'role': 'user', 'content': 'Hello!'}], add_generation_prompt=True, enable_thinking=False, return_dict=False)
 
 
+def test_gemma3(make):
+    """Gemma's own template strips every message, which is allowed; the built-in one does not."""
+    tokenizer = make(GEMMA_TOKENS, GEMMA3, '<bos>', '<eos>')
+    own, segments = chat_segments(tokenizer), chat_segments(tokenizer, 'gemma')
+    assert own == segments
+    assert_same(tokenizer, segments)
+    assert_same(tokenizer, segments, TEMPLATES['gemma'])
+    assert tokenizer.decode(segments.open) == '<bos><start_of_turn>user\n'
+    assert tokenizer.decode(segments.close) == '<end_of_turn>\n<start_of_turn>model\n'
+    assert segments.stop == tuple(tokenizer.convert_tokens_to_ids(['<end_of_turn>', '<eos>']))
+
+
+def test_smollm3(make):
+    """Its template prints the date and keeps the reasoning of earlier replies."""
+    tokenizer = make(CHATML_TOKENS, SMOLLM3, eos='<|im_end|>')
+    segments = chat_segments(tokenizer)
+    assert tokenizer.decode(segments.open) == (
+        '<|im_start|>system\n## Metadata\n\nToday Date: 26 July 2024\nReasoning Mode: /think\n\n<|im_start|>user\n')
+    assert tokenizer.decode(segments.close) == '<|im_end|>\n<|im_start|>assistant\n'
+    fixed = tokenizer.chat_template.replace('strftime_now("%d %B %Y")', '"26 July 2024"')
+    assert_same(tokenizer, segments, fixed)
+
+
 def test_further_ends(make):
     tokenizer = make(CHATML_TOKENS, TEMPLATES['chatml'], eos='<|im_end|>')
     end, other = tokenizer.convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
@@ -271,7 +357,7 @@ def test_rejected_templates(control, template, message, make):
     with pytest.raises(ChatTemplateError, match=message.replace('|>', r'\|>').replace('<|', r'<\|')) as caught:
         chat_segments(tokenizer)
     assert len(str(caught.value)) < 1200
-    assert 'another template (chatml, llama3, mistral, qwen3) or to the path of a .jinja file' in str(caught.value)
+    assert 'another template (chatml, llama3, mistral, gemma, qwen3) or to the path of a .jinja file' in str(caught.value)
 
 
 def test_missing_templates_raise(make, smollm2_tokenizer, tmp_path):

@@ -9,7 +9,6 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from epo_jax import export, language
-from epo_jax.models import weights
 from epo_jax.models.gguf import GGUFFile
 from epo_jax.runtime.parallel import make_mesh
 from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
@@ -20,7 +19,7 @@ from epo_jax.text.ends import EndsError, declared_ends
 def folder(tmp_path):
     """A model without weights, whose tokenizer ends a turn with <|im_end|>, 258."""
     byte_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / 'config.json').write_text(json.dumps(weights.hf_config(dummy_config())))
+    (tmp_path / 'config.json').write_text(json.dumps(dummy_config().to_hf()))
     return tmp_path
 
 

@@ -4,6 +4,8 @@ import random
 
 import pytest
 from sentencepiece_like import CONTROL, CORPUS, FORMS, TEMPLATES, write_folder
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from epo_jax.rewards.judge import Judge, JudgeError
@@ -29,7 +31,9 @@ def conversations():
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('name', [*TEMPLATES, *chat.TEMPLATES])
 def test_segments_equal_transformers(name, form, kind, tmp_path):
-    if name == 'llama3':
+    if name == 'gemma':
+        control = ('<start_of_turn>', '<end_of_turn>')
+    elif name == 'llama3':
         control = ('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>')
     else:
         control = CONTROL.get(name, ())
@@ -50,6 +54,27 @@ def test_segments_equal_transformers(name, form, kind, tmp_path):
         assert segments.join(segments.encode(tokenizer, plain)) == list(expected), plain
         for text, ids, lead in zip(talk, segments.encode(tokenizer, talk), (segments.user_lead, segments.reply_lead) * 3):
             assert decode(tokenizer, ids, lead) == text
+
+
+def test_gemma(tmp_path):
+    """Gemma's tokenizer is of the same kind, but puts no space in front of a text."""
+    control = ('<start_of_turn>', '<end_of_turn>')
+    folder = write_folder(tmp_path, 'prepend', chat.TEMPLATES['gemma'], control)
+    backend = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    backend.normalizer = normalizers.Replace(' ', '\u2581')
+    backend.pre_tokenizer = pre_tokenizers.Split(' ', 'merged_with_previous')
+    backend.decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
+    backend.save(str(folder / 'tokenizer.json'))
+    tokenizer, reference = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    segments = chat_segments(tokenizer)
+    assert segments == chat_segments(tokenizer, 'gemma')
+    for talk in conversations():
+        plain = [text.replace('</s>', 'end').replace('<s>', 'begin') for text in talk]
+        messages = [{'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(plain)]
+        expected = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert segments.join(segments.encode(tokenizer, plain)) == list(expected), plain
+        for text, ids in zip(talk, segments.encode(tokenizer, talk)):
+            assert decode(tokenizer, ids) == text
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -89,8 +114,6 @@ def test_judges_answer_in_digits(name, form, tmp_path):
 
 
 def test_a_judge_that_cannot_answer_is_refused_when_it_is_built(tmp_path):
-    import tokenizers
-    from tokenizers import decoders, models
     from transformers import PreTrainedTokenizerFast
 
     from epo_jax.testing import byte_tokenizer
