@@ -83,6 +83,7 @@ def test_training_starts_from_the_model_that_peft_merges(folders):
     assert exp.seat('prompted', None, (), 0).actor.params is exp.roles.strategist.params
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_shape_of_the_adapter_trains_and_resumes(folders, tmp_path, capsys):
     config = config_of(folders)
     config.learner.update(schedule='constant', warmup_ratio=0.0)

@@ -56,7 +56,7 @@ def assert_same(a, b):
 
 def run(code: str, *arguments, devices=1) -> subprocess.CompletedProcess:
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu',
-                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+                   'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
     return subprocess.run([sys.executable, '-c', textwrap.dedent(code), *map(str, arguments)], env=environment,
                           capture_output=True, text=True)
 
