@@ -34,14 +34,21 @@ def run(main: Callable[[], None]) -> None:
         with one_line_errors():
             main()
     except KeyboardInterrupt:
-        print('stopped by a signal; run the command again', file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(STOPPED)  # threads that wait for others must not delay the end
+        stop()
+
+
+def stop() -> NoReturn:
+    """End the process after a signal."""
+    print('stopped by a signal; run the command again', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STOPPED)  # threads that wait for others must not delay the end
 
 
 def report_unraisable(unraisable: Any) -> None:
     """Print an error that nothing can catch, unless it only follows from an error that is raised and printed anyway."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):  # a signal during garbage collection, which would be lost
+        stop()
     # After an error, Orbax closes the event loop to which TensorStore still reports its other reads and writes.
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):

@@ -158,3 +158,25 @@ def test_other_errors_keep_their_traceback():
         raise KeyError('a bug')
     with pytest.raises(SystemExit), command.one_line_errors(KeyError):
         raise KeyError('of an input')
+
+
+def test_a_signal_during_garbage_collection_is_not_lost():
+    process = start('''
+        import gc, time
+        from epo_jax.runtime import command
+
+        def callback(phase, info):
+            if phase == 'start':
+                print('ready', flush=True)
+                time.sleep(60)
+
+        def main():
+            gc.callbacks.append(callback)
+            gc.collect()
+            gc.callbacks.clear()
+            print('finished as if nothing had happened')
+
+        command.run(main)
+        ''')
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (75, '', 'stopped by a signal; run the command again\n')
