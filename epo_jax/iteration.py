@@ -18,7 +18,6 @@ from epo_jax.agents.base import Player, Seat
 from epo_jax.envs.base import Domain, Environment, EpisodeText
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.layout import sampling_params
-from epo_jax.records import failure_reason
 from epo_jax.rewards.outcome import load_outcome, with_outcome
 from epo_jax.rewards.process import Verdict, assess
 from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
@@ -238,13 +237,19 @@ class Experiment:
 def check_trained(result: IterationResult, saved: Optional[Sequence[dict]], iteration: int, judged: bool) -> None:
     """Check that an iteration had something to learn from: an episode with an outcome and all process rewards.
 
+    Args:
+      result: the result of the iteration.
+      saved: its records, if they were written.
+      iteration: its number, from 0.
+      judged: whether a judge was asked for outcomes.
+
     Raises:
-      TrainingError: it had not; the message counts what is missing. `judged`: whether a judge was asked.
+      TrainingError: there was nothing to learn from; the message counts what is missing.
     """
     if result.credit.valid.any():
         return
     verdict, cut = result.verdict, int(result.rows.truncated.sum())
-    if reason := failure_reason(saved or ()):
+    if reason := records.failure_reason(saved or ()):
         hint = f'the first failure: {reason}'
     elif judged:
         hint = 'check judge.model and judge.capacity'
