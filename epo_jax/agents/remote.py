@@ -282,7 +282,7 @@ class Client:
                 raise TimeoutError(f'no answer within {end.timeout:g} s')
             return response.status, {name.lower(): value for name, value in response.getheaders()}, data
         except (OSError, http.client.HTTPException, AttributeError) as error:
-            if late.is_set():
+            if late.is_set() or isinstance(error, TimeoutError):
                 raise TimeoutError(f'no answer within {end.timeout:g} s') from error
             raise
         finally:
