@@ -29,8 +29,8 @@ from epo_jax.data.dataset import Dataset, Example, Order, collate
 from epo_jax.data.sharegpt import find_source
 from epo_jax.defaults import MODEL_KEYS
 from epo_jax.language import Language, activation_dtype, capacity_warnings, load_language, pinned
+from epo_jax.rl.aggregation import official_scale
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config, learner_keys
-from epo_jax.rl.losses import official_scale
 from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import TrainingError
@@ -61,7 +61,7 @@ def keys() -> dict[str, Any]:
             'length_bucket': Key(256, 'batches are padded to a multiple of this many tokens', POSITIVE),
             'window': Key(16, 'number of shuffled batches that are sorted by length together; 0 is a plain shuffle',
                           COUNT),
-            'summation': Key('mean', 'loss of a batch: mean, or official (scales with micro_batch, see rl/losses.py)',
+            'summation': Key('mean', 'loss of a batch: mean, or official (grows with micro_batch; rl/aggregation.py)',
                              ('mean', 'official'))},
         'checkpoint': {
             'every': Key(50, 'number of steps from one checkpoint to the next', POSITIVE),

@@ -20,8 +20,8 @@ from epo_jax.data.rows import RowError
 from epo_jax.data.sharegpt import DataError, find_source
 from epo_jax.defaults import default_config
 from epo_jax.models.transformer import Transformer
+from epo_jax.rl.aggregation import official_scale
 from epo_jax.rl.learner import Learner
-from epo_jax.rl.losses import official_scale
 from epo_jax.testing import byte_tokenizer, dummy_config, dummy_params
 from epo_jax.text.chat import chat_segments
 

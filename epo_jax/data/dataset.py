@@ -201,7 +201,7 @@ def collate(examples: Sequence[Optional[Example]], turns: int, bucket: int, capa
       turns: T.
       bucket: L is rounded up to a multiple of this many tokens.
       capacity: Largest L.
-      scale: Factor for the weights (see `epo_jax.rl.losses.official_scale`).
+      scale: Factor for the weights (see `epo_jax.rl.aggregation.official_scale`).
     """
     rows = len(examples)
     longest = max(len(example.ids) for example in examples if example is not None)

@@ -1,28 +1,46 @@
-"""Log-probabilities and entropies from one full forward pass, for the learner.
+"""Log-probabilities, entropies and losses of tokens from one full forward pass, for the learner.
 
 Logits never exist for all positions at once. The tokens that count are gathered, projected and reduced in chunks, and
-chunks without any such token are skipped. Because the objective is linear in the log-probabilities (rl/losses.py), the
-weight of every token is known before the forward pass. Therefore the gradient of a chunk is computed while its logits
-exist, and the backward pass does not project again.
+chunks without any such token are skipped. A loss is a function of the statistics of single tokens. Its gradient is
+taken inside the chunk, while the logits exist, so that the backward pass does not project again:
 
-Axis letters: N conversations, L token positions, C positions of a chunk, M statistics per token (log-probability and
-optionally entropy), V vocabulary, W residual width.
+    d loss / d logits = (d loss / d logprob) (one_hot - p) - (d loss / d entropy) p (log p + entropy)
+
+Axis letters: N conversations, L token positions, C positions of a chunk, V vocabulary, W residual width.
 """
+
+from typing import Any, Callable, NamedTuple, Optional
 
 from einops import rearrange
 import jax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PyTree
 
 from epo_jax.models.decoder import Decoder
 from epo_jax.text.tokens import Array
 
 
+class Statistics(NamedTuple):
+    """What is known of the distribution of every token, in float32.
+
+    Attributes:
+      logprob: log-probability of the token given the preceding tokens.
+      entropy: entropy of the distribution that the token was drawn from, in nats; None if it is not computed.
+    """
+
+    logprob: Float[Array, 'N L']
+    entropy: Optional[Float[Array, 'N L']] = None
+
+
+# logprob f[N, C], entropy f[N, C] or None, data of the same tokens -> loss f[N, C]
+TokenLoss = Callable[[jax.Array, Optional[jax.Array], Any], jax.Array]
+
+
 def score(model: Decoder, params, ids: Int[Array, 'N L'], chunk: int = 256) -> Float[Array, 'N L']:
     """Return the log-probability of every token given the preceding tokens; 0 at position 0.
 
-    The result cannot be differentiated; use `weighted_sum` instead.
+    The result cannot be differentiated; use `summed_loss` instead.
 
     Args:
       model: the decoder.
@@ -30,30 +48,44 @@ def score(model: Decoder, params, ids: Int[Array, 'N L'], chunk: int = 256) -> F
       ids: token ids.
       chunk: number of tokens, in all rows together, whose logits are computed at once.
     """
-    return weighted_sum(model, params, ids, jnp.ones(ids.shape, bool), jnp.ones((1, *ids.shape)), chunk)[1][0]
+    return statistics(model, params, ids, jnp.ones(ids.shape, bool), chunk).logprob
 
 
-def weighted_sum(model: Decoder, params, ids: Int[Array, 'N L'], counts: Bool[Array, 'N L'],
-                 weights: Float[Array, 'M N L'], chunk: int = 256) -> tuple[Float[Array, ''], Float[Array, 'M N L']]:
-    """Return a weighted sum of statistics of tokens, and the statistics. Only the sum can be differentiated.
+def statistics(model: Decoder, params, ids: Int[Array, 'N L'], counts: Bool[Array, 'N L'], chunk: int = 256,
+               entropy: bool = False) -> Statistics:
+    """Return the statistics of tokens, as `summed_loss` does; they cannot be differentiated."""
+    no_loss = lambda logprob, entropy, data: jnp.zeros_like(logprob)
+    return summed_loss(model, params, ids, counts, no_loss, (), chunk, entropy)[1]
+
+
+def summed_loss(model: Decoder, params, ids: Int[Array, 'N L'], counts: Bool[Array, 'N L'], loss: TokenLoss,
+                data: PyTree[Float[Array, 'N L ...']], chunk: int = 256,
+                entropy: bool = False) -> tuple[Float[Array, ''], Statistics]:
+    """Return the sum of the losses of tokens, and the statistics of the tokens. Only the sum can be differentiated.
 
     Args:
       model: the decoder.
       params: its parameters, in either layout.
       ids: token ids.
-      counts: tokens that count; the statistics of all others are 0.
-      weights: weights of the log-probability of each token and, if M is 2, of the entropy (in nats) of the distribution
-        that the token was sampled from.
+      counts: tokens that count; the losses and statistics of all others are 0.
+      loss: maps (logprob, entropy, data) of N x C tokens to their losses. A token's loss may depend on this token only,
+        and must be finite for a logprob and an entropy of 0.
+      data: what the loss needs to know besides; a tree of arrays, which are not differentiated.
       chunk: number of tokens, in all rows together, whose logits are computed at once.
+      entropy: whether the loss reads the entropy; it is None otherwise, which saves an array of the size of the logits.
 
     Returns:
-      The sum, and the float32 statistics, which are 0 at position 0.
+      The sum, and the statistics, which are 0 at position 0.
+
+    Raises:
+      TypeError: the statistics, or a loss by its data, are differentiated.
+      ValueError: the loss does not return one number per token.
     """
     rows, length = ids.shape
     positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
     hidden, _ = model.apply({'params': params}, ids, positions)
     # Position l predicts token l + 1. Move the tokens that count to the front, so that whole chunks can be skipped.
-    shift = lambda x: jnp.roll(x, -1, axis=-1)
+    shift = lambda x: jnp.roll(x, -1, axis=1)
     counts = shift(counts) & (positions < length - 1)
     order = jnp.argsort(~counts, axis=1, stable=True)
     size = max(1, chunk // rows)
@@ -65,76 +97,100 @@ def weighted_sum(model: Decoder, params, ids: Int[Array, 'N L'], counts: Bool[Ar
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
         return rearrange(x, 'n (s c) ... -> s n c ...', c=size)
 
-    chunks = split(shift(ids)), split(counts), split(rearrange(shift(weights), 'm n l -> n l m'))
+    def join(x):
+        """Undo `split` and `shift` for x [chunks, N, C]."""
+        x = rearrange(x, 's n c -> n (s c)')[:, :length]
+        return jnp.roll(jnp.take_along_axis(x, jnp.argsort(order, axis=1), axis=1), 1, axis=1)
+
+    chunks = split(shift(ids)), split(counts), jax.tree.map(lambda x: split(shift(x)), data)
     name = 'embed' if model.config.tied else 'head'
-    total, statistics = _project(
-        model, {name: params[name]}, jax.lax.stop_gradient({'embed': params['embed']}), split(hidden), chunks)
-    statistics = rearrange(statistics, 's n c m -> n (s c) m')[:, :length]
-    statistics = jnp.take_along_axis(statistics, jnp.argsort(order, axis=1)[:, :, None], axis=1)
-    return total, rearrange(jnp.roll(statistics, 1, axis=1), 'n l m -> m n l')
+    total, found = _project(
+        model, loss, entropy, {name: params[name]}, jax.lax.stop_gradient({'embed': params['embed']}), split(hidden),
+        chunks)
+    return total, jax.tree.map(join, found)
 
 
-def _project(model: Decoder, head, rest, hidden, chunks):
-    """Return the weighted sum f32[] and the statistics f32[chunks, N, C, M].
+def _project(model: Decoder, loss: TokenLoss, entropy: bool, head, rest, hidden, chunks):
+    """Return the summed loss f32[] and the Statistics of [chunks, N, C] tokens.
 
     Args:
-      model: the decoder.
+      model, loss, entropy: as in `summed_loss`.
       head: the parameters that project to the vocabulary.
       rest: other parameters that the model needs; they get no gradient.
       hidden: [chunks, N, C, W].
-      chunks: target ids [chunks, N, C], counts [chunks, N, C] and weights [chunks, N, C, M].
+      chunks: target ids [chunks, N, C], counts [chunks, N, C], and the data of the loss [chunks, N, C, ...].
     """
-    def reduce(logits, targets, counts, weights):
-        """Return the weighted sum, the statistics f32[N, C, M], and the gradient of the sum by logits, f32[N, C, V]."""
-        weights = jnp.where(counts[..., None], weights, 0)
+    def reduce(logits, targets, counts, data):
+        """Return the summed loss, the statistics [N, C], and the gradient of the loss by the logits [N, C, V]."""
         logprob = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-        statistics = [jnp.take_along_axis(logprob, targets[..., None], axis=-1)]
-        d_logits = weights[..., :1] * (is_target - jnp.exp(logprob))
-        if weights.shape[-1] == 2:
-            statistics.append(-(jnp.exp(logprob) * logprob).sum(axis=-1, keepdims=True))
-            d_logits -= weights[..., 1:] * jnp.exp(logprob) * (logprob + statistics[1])
-        statistics = jnp.where(counts[..., None], jnp.concatenate(statistics, axis=-1), 0)
-        return (statistics * weights).sum(), statistics, d_logits
+        at_counts = lambda x: jnp.where(counts, x, 0)
+        found = Statistics(
+            at_counts(jnp.take_along_axis(logprob, targets[..., None], axis=-1)[..., 0]),
+            at_counts(-(jnp.exp(logprob) * logprob).sum(axis=-1)) if entropy else None)
+
+        def summed(found):
+            losses = loss(found.logprob, found.entropy, data)
+            if losses.shape != counts.shape:
+                raise ValueError(f'a loss must return one number per token, of shape {counts.shape}, not '
+                                 f'{losses.shape}')
+            return at_counts(losses).sum().astype(total_type)
+
+        value, slope = jax.value_and_grad(summed)(found)
+        slope = jax.tree.map(lambda x: at_counts(x)[..., None], slope)
+        d_logits = slope.logprob * (is_target - jnp.exp(logprob))
+        if entropy:
+            d_logits -= slope.entropy * jnp.exp(logprob) * (logprob + found.entropy[..., None])
+        return value, found, d_logits
+
+    def nothing(counts):
+        """Return the statistics of a chunk without tokens that count."""
+        zeros = jnp.zeros(counts.shape, total_type)
+        return Statistics(zeros, zeros if entropy else None)
 
     def scan(run, skip, carry, hidden, chunks):
         """Scan chunks with `run`, or with `skip` if no token counts: (carry, hidden, *chunk) -> (carry, results)."""
         step = lambda carry, chunk: jax.lax.cond(chunk[2].any(), run, skip, carry, *chunk)
         return jax.lax.scan(step, carry, (hidden, *chunks))
 
+    to_logits = lambda head, rest, hidden: model.apply({'params': rest | head}, hidden, method='logits')
+    total_type = jax.eval_shape(to_logits, head, rest, hidden).dtype
+
     @jax.custom_vjp
     def project(head, rest, hidden, chunks):
         def run(total, hidden, *chunk):
-            logits = model.apply({'params': rest | head}, hidden, method='logits')
-            value, statistics, _ = reduce(logits, *chunk)
-            return total + value, statistics
+            value, found, _ = reduce(to_logits(head, rest, hidden), *chunk)
+            return total + value, found
 
-        skip = lambda total, hidden, targets, counts, weights: (total, jnp.zeros(weights.shape))
-        return scan(run, skip, jnp.zeros(()), hidden, chunks)
+        skip = lambda total, hidden, targets, counts, data: (total, nothing(counts))
+        return scan(run, skip, jnp.zeros((), total_type), hidden, chunks)
 
     def forward(head, rest, hidden, chunks):
         head_is_trained = any(x.perturbed for x in jax.tree.leaves(head))  # it is frozen if an adapter is trained
+        if any(x.perturbed for x in jax.tree.leaves(chunks)):
+            raise TypeError('the data of a loss is not differentiated; apply jax.lax.stop_gradient to it')
         head, rest, hidden, chunks = jax.tree.map(lambda x: x.value, (head, rest, hidden, chunks))
 
         def run(carry, hidden, *chunk):
             total, d_head = carry
-            to_logits = lambda hidden, head=head: model.apply({'params': rest | head}, hidden, method='logits')
-            logits, vjp = jax.vjp(to_logits, hidden, *([head] if head_is_trained else []))
-            value, statistics, d_logits = reduce(logits, *chunk)
+            trained = (hidden, *([head] if head_is_trained else []))
+            logits, vjp = jax.vjp(lambda hidden, head=head: to_logits(head, rest, hidden), *trained)
+            value, found, d_logits = reduce(logits, *chunk)
             d_hidden, *new = vjp(d_logits)
-            return (total + value, jax.tree.map(jnp.add, d_head, new)), (statistics, d_hidden)
+            return (total + value, jax.tree.map(jnp.add, d_head, new)), (found, d_hidden)
 
-        def skip(carry, hidden, targets, counts, weights):
-            return carry, (jnp.zeros(weights.shape), jnp.zeros_like(hidden))
+        def skip(carry, hidden, targets, counts, data):
+            return carry, (nothing(counts), jnp.zeros_like(hidden))
 
-        carry = jnp.zeros(()), [jax.tree.map(jnp.zeros_like, head)] if head_is_trained else []
-        (total, d_head), (statistics, d_hidden) = scan(run, skip, carry, hidden, chunks)
-        return (total, statistics), (d_head, d_hidden)
+        carry = jnp.zeros((), total_type), [jax.tree.map(jnp.zeros_like, head)] if head_is_trained else []
+        (total, d_head), (found, d_hidden) = scan(run, skip, carry, hidden, chunks)
+        return (total, found), (d_head, d_hidden)
 
     def backward(gradients, d_result):
         d_total, d_statistics = d_result
-        if not isinstance(d_statistics, SymbolicZero):
-            raise TypeError('the statistics that `weighted_sum` returns cannot be differentiated, only the sum')
+        if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(
+                d_statistics, is_leaf=lambda x: isinstance(x, SymbolicZero))):
+            raise TypeError('the statistics that `summed_loss` returns cannot be differentiated, only the sum')
         d_head, d_hidden = jax.tree.map(lambda x: (x * d_total).astype(x.dtype), gradients)
         return d_head[0] if d_head else None, None, d_hidden, None
 

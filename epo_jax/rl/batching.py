@@ -38,7 +38,7 @@ def take(rows: Batch, at: Any) -> Batch:
         return xp.where(exists.reshape(-1, *[1] * (x.ndim - 1)), picked, xp.asarray(empty, x.dtype))
 
     return Batch(pick(rows.ids, 0), pick(rows.turn, -1), pick(rows.logprob, 0), pick(rows.advantage, 0),
-                 pick(rows.valid, False))
+                 pick(rows.valid, False), None if rows.reference is None else pick(rows.reference, 0))
 
 
 def cut_length(rows: Batch, bucket: int) -> Batch:
@@ -49,7 +49,9 @@ def cut_length(rows: Batch, bucket: int) -> Batch:
     sampled = np.flatnonzero((np.asarray(rows.turn) >= 0).any(axis=0))
     longest = sampled[-1] + 1 if len(sampled) else 1
     length = min(-(-longest // bucket) * bucket, rows.ids.shape[1])
-    return rows.replace(ids=rows.ids[:, :length], turn=rows.turn[:, :length], logprob=rows.logprob[:, :length])
+    cut = lambda x: None if x is None else x[:, :length]
+    return rows.replace(
+        ids=cut(rows.ids), turn=cut(rows.turn), logprob=cut(rows.logprob), reference=cut(rows.reference))
 
 
 def batches(rows: Batch, batch: int, epochs: int, seed: tuple[int, ...], bucket: int) -> list[Batch]:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from flax import struct
 import jax
@@ -20,7 +20,8 @@ from epo_jax.config import POSITIVE, Key, Range
 from epo_jax.models import scoring
 from epo_jax.models.decoder import Decoder
 from epo_jax.models.lora import LoRA
-from epo_jax.rl.losses import epo_loss, has_turns, mean_entropy
+from epo_jax.rl.aggregation import at_tokens, has_turns, turn_means
+from epo_jax.rl.objective import Objective
 from epo_jax.runtime.parallel import constrain, param_shardings
 from epo_jax.text.tokens import Array
 
@@ -58,6 +59,7 @@ class Batch:
       logprob: log-probability of a token when it was sampled.
       advantage: weight of every turn in the loss.
       valid: turns that are trained.
+      reference: log-probability of a token under the model before training; None where the loss does not need it.
     """
 
     ids: Int[Array, 'N L']
@@ -65,6 +67,7 @@ class Batch:
     logprob: Float[Array, 'N L']
     advantage: Float[Array, 'N T']
     valid: Bool[Array, 'N T']
+    reference: Optional[Float[Array, 'N L']] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Learner:
         rate.
       chunk: number of tokens whose logits are computed at once.
       offload: whether the optimizer's moments are kept in host memory, which is slower but frees device memory.
+      objective: what is minimized.
     """
 
     model: Decoder
@@ -104,6 +108,7 @@ class Learner:
     entropy: float = 0.0
     chunk: int = 256
     offload: bool = False
+    objective: Objective = Objective()
 
     def rate(self) -> optax.Schedule:
         """Return the learning rate as a function of the step."""
@@ -212,23 +217,23 @@ class Learner:
         # Every micro-batch takes its share of the rows from every device, so that no row moves.
         place = lambda x, *axes: constrain(self.model.mesh, x, *axes)
         batch = jax.tree.map(lambda x: place(x, 'rows'), batch)
+        data = self.objective.data(batch.turn, batch.valid, batch.advantage, batch.logprob, batch.reference)
+        if self.entropy:
+            data['bonus'] = self.entropy * self.rate()(state.step) / self.learning_rate * data['weight']
+        whole = (batch, data)
         parts = jax.tree.map(lambda x: place(
-            x.reshape(self.micro_batch, -1, *x.shape[1:]).swapaxes(0, 1), None, 'rows'), batch)
-
-        weight = self.entropy * self.rate()(state.step) / self.learning_rate
+            x.reshape(self.micro_batch, -1, *x.shape[1:]).swapaxes(0, 1), None, 'rows'), whole)
 
         def loss(params, part):
             params = params if self.lora is None else self.lora.join(base, params)
-
-            def objective(numbers):
-                total = epo_loss(numbers[0], part.advantage, part.turn, part.valid)
-                if self.entropy:
-                    total -= weight * mean_entropy(numbers[1], part.turn, part.valid)
-                return total.sum() / jnp.maximum(count, 1)
-
-            weights = weights_of(objective, (2 if self.entropy else 1, *part.ids.shape))
-            total, numbers = scoring.weighted_sum(self.model, params, part.ids, part.turn >= 0, weights, self.chunk)
-            gap = jnp.where(part.turn >= 0, numbers[0] - part.logprob, 0)
+            part, data = part
+            sampled = part.turn >= 0
+            if self.objective.needs('turn_ratio'):
+                data = data | {'turn_ratio': self._turn_ratio(jax.lax.stop_gradient(params), part)}
+            total, found = scoring.summed_loss(
+                self.model, params, part.ids, sampled, self.objective.token_loss, data, self.chunk,
+                entropy=bool(self.entropy) or self.objective.needs('entropy'))
+            gap = jnp.where(sampled, found.logprob - part.logprob, 0)
             return total, (jnp.abs(gap).max(), -gap.sum())
 
         def accumulate(carry, part):
@@ -238,7 +243,7 @@ class Learner:
             return (gradient, total + value, jnp.maximum(largest, gap), drift + change), None
 
         if rows == self.micro_batch:  # saves the memory of a second gradient
-            (total, (gap, drift)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+            (total, (gap, drift)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, whole)
         else:
             zero = jnp.zeros(())
             carry = jax.tree.map(jnp.zeros_like, state.params), zero, zero, zero
@@ -255,23 +260,11 @@ class Learner:
             'conversations': count,
         }
 
-
-def weights_of(objective: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> jax.Array:
-    """Return the weight of every number in a linear objective, so that it is known before the forward pass.
-
-    Args:
-      objective: f32[shape] -> f32[], linear.
-      shape: of the numbers.
-
-    Raises:
-      TypeError: the objective is not linear; the gradient that training follows would not be its gradient.
-    """
-    try:
-        weights, = jax.linear_transpose(objective, jax.ShapeDtypeStruct(shape, jnp.float32))(jnp.ones(()))
-    except (NotImplementedError, AssertionError, TypeError, ValueError) as error:
-        raise TypeError('the loss must be linear in the log-probabilities and entropies, because their weights are '
-                        f'computed before the forward pass (models/scoring.py); this one is not: {error}') from error
-    return weights
+    def _turn_ratio(self, params, batch: Batch) -> Float[Array, 'N L']:
+        """Return for every token the mean over its turn of the log-ratio between now and sampling."""
+        now = scoring.statistics(self.model, params, batch.ids, batch.turn >= 0, self.chunk).logprob
+        means, _ = turn_means(now - batch.logprob, batch.turn, batch.valid.shape[1])
+        return at_tokens(means, batch.turn)
 
 
 def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
@@ -283,10 +276,11 @@ def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:
     meanings = dict(re.findall(r'^ {2}(\w+): ((?:.|\n {4})*)', inspect.cleandoc(Learner.__doc__), re.MULTILINE))
     return {field.name: Key(field.default, ' '.join(meanings[field.name].split()).rstrip('.'), ALLOWED.get(field.name))
             for field in dataclasses.fields(Learner)
-            if field.name not in ('model', 'total_steps', 'lora', *exclude)}
+            if field.name not in ('model', 'total_steps', 'lora', 'objective', *exclude)}
 
 
-def from_config(c: Mapping[str, Any], model: Decoder, total_steps: int, lora: Optional[LoRA] = None) -> Learner:
+def from_config(c: Mapping[str, Any], model: Decoder, total_steps: int, lora: Optional[LoRA] = None,
+                objective: Objective = Objective()) -> Learner:
     """Return the learner of a configuration group `learner`, whose keys are named like the attributes.
 
     Args:
@@ -294,6 +288,7 @@ def from_config(c: Mapping[str, Any], model: Decoder, total_steps: int, lora: Op
       model: the decoder, stacked layout.
       total_steps: number of gradient steps of the whole run.
       lora: the adapter that is trained; None for the whole model.
+      objective: what is minimized.
     """
     named = {field.name: c[field.name] for field in dataclasses.fields(Learner) if field.name in c}
-    return Learner(model=model, total_steps=total_steps, lora=lora, **named)
+    return Learner(model=model, total_steps=total_steps, lora=lora, objective=objective, **named)

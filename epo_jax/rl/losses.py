@@ -1,83 +1,161 @@
-"""The objective: REINFORCE on the tokens of every strategy.
+"""Losses of single tokens, and what they are made of. Pure functions of arrays [N, C].
 
-Axis letters: N conversations, L token positions, T turns.
+A new loss is a function in the table LOSSES, or any function 'package.module:function'; its name is then a value of
+`loss.name`. Its parameters are among INPUTS and the keys of the configuration group `loss` (see methods.py). A loss is
+differentiated by `logprob` and `entropy` where the logits are (models/scoring.py), so it need not be linear. How the
+losses of tokens are averaged is another choice (aggregation.py).
+
+Axis letters: N conversations, C token positions. r = exp(logprob - sampled) is the ratio of a token's probability now
+and at sampling, A the advantage of its turn, sg stops the gradient.
 """
 
-import jax
+from jax.lax import stop_gradient as sg
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from epo_jax.text.tokens import Array
 
+INPUTS = {
+    'logprob': 'log-probability of the token under the policy',
+    'entropy': 'entropy in nats of the distribution that the token was drawn from; costs an array like the logits',
+    'advantage': 'credit of its turn',
+    'sampled': 'log-probability of the token when it was sampled',
+    'turn_ratio': "mean of logprob - sampled over the tokens of its turn, without gradient; costs a forward pass",
+    'reference': 'log-probability of the token under the model before training; costs a forward pass',
+}
+Tokens = Float[Array, 'N C']
 
-def turn_means(values: Float[Array, 'N L'], turn: Int[Array, 'N L'],
-               turns: int) -> tuple[Float[Array, 'N T'], Float[Array, 'N T']]:
-    """Return the mean of token values over every turn, and the number of sampled tokens of every turn.
+
+def epo(logprob: Tokens, advantage: Tokens) -> Tokens:
+    """REINFORCE with the credit of the turn: -A log pi.
+
+    With the aggregation 'official', this is the objective of EPO.
+
+    Source: Liu et al. 2025 (EPO), released code, sft/trainer.py.
+    """
+    return -advantage * logprob
+
+
+def ppo(logprob: Tokens, advantage: Tokens, sampled: Tokens, clip_low: float, clip_high: float,
+        dual_clip: float) -> Tokens:
+    """Clipped policy ratio: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
+
+    clip_high > clip_low is DAPO's clip-higher. With dual_clip c > 1, the loss of tokens with A < 0 is at most -c A, so
+    that a large ratio cannot dominate a batch.
+
+    Source: Schulman et al. 2017 (PPO); Ye et al. 2020 (dual clip); Yu et al. 2025 (DAPO, clip-higher).
+    """
+    gain = _clipped(_ratio(logprob, sampled), advantage, clip_low, clip_high)
+    if dual_clip:
+        gain = jnp.where(advantage < 0, jnp.maximum(gain, dual_clip * advantage), gain)
+    return -gain
+
+
+def gspo(logprob: Tokens, advantage: Tokens, turn_ratio: Tokens, clip_low: float, clip_high: float) -> Tokens:
+    """Clipped ratio of a whole turn: -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A).
+
+        s = exp(1/k sum over the turn's k tokens of log r),   for token i: sg(s) pi_i / sg(pi_i)
+
+    A message of the policy is a sequence, so s is per turn. Use an aggregation that averages over turns, and clips of
+    the order of 1e-3.
+
+    Source: Zheng et al. 2025 (GSPO), the form per token.
+    """
+    ratio = jnp.exp(jnp.clip(turn_ratio, -20, 20)) * jnp.exp(logprob - sg(logprob))
+    return -_clipped(ratio, advantage, clip_low, clip_high)
+
+
+def cispo(logprob: Tokens, advantage: Tokens, sampled: Tokens, clip_low: float, clip_high: float) -> Tokens:
+    """REINFORCE with a clipped importance weight: -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi.
+
+    Unlike with PPO, a token outside the clip keeps its gradient.
+
+    Source: MiniMax 2025 (MiniMax-M1, CISPO).
+    """
+    return -sg(jnp.clip(_ratio(logprob, sampled), 1 - clip_low, 1 + clip_high)) * advantage * logprob
+
+
+def truncated(logprob: Tokens, advantage: Tokens, sampled: Tokens, ratio_high: float) -> Tokens:
+    """REINFORCE with a truncated importance weight: -sg(min(r, ratio_high)) A log pi.
+
+    Source: Yao et al. 2025 (truncated importance sampling); Ionides 2008.
+    """
+    return -sg(jnp.minimum(_ratio(logprob, sampled), ratio_high)) * advantage * logprob
+
+
+def masked(logprob: Tokens, advantage: Tokens, sampled: Tokens, ratio_low: float, ratio_high: float) -> Tokens:
+    """REINFORCE with an importance weight that is 0 outside of [ratio_low, ratio_high]: -sg(w) A log pi.
+
+    Source: masked importance sampling, as in TRL and in IcePop (Ling team 2025).
+    """
+    ratio = _ratio(logprob, sampled)
+    inside = (ratio >= ratio_low) & (ratio <= ratio_high)
+    return -sg(jnp.where(inside, ratio, 0)) * advantage * logprob
+
+
+def sft(logprob: Tokens) -> Tokens:
+    """Supervised fine-tuning on all trained turns, whatever their credit: -log pi.
+
+    Source: maximum likelihood.
+    """
+    return -logprob
+
+
+def cloning(logprob: Tokens, advantage: Tokens) -> Tokens:
+    """Behavior cloning of the turns with positive credit: -1[A > 0] log pi.
+
+    Source: filtered behavior cloning; compare self-imitation learning (Oh et al. 2018).
+    """
+    return -jnp.where(advantage > 0, logprob, 0)
+
+
+LOSSES = {
+    'epo': epo, 'ppo': ppo, 'gspo': gspo, 'cispo': cispo, 'truncated': truncated, 'masked': masked, 'sft': sft,
+    'cloning': cloning}
+
+
+# Divergence from the reference
+
+
+def divergence(logprob: Tokens, reference: Tokens, how: str) -> Tokens:
+    """Return an estimate of KL(pi || reference) at sampled tokens, with d = log pi - log reference.
+
+    `k1`: d.   `k2`: d^2 / 2.   `k3`: exp(-d) - 1 + d.
+
+    Averaged over tokens sampled from pi, k1 and k3 equal the divergence, but their derivatives do not equal its
+    gradient: that of k1 averages to 0, and that of k3 is the gradient of KL(reference || pi). The derivative of k2,
+    d grad log pi, averages to the right one. Therefore all three have the derivative of k2 here. `grpo` is k3 with its
+    own derivative, as GRPO uses it.
+
+    Source: Schulman 2020 (approximating KL divergence); Shao et al. 2024 (GRPO); Tang and Munos 2025 (the gradients).
 
     Args:
-      values: one number for each token.
-      turn: the turn in which a token was sampled; -1 for context, which belongs to no turn.
-      turns: T.
+      logprob, reference: log-probabilities of the sampled tokens.
+      how: k1, k2, k3 or grpo.
+
+    Raises:
+      ValueError: `how` is unknown.
     """
-    member = jax.nn.one_hot(turn, turns, dtype=values.dtype)
-    count = member.sum(axis=1)
-    total = jnp.einsum('nl,nlt->nt', values, member, precision='highest')
-    return total / jnp.maximum(count, 1), count
+    d = jnp.clip(logprob - reference, -20, 20)
+    estimates = {'k1': lambda: d, 'k2': lambda: d ** 2 / 2, 'k3': lambda: jnp.exp(-d) - 1 + d,
+                 'grpo': lambda: jnp.exp(-d) - 1 + d}
+    if how not in estimates:
+        raise ValueError(f'the estimate of the divergence must be one of {", ".join(estimates)}, not {how!r}')
+    value = estimates[how]()
+    if how == 'grpo':
+        return value
+    slope = sg(d) * logprob
+    return sg(value) + slope - sg(slope)
 
 
-def epo_loss(logprob: Float[Array, 'N L'], advantage: Float[Array, 'N T'], turn: Int[Array, 'N L'],
-             valid: Bool[Array, 'N T']) -> Float[Array, ' N']:
-    """Return EPO's loss of every conversation (Liu et al. 2025; released code, sft/trainer.py).
-
-        loss_n = -(1 / T_n) sum over t of A_t (1 / k_t) sum over i of log pi(a_{t,i})
-
-    T_n is the number of valid turns, and k_t the number of tokens of a turn, its end-of-turn token included.
-
-    Args:
-      logprob: log-probability of every token under the policy.
-      advantage: weight of every turn.
-      turn: the turn in which a token was sampled; -1 for context.
-      valid: turns with a reward; the others are not trained.
-
-    Returns:
-      The losses; 0 for a conversation without a valid turn. The loss of a batch is their mean over the conversations
-      that have one (`has_turns`).
-    """
-    means, count = turn_means(logprob, turn, advantage.shape[1])
-    used = valid & (count > 0)
-    return -(jnp.where(used, advantage, 0) * means).sum(axis=1) / jnp.maximum(used.sum(axis=1), 1)
+DIVERGENCES = ('none', 'k1', 'k2', 'k3', 'grpo')
 
 
-def mean_entropy(entropy: Float[Array, 'N L'], turn: Int[Array, 'N L'],
-                 valid: Bool[Array, 'N T']) -> Float[Array, ' N']:
-    """Return the entropy of every conversation: the mean over its valid turns of the mean over a turn's tokens.
-
-    Args:
-      entropy: in nats, of the distribution that each token was drawn from.
-      turn: as in `epo_loss`.
-      valid: as in `epo_loss`.
-    """
-    means, count = turn_means(entropy, turn, valid.shape[1])
-    used = valid & (count > 0)
-    return jnp.where(used, means, 0).sum(axis=1) / jnp.maximum(used.sum(axis=1), 1)
+def _ratio(logprob: Tokens, sampled: Tokens) -> Tokens:
+    """Return r; the logarithm is clipped so that it and its products stay finite."""
+    return jnp.exp(jnp.clip(logprob - sampled, -20, 20))
 
 
-def has_turns(turn: Int[Array, 'N L'], valid: Bool[Array, 'N T']) -> Bool[Array, ' N']:
-    """Return which conversations have at least one token that is trained."""
-    _, count = turn_means(jnp.ones(turn.shape, jnp.float32), turn, valid.shape[1])
-    return (valid & (count > 0)).any(axis=1)
-
-
-def official_scale(conversations, rows: int, micro_batch: int):
-    """Return the factor between the mean over conversations and the loss of the released trainer.
-
-    The released trainer sums over the conversations of a micro-batch and divides by the number of micro-batches of a
-    full batch (sft/trainer.py: total_loss; the division is the Trainer's, for gradient accumulation). Its loss
-    therefore grows with the micro-batch, and a batch that is not full counts less.
-
-    Args:
-      conversations: number of conversations in the batch.
-      rows: number of conversations in a full batch.
-      micro_batch: number of conversations that are run through the model at once.
-    """
-    return conversations * micro_batch / rows
+def _clipped(ratio: Tokens, advantage: Tokens, low: float, high: float) -> Tokens:
+    """Return min(r A, clip(r, 1 - low, 1 + high) A)."""
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)

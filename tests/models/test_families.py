@@ -60,19 +60,20 @@ def test_decoding_with_a_cache_equals_a_full_forward_pass(name, stacked):
 def test_the_gradient_of_scores_is_that_of_plain_logits(name):
     config = CONFIGS[name]
     params, ids = small_params(config), token_ids(config)
-    weights = jnp.asarray(np.random.default_rng(2).normal(size=(1, *ids.shape)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=ids.shape), jnp.float32)
+    weighted = lambda logprob, entropy, weights: weights * logprob
 
     def plain(params):
         logprob = jax.nn.log_softmax(forward(decoder(config), unstack(params), ids))
         chosen = jnp.take_along_axis(logprob[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
-        return (weights[0, :, 1:] * chosen).sum()
+        return (weights[:, 1:] * chosen).sum()
 
     expected_value, expected = jax.jit(jax.value_and_grad(plain))(params)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(expected))
     for remat in ('none', 'full'):
         model = decoder(config, stacked=True, remat=remat)
-        scored = lambda params: scoring.weighted_sum(
-            model, params, ids, jnp.ones(ids.shape, bool), weights, 8)[0]
+        scored = lambda params: scoring.summed_loss(
+            model, params, ids, jnp.ones(ids.shape, bool), weighted, weights, 8)[0]
         value, actual = jax.jit(jax.value_and_grad(scored))(params)
         np.testing.assert_allclose(value, expected_value, rtol=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max()), actual, expected)

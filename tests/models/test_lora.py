@@ -94,8 +94,8 @@ def test_the_gradient_is_that_of_the_merged_model():
     """With W + s a b and b = 0, d loss / d b is s a^T (d loss / d W), and d loss / d a is 0."""
     lora, fresh = ATTENTION, ATTENTION.init(MODEL, jax.random.key(2))
     text = ids()
-    all_tokens = jnp.ones(text.shape, bool), jnp.ones((1, *text.shape))
-    loss = lambda params: scoring.weighted_sum(MODEL, params, text, *all_tokens, 4)[0]
+    every, logprob = jnp.ones(text.shape, bool), lambda logprob, entropy, data: logprob
+    loss = lambda params: scoring.summed_loss(MODEL, params, text, every, logprob, (), 4)[0]
     actual = jax.jit(jax.grad(lambda adapter: loss(lora.join(BASE, adapter))))(fresh)['layers']
     dense = jax.jit(jax.grad(loss))(BASE)['layers']
     for name in ('q', 'v'):

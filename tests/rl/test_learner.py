@@ -12,7 +12,6 @@ import pytest
 
 from epo_jax.models.config import SHAPES
 from epo_jax.models.transformer import Transformer
-from epo_jax.rl import learner as learning
 from epo_jax.rl.batching import batches
 from epo_jax.rl.learner import Batch, Learner
 from epo_jax.testing import dummy_config
@@ -233,21 +232,6 @@ def test_the_official_schedule_is_that_of_transformers(total, ratio):
         assert float(rate(step)) == pytest.approx(expected.get_last_lr()[0], rel=1e-5, abs=1e-7)
         optimizer.step()
         expected.step()
-
-
-@pytest.mark.parametrize('nonlinear', [
-    lambda logprob, *_: -jnp.exp(logprob).sum(axis=1), lambda logprob, *_: (logprob ** 2).sum(axis=1),
-    lambda logprob, *_: jnp.minimum(logprob, 0.5).sum(axis=1)], ids=('ratio', 'square', 'clip'))
-def test_a_loss_that_is_not_linear_is_refused(monkeypatch, nonlinear):
-    monkeypatch.setattr(learning, 'epo_loss', nonlinear)
-    own = dataclasses.replace(LEARNER, chunk=17)  # a program of its own
-    with pytest.raises(TypeError, match='the loss must be linear in the log-probabilities'):
-        own.step(own.init(make_params()), make_rows(seed=5))
-
-
-def test_weights_are_those_of_a_linear_objective():
-    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
-    np.testing.assert_array_equal(learning.weights_of(lambda x: (matrix * x).sum(), (3, 4)), matrix)
 
 
 def test_an_unknown_schedule_is_refused():
