@@ -18,13 +18,15 @@ from jaxtyping import Int
 import numpy as np
 
 from epo_jax.iteration import Experiment, IterationResult, MatchResult, mean_metrics
+from epo_jax.models.decoder import Decoder
 from epo_jax.models.layout import sampling_params
 from epo_jax.rewards.judge import Judge
 from epo_jax.rewards.process import Verdict, assess
 from epo_jax.rewards.prompts import gather_prompts
 from epo_jax.rl.batching import orders, take
-from epo_jax.rl.credit import Credit, CreditRules, assign
+from epo_jax.rl.credit.assign import Credit, CreditRules, assign
 from epo_jax.rl.learner import Batch, Learner, TrainState
+from epo_jax.rl.observe import observe
 from epo_jax.rl.selfplay import Match
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trained_seats, trajectories
 from epo_jax.rollout import Episodes, Table, encode, episode_keys, rollout_compiled
@@ -38,6 +40,7 @@ class ProgramConfig:
 
     Attributes:
       learner: the gradient step.
+      sampler: the decoder that samples.
       dtype: dtype in which the policy samples.
       slots: number of episodes played at once.
       group: number of episodes of one scenario.
@@ -47,6 +50,7 @@ class ProgramConfig:
     """
 
     learner: Learner
+    sampler: Decoder
     dtype: Any
     slots: int
     group: int
@@ -62,6 +66,7 @@ class ProgramResult:
     Attributes:
       episodes, verdicts: of every match; verdicts are on all seats, seat-major.
       rows, verdict, credit: of the trained conversations of all matches.
+      memory: of the credit method after the iteration.
       metrics: of every gradient step.
     """
 
@@ -70,6 +75,7 @@ class ProgramResult:
     rows: Trajectory
     verdict: Verdict
     credit: Credit
+    memory: Any
     metrics: dict[str, jax.Array]
 
 
@@ -77,7 +83,8 @@ class ProgramResult:
 def iteration_program(
         config: ProgramConfig, train: TrainState, tables: Sequence[Table], queues: Sequence[Any],
         keys: Sequence[jax.Array], numbers: Sequence[Int[jax.Array, ' E']], judge: Optional[Judge],
-        order: Int[jax.Array, 'steps B'], base: Any = None) -> tuple[TrainState, ProgramResult]:
+        order: Int[jax.Array, 'steps B'], base: Any = None, reference: Any = None,
+        memory: Any = ()) -> tuple[TrainState, ProgramResult]:
     """Run one iteration.
 
     Args:
@@ -90,6 +97,8 @@ def iteration_program(
       judge: the judge; None where it is not asked.
       order: rows of every gradient step, see `batching.orders`.
       base: the frozen parameters under an adapter.
+      reference: the parameters that a divergence compares with; None where there is none.
+      memory: of the credit method before the iteration.
 
     Returns:
       The new state and the result.
@@ -109,26 +118,32 @@ def iteration_program(
     join = lambda *xs: jnp.concatenate(xs)
     rows, verdict = jax.tree.map(join, *rows), jax.tree.map(join, *trained)
 
-    credit = assign(
-        verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rows.group,
-        rows.episode, config.credit)
+    objective = config.learner.objective
+    observed = observe(config.sampler, rows, config.credit, objective, policy, reference, config.learner.chunk,
+                       config.learner.micro_batch)
+    credit, memory = assign(verdict, rows, config.credit, {**observed, 'memory': memory})
 
-    data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid)
+    data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid,
+                 observed['reference'] if objective.needs('reference') else None)
     train, metrics = jax.lax.scan(
         lambda train, at: config.learner.step(train, take(data, at), base), train, order)
-    return train, ProgramResult(tuple(episodes), tuple(verdicts), rows, verdict, credit, metrics)
+    return train, ProgramResult(tuple(episodes), tuple(verdicts), rows, verdict, credit, memory, metrics)
 
 
-def run_program(exp: Experiment, train: TrainState, matches: Sequence[tuple[Match, Table]], scenarios: Sequence[Any],
-                iteration: int) -> tuple[TrainState, IterationResult]:
+def run_program(exp: Experiment, train: TrainState, memory: Any, matches: Sequence[tuple[Match, Table]],
+                scenarios: Sequence[Any], iteration: int) -> tuple[TrainState, Any, IterationResult]:
     """Run one iteration as a program, and read its result.
 
     Args:
       exp: the parts of the run.
       train: the learner's state; donated.
+      memory: of the credit method.
       matches: see `Experiment.matches`.
       scenarios: those of the whole iteration.
       iteration: its number, from 0.
+
+    Returns:
+      The new state, the new memory, and the result.
 
     Raises:
       InputError: an agent is not on the device.
@@ -141,8 +156,8 @@ def run_program(exp: Experiment, train: TrainState, matches: Sequence[tuple[Matc
     numbers = [np.array(match.episodes, np.int32) for match in matches]
     parts = [[scenarios[i] for i in match.episodes] for match in matches]
     program = ProgramConfig(
-        exp.learner, exp.roles.strategist.dtype, config.rollout.batch, config.rollout.group, config.reward.process,
-        config.reward.outcome == 'judge', exp.credit_rules)
+        exp.learner, exp.roles.strategist_agent.model, exp.roles.strategist.dtype, config.rollout.batch,
+        config.rollout.group, config.reward.process, config.reward.outcome == 'judge', exp.credit_rules)
     count = sum(len(number) * len(trained_seats(table)) for number, table in zip(numbers, tables, strict=True))
     asked = program.rate or program.process != 'none'
     with exp.watch('program'), exp.progress.phase('iteration', unit='episodes') as phase:
@@ -151,12 +166,13 @@ def run_program(exp: Experiment, train: TrainState, matches: Sequence[tuple[Matc
             orders(count, config.learner.batch, config.learner.epochs, (seed, iteration))))
         keys = tuple(episode_keys(seed, iteration, number) for number in numbers)
         train, result = iteration_program(
-            program, train, tables, queues, keys, on_device, exp.roles.judge if asked else None, order, exp.base)
-        result = jax.tree.map(np.asarray, fetch(result))
+            program, train, tables, queues, keys, on_device, exp.roles.judge if asked else None, order, exp.base,
+            exp.reference, memory)
+        memory, result = result.memory, jax.tree.map(np.asarray, fetch(result))
         phase.advance(sum(map(len, numbers)))
 
     steps = [dict(zip(result.metrics, values)) for values in zip(*result.metrics.values())]
-    return train, IterationResult(
+    return train, memory, IterationResult(
         [MatchResult(table, match, part, episodes, verdict=verdict) for table, match, part, episodes, verdict in zip(
             tables, matches, parts, result.episodes, result.verdicts, strict=True)],
         result.rows, result.verdict, result.credit, mean_metrics(steps, iteration))

@@ -21,7 +21,8 @@ from epo_jax.models.base import REMAT
 from epo_jax.models.lora import TARGETS
 from epo_jax.rewards.outcome import load_outcome
 from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
-from epo_jax.rl import credit
+from epo_jax.rl import objective
+from epo_jax.rl.credit import assign, rewards
 from epo_jax.rl.learner import learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
 
@@ -112,15 +113,13 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
                            "process reward: potential (the change of the judge's probability that the goal is "
                            'reached), critical (whether the judge names the turn as critical), or none',
                            PROCESS_REWARDS),
-            'combine': Key('sum', 'how process reward and outcome become one reward: sum, or official (critical only)',
-                           credit.COMBINE),
-            'weight': Key(1.0, 'weight of the process reward in the sum', Range(0))},
-        'credit': {
-            'gamma': Key(0.99, 'discount of later rewards', Range(0, 1, above=True)),
-            'baseline': Key('batch', 'what is subtracted from returns: the mean over the batch or group, or none',
-                            credit.BASELINES),
-            'normalise': Key('batch', 'advantages are divided by the largest absolute value of the batch or of their '
-                                      'trajectory, or by nothing (none)', credit.NORMALIZERS)},
+            'combine': Key('sum', 'how process reward and outcome become one reward: sum, official (critical only), or '
+                                  'process (without the outcome)', rewards.COMBINE),
+            'weight': Key(1.0, 'weight of the process reward', Range(0)),
+            'kl_weight': Key(0.0, 'weight of the divergence from the model before training that is subtracted from the '
+                                  'reward of every turn', Range(0))},
+        'credit': assign.KEYS,
+        'loss': objective.KEYS,
         'learner': learner_keys() | {
             'batch': Key(32, 'number of conversations of a gradient step', POSITIVE),
             'epochs': Key(1, "number of passes over an iteration's conversations", POSITIVE),
@@ -187,8 +186,8 @@ def validate(config: ConfigDict) -> None:
             f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; set it to 'environment'")
     require(domain.judged or c.reward.process == 'none',
             f"reward.process: a judge cannot read episodes of {c.environment.name}; it must be 'none'")
-    require(c.credit.baseline != 'group' or c.rollout.group > 1,
-            "credit.baseline='group' needs rollout.group > 1, since a group of one has nothing to compare with")
+    wrong += assign.problems(c.reward, c.credit, c.rollout.group, domain.repeats)
+    wrong += objective.problems(c.loss)
     require(c.rollout.group < 1 or c.rollout.episodes % c.rollout.group == 0,
             'rollout.episodes must be a multiple of rollout.group')
     require(c.learner.micro_batch < 1 or c.learner.batch % c.learner.micro_batch == 0,

@@ -21,16 +21,16 @@ from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.base import check_environment, load_domain
 from epo_jax.iteration import Experiment, IterationResult, check_trained, iteration_metrics
 from epo_jax.models.layout import stack
-from epo_jax.rl import selfplay
+from epo_jax.rl import objective, selfplay
 from epo_jax.rl.learner import Learner, TrainState, from_config
-from epo_jax.rl.selfplay import RunState, pool_size, uses_pool
+from epo_jax.rl.selfplay import RunState, empty_memory, pool_size, uses_pool
 from epo_jax.roles import Roles, adapter, build_roles, pin_models, with_adapter_shape
 from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.files import write_jsonl
 from epo_jax.runtime.metrics import MetricsWriter
-from epo_jax.runtime.parallel import check_rows, make_mesh, param_shardings
+from epo_jax.runtime.parallel import check_rows, make_mesh, named_sharding, param_shardings
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.stopping import StopSignals
 from epo_jax.runtime.timing import CompileCounter, Stopwatch
@@ -53,14 +53,16 @@ def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
     matches = exp.matches(state, iteration)  # who plays whom
     snapshots = next_snapshots(exp.config, state, iteration)
     if exp.config.rollout.compiled:  # the same four steps as one program
-        train, result = run_program(exp, state.train, matches, scenarios, iteration)
-        return RunState(train, snapshots), result
+        train, memory, result = run_program(exp, state.train, state.memory, matches, scenarios, iteration)
+        return RunState(train, snapshots, replicated(memory, exp.roles.strategist.mesh)), result
     results = [exp.collect(match, table, scenarios, iteration) for match, table in matches]
     results = [exp.judge(result, exp.config.reward.process) for result in results]
     rows, verdict = exp.trained(results)
-    credit = exp.assign_credit(rows, verdict)
-    train, metrics = exp.update(state.train, rows, credit, iteration)
-    return RunState(train, snapshots), IterationResult(results, rows, verdict, credit, metrics)
+    observed = exp.observe(state.train, rows)
+    credit, memory = exp.assign_credit(rows, verdict, state.memory, observed)
+    train, metrics = exp.update(state.train, rows, credit, observed, iteration)
+    return (RunState(train, snapshots, replicated(memory, exp.roles.strategist.mesh)),
+            IterationResult(results, rows, verdict, credit, metrics))
 
 
 def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
@@ -105,16 +107,18 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         # State: new, or restored from the last checkpoint
         fresh = jax.jit(functools.partial(initial_state, exp.learner, mesh, config.seed))
 
+        memory = replicated(empty_memory(config), mesh)
+
         def abstract_state(step: int) -> RunState:
             train_state = fresh.lower(roles.strategist.params, roles.adapter).compile().out_info
-            return RunState(train_state, (train_state.params,) * pool_size(config, step))
+            return RunState(train_state, (train_state.params,) * pool_size(config, step), memory)
 
         restored = checkpoints.resume(abstract_state, progress.line)
         if restored:
             start, state, _ = restored
             progress.line(f'resumed after iteration {start} of {config.iterations}')
         else:
-            start, state = 0, RunState(fresh(roles.strategist.params, roles.adapter), ())
+            start, state = 0, RunState(fresh(roles.strategist.params, roles.adapter), (), memory)
             if begun:
                 progress.line('the workdir holds no checkpoint yet: starting from the beginning')
 
@@ -173,7 +177,8 @@ def make_learner(config: ConfigDict, roles: Roles) -> Learner:
     trained = sum(sum(kind == 'policy' for kind in match.kinds) * len(match.episodes)
                   for match in selfplay.matches(config.seats, config.rollout.episodes, config.rollout.group))
     steps = config.iterations * c.epochs * math.ceil(trained / c.batch)
-    return from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config))
+    return from_config(c, roles.strategist.learner(config.model.remat), steps, adapter(config),
+                       objective.from_config(config.loss))
 
 
 def initial_state(learner: Learner, mesh: Mesh, seed: int, params: Any, adapter: Any = None) -> TrainState:
@@ -208,6 +213,11 @@ def next_snapshots(config: ConfigDict, state: RunState, iteration: int) -> tuple
     if not uses_pool(config) or iteration % config.pool_every:
         return state.snapshots
     return selfplay.add_snapshot(state.snapshots, copy(state.train.params), config.pool_size)
+
+
+def replicated(tree: Any, mesh: Mesh) -> Any:
+    """Return a tree of small arrays with a copy of each on every device of the run."""
+    return jax.tree.map(lambda x: jax.device_put(x, named_sharding(mesh, x.shape)), tree)
 
 
 @jax.jit

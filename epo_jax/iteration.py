@@ -23,13 +23,16 @@ from epo_jax.rewards.process import Verdict, assess
 from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
 from epo_jax.rl import selfplay
 from epo_jax.rl.batching import batches
-from epo_jax.rl.credit import Credit, CreditRules, assign
+from epo_jax.rl.credit import assign
+from epo_jax.rl.credit.assign import Credit, CreditRules
 from epo_jax.rl.learner import Batch, Learner, TrainState
+from epo_jax.rl.observe import observe
 from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
 from epo_jax.rollout import Episodes, Table, encode, episode_keys, max_seat_turns, rollout_on_host
 from epo_jax.runtime.errors import InputError, TrainingError
+from epo_jax.runtime.hosts import fetch
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.timing import Stopwatch
 
@@ -128,8 +131,14 @@ class Experiment:
     @property
     def credit_rules(self) -> CreditRules:
         """Return how the configuration assigns credit."""
-        reward, credit = self.config.reward, self.config.credit
-        return CreditRules(reward.combine, reward.weight, credit.gamma, credit.baseline, credit.normalise)
+        sampling = self.roles.strategist_agent.sampling
+        return assign.from_config(self.config.reward, self.config.credit, sampling.stop + sampling.closing)
+
+    @property
+    def reference(self) -> Any:
+        """Return the parameters that a divergence compares with; None where there is no divergence."""
+        needed = self.credit_rules.needs('reference') or self.learner.objective.needs('reference')
+        return self.params_before_training() if needed else None
 
     def sampling_params(self, trained: Any) -> Any:
         """Return trained parameters in the form in which a strategist samples."""
@@ -212,17 +221,27 @@ class Experiment:
         join = lambda *xs: np.concatenate(xs)
         return jax.tree.map(join, *rows), jax.tree.map(join, *verdicts)
 
-    def assign_credit(self, rows: Trajectory, verdict: Verdict) -> Credit:
-        """Return rewards and advantages of every turn (NumPy)."""
-        return Credit(*map(np.asarray, assign(
-            verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rows.group,
-            rows.episode, self.credit_rules)))
+    def observe(self, train: TrainState, rows: Trajectory) -> dict[str, np.ndarray]:
+        """Return what credit and loss need besides (NumPy), see `observe.observe`."""
+        rules, learner = self.credit_rules, self.learner
+        policy = self.sampling_params(train.params) if rules.needs('entropy') else None
+        with self.watch('learn'):
+            return jax.tree.map(np.asarray, fetch(observe(
+                self.roles.strategist_agent.model, rows, rules, learner.objective, policy, self.reference,
+                learner.chunk, learner.micro_batch)))
 
-    def update(self, train: TrainState, rows: Trajectory, credit: Credit,
+    def assign_credit(self, rows: Trajectory, verdict: Verdict, memory: Any,
+                      observed: Mapping[str, np.ndarray]) -> tuple[Credit, Any]:
+        """Return rewards and advantages of every turn (NumPy), and the memory of the method after it."""
+        credit, memory = assign.assign(verdict, rows, self.credit_rules, {**observed, 'memory': memory})
+        return Credit(*map(np.asarray, credit)), memory
+
+    def update(self, train: TrainState, rows: Trajectory, credit: Credit, observed: Mapping[str, np.ndarray],
                iteration: int) -> tuple[TrainState, dict[str, float]]:
         """Take all gradient steps of an iteration; return the new state and the mean metrics of the steps."""
         c = self.config.learner
-        data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid)
+        reference = observed.get('reference') if self.learner.objective.needs('reference') else None
+        data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid, reference)
         steps = []
         with self.watch('learn'):
             parts = batches(data, c.batch, c.epochs, (self.config.seed, iteration), c.length_bucket)

@@ -4,6 +4,8 @@
     python -m epo_jax.main --config=sotopia:tiny --workdir=W --config.learner.learning_rate=1e-4
     python -m epo_jax.main --config=configs/offline.py --config.data=prepared.json --workdir=runs/offline
 
+    python -m epo_jax.main --list=credit     # the methods of credit assignment; --list=loss: the losses
+
 --config takes the path of a configuration file or the name of a packaged one, with a preset after the colon;
 --config.KEY=VALUE overrides a key. An interrupted run resumes when it is started again with the same workdir.
 SIGTERM or SIGINT (Ctrl-C) stops it after the iteration in flight with status 75 (see epo_jax/runtime/errors.py).
@@ -24,6 +26,7 @@ from epo_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file or name, and :PRESET.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; a run that it already contains is resumed.')
+_LIST = flags.DEFINE_enum('list', None, ('credit', 'loss'), 'Print the methods of a kind, each with its source.')
 _HOSTS = flags.DEFINE_string('hosts', '', "The processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
 
 
@@ -35,7 +38,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before a configuration file imports JAX
     argv = list(argv)
-    if not any(arg.lstrip('-').startswith('help') for arg in argv[1:]):
+    if not any(arg.lstrip('-').startswith(('help', 'list')) for arg in argv[1:]):
         for name in ('config', 'workdir'):  # before the configuration file is run, which takes seconds
             if not any(arg.lstrip('-').partition('=')[0] == name for arg in argv[1:]):
                 command.fail(f'error: the flag --{name} is missing')
@@ -62,10 +65,24 @@ def one_line(error: Exception) -> str:
     return ' '.join(lines)
 
 
+def methods(kind: str) -> str:
+    """Return the methods of a kind, credit or loss: for each its name, what it is, and its source."""
+    from epo_jax.rl.credit.assign import METHODS
+    from epo_jax.rl.losses import LOSSES
+    from epo_jax.rl.methods import describe
+
+    found = describe({'credit': METHODS, 'loss': LOSSES}[kind])
+    width = max(len(name) for name, *_ in found)
+    return '\n'.join(f'{name:{width}}  {line}\n{"":{width}}  {source}' for name, line, source in found)
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the configuration of the command line."""
     if len(argv) > 1:
         command.fail(f'error: unexpected arguments: {" ".join(argv[1:])}')
+    if _LIST.value:
+        print(methods(_LIST.value))
+        return
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.FATAL)  # Orbax reports every file, and every error before it raises it
     from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX

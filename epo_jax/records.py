@@ -6,7 +6,7 @@ import numpy as np
 
 from epo_jax.envs.base import EpisodeText
 from epo_jax.rewards.process import Verdict
-from epo_jax.rl.credit import Credit
+from epo_jax.rl.credit.assign import Credit
 from epo_jax.rl.selfplay import Match
 from epo_jax.rl.trajectory import Trajectory
 from epo_jax.rollout import OBSERVATION, Episodes

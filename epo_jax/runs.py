@@ -75,7 +75,8 @@ def restore_params(workdir: str, config: ConfigDict, language: Language, step: O
     def abstract_state(step: int) -> Any:
         if is_offline(config):
             return train_state
-        return selfplay.RunState(train_state, (train_state.params,) * selfplay.pool_size(config, step))
+        return selfplay.RunState(train_state, (train_state.params,) * selfplay.pool_size(config, step),
+                                 selfplay.empty_memory(config))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if step is None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import epo_jax
-from epo_jax.rl import credit
+from epo_jax.rl.credit import turns
 from epo_jax.runtime.files import read_jsonl
 from epo_jax.tools import configuration
 
@@ -47,12 +47,12 @@ def test_the_environment_of_the_documentation_is_trained_on(tmp_path, monkeypatc
 def test_the_credit_rule_of_the_documentation_is_a_median_of_the_others(monkeypatch):
     source = next(block for block in examples('CONTRIBUTING.md') if 'median_baseline' in block)
     assert len(source.splitlines()) <= 15
-    monkeypatch.setattr(credit, 'BASELINES', dict(credit.BASELINES))
-    exec(source, vars(credit) | {'jnp': jnp, 'BASELINES': credit.BASELINES})
+    monkeypatch.setattr(turns, 'BASELINES', dict(turns.BASELINES))
+    exec(source, vars(turns) | {'jnp': jnp, 'BASELINES': turns.BASELINES})
     random = np.random.default_rng(0)
     value, mask = random.normal(size=(7, 3)), random.random((7, 3)) < 0.7
     group, episode = np.array([0, 0, 0, 1, 1, 1, 2]), np.array([0, 0, 1, 2, 3, 4, 5])
-    got = np.asarray(credit.baseline(value, mask, group, episode, 'median'))
+    got = np.asarray(turns.subtracted(value, mask, group, episode, 'median'))
     for n in range(7):
         for t in range(3):
             others = [value[m, t] for m in range(7) if episode[m] != episode[n] and group[m] == group[n] and mask[m, t]]

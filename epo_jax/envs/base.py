@@ -262,6 +262,8 @@ class Domain:
       check: config.environment -> what is wrong with it, one message each.
       rewarded: whether every episode gets rewards from the environment (needed by reward.outcome='environment').
       judged: whether a judge can read its episodes (needed by process rewards and by reward.outcome='judge').
+      repeats: whether a seat often reads exactly the same in several episodes of a scenario (needed by credit that
+        compares turns in the same situation).
       scratch_model: () -> (shape, tokenizer, chat segments) of a small model in the environment's own language, which
         is trained from scratch.
       variant: config.environment -> the name under which results are reported. Only results of the same name may be
@@ -278,6 +280,7 @@ class Domain:
     check: Callable[[ConfigDict], list[str]] = lambda environment: []
     rewarded: bool = True
     judged: bool = True
+    repeats: bool = False
     scratch_model: Optional[Callable[[], tuple[ModelConfig, Any, ChatSegments]]] = None
     variant: Callable[[ConfigDict], str] = lambda environment: environment.name
     situation: Callable[[Any], Hashable] = lambda scenario: scenario.id

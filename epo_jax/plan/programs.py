@@ -26,6 +26,7 @@ from epo_jax.models.decoder import Decoder
 from epo_jax.models.families import decoder
 from epo_jax.models.weights import read_config
 from epo_jax.rewards.judge import Judge, read_stages
+from epo_jax.rl import objective
 from epo_jax.rl.learner import Batch, Learner, TrainState, from_config
 from epo_jax.roles import adapter, with_adapter_shape
 from epo_jax.runtime.errors import InputError
@@ -127,7 +128,8 @@ class PlanTarget:
 
     def learner(self) -> Learner:
         """Return the learner of the run, except for the length of its schedule."""
-        return from_config(self.config.learner, self.model, 1000, adapter(self.config))
+        return from_config(self.config.learner, self.model, 1000, adapter(self.config),
+                           objective.from_config(self.config.loss))
 
     def state(self) -> TrainState:
         """Return the training state."""

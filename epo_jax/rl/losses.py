@@ -27,7 +27,7 @@ Tokens = Float[Array, 'N C']
 
 
 def epo(logprob: Tokens, advantage: Tokens) -> Tokens:
-    """REINFORCE with the credit of the turn: -A log pi.
+    """Weigh the log-probability by the credit of the turn (REINFORCE): -A log pi.
 
     With the aggregation 'official', this is the objective of EPO.
 
@@ -38,7 +38,7 @@ def epo(logprob: Tokens, advantage: Tokens) -> Tokens:
 
 def ppo(logprob: Tokens, advantage: Tokens, sampled: Tokens, clip_low: float, clip_high: float,
         dual_clip: float) -> Tokens:
-    """Clipped policy ratio: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
+    """Clip the ratio of the policies (PPO): -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
     clip_high > clip_low is DAPO's clip-higher. With dual_clip c > 1, the loss of tokens with A < 0 is at most -c A, so
     that a large ratio cannot dominate a batch.
@@ -52,7 +52,7 @@ def ppo(logprob: Tokens, advantage: Tokens, sampled: Tokens, clip_low: float, cl
 
 
 def gspo(logprob: Tokens, advantage: Tokens, turn_ratio: Tokens, clip_low: float, clip_high: float) -> Tokens:
-    """Clipped ratio of a whole turn: -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A).
+    """Clip the ratio of a whole turn (GSPO): -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A).
 
         s = exp(1/k sum over the turn's k tokens of log r),   for token i: sg(s) pi_i / sg(pi_i)
 
@@ -66,7 +66,7 @@ def gspo(logprob: Tokens, advantage: Tokens, turn_ratio: Tokens, clip_low: float
 
 
 def cispo(logprob: Tokens, advantage: Tokens, sampled: Tokens, clip_low: float, clip_high: float) -> Tokens:
-    """REINFORCE with a clipped importance weight: -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi.
+    """Clip the importance weight of REINFORCE (CISPO): -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi.
 
     Unlike with PPO, a token outside the clip keeps its gradient.
 
@@ -76,7 +76,7 @@ def cispo(logprob: Tokens, advantage: Tokens, sampled: Tokens, clip_low: float, 
 
 
 def truncated(logprob: Tokens, advantage: Tokens, sampled: Tokens, ratio_high: float) -> Tokens:
-    """REINFORCE with a truncated importance weight: -sg(min(r, ratio_high)) A log pi.
+    """Truncate the importance weight of REINFORCE: -sg(min(r, ratio_high)) A log pi.
 
     Source: Yao et al. 2025 (truncated importance sampling); Ionides 2008.
     """
@@ -84,7 +84,7 @@ def truncated(logprob: Tokens, advantage: Tokens, sampled: Tokens, ratio_high: f
 
 
 def masked(logprob: Tokens, advantage: Tokens, sampled: Tokens, ratio_low: float, ratio_high: float) -> Tokens:
-    """REINFORCE with an importance weight that is 0 outside of [ratio_low, ratio_high]: -sg(w) A log pi.
+    """Mask tokens whose importance weight is outside of [ratio_low, ratio_high]: -sg(w) A log pi, w = r or 0.
 
     Source: masked importance sampling, as in TRL and in IcePop (Ling team 2025).
     """
@@ -94,7 +94,7 @@ def masked(logprob: Tokens, advantage: Tokens, sampled: Tokens, ratio_low: float
 
 
 def sft(logprob: Tokens) -> Tokens:
-    """Supervised fine-tuning on all trained turns, whatever their credit: -log pi.
+    """Imitate all trained turns, whatever their credit (supervised fine-tuning): -log pi.
 
     Source: maximum likelihood.
     """
@@ -102,7 +102,7 @@ def sft(logprob: Tokens) -> Tokens:
 
 
 def cloning(logprob: Tokens, advantage: Tokens) -> Tokens:
-    """Behavior cloning of the turns with positive credit: -1[A > 0] log pi.
+    """Imitate the turns with positive credit (behavior cloning): -1[A > 0] log pi.
 
     Source: filtered behavior cloning; compare self-imitation learning (Oh et al. 2018).
     """

@@ -91,6 +91,6 @@ def describe(table: Mapping[str, Callable[..., Any]]) -> list[tuple[str, str, st
     rows = []
     for name, function in table.items():
         text = inspect.getdoc(function) or ''
-        source = re.search(r'^Source: (.*(?:\n\S.*)*)', text, re.MULTILINE)
+        source = re.search(r'^Source: (.*(?:\n[ \t]*\S.*)*)', text, re.MULTILINE)
         rows.append((name, text.partition('\n')[0], ' '.join(source[1].split()) if source else ''))
     return rows

@@ -14,6 +14,7 @@ from epo_jax.config import Key, Range
 from epo_jax.rl.aggregation import AGGREGATIONS, at_tokens, token_weights
 from epo_jax.rl.losses import DIVERGENCES, INPUTS, LOSSES, divergence, epo
 from epo_jax.rl.methods import Method, bind
+from epo_jax.runtime.errors import InputError
 from epo_jax.text.tokens import Array
 
 KEYS = {
@@ -99,3 +100,18 @@ def from_config(c: Mapping[str, Any]) -> Objective:
     own = ('aggregation', 'constant', 'kl', 'kl_weight')
     options = {name: c[name] for name in KEYS if name not in (*own, 'name')}
     return Objective(bind(c['name'], LOSSES, INPUTS, options, 'loss.name'), *(c[name] for name in own))
+
+
+def problems(c: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a configuration group `loss`, one sentence each."""
+    try:
+        from_config(c)
+    except InputError as error:
+        return [str(error)]
+    if (c['kl'] == 'none') != (c['kl_weight'] == 0):
+        return ['loss.kl and loss.kl_weight go together: set both, or neither']
+    if c['dual_clip'] and c['dual_clip'] <= 1:
+        return ['loss.dual_clip must be above 1, or 0 for no limit']
+    if c['ratio_low'] > c['ratio_high']:
+        return ['loss.ratio_low must not exceed loss.ratio_high']
+    return []

@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any, Sequence
 
 from flax import struct
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from epo_jax.rl.credit import assign
 from epo_jax.rl.learner import TrainState
 from epo_jax.runtime import streams
 
@@ -22,10 +24,12 @@ class RunState:
     Attributes:
       train: parameters and optimizer state of the policy.
       snapshots: parameters of earlier policies, oldest first; empty unless a seat plays snapshots.
+      memory: what the credit method remembers, f32[seats]; () if it remembers nothing.
     """
 
     train: TrainState
     snapshots: tuple[Any, ...]
+    memory: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,3 +81,9 @@ def uses_pool(config: ConfigDict) -> bool:
 def pool_size(config: ConfigDict, iterations: int) -> int:
     """Return how many snapshots a run holds after `iterations` iterations."""
     return min(-(-iterations // config.pool_every), config.pool_size) if uses_pool(config) else 0
+
+
+def empty_memory(config: ConfigDict) -> Any:
+    """Return the memory of the credit method before the first iteration, see `RunState.memory`."""
+    remembers = assign.from_config(config.reward, config.credit).needs('memory')
+    return jnp.zeros(len(config.seats)) if remembers else ()

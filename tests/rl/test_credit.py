@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from epo_jax.rl import credit
+from epo_jax.rl.credit import rewards, turns
 
 N, T = 12, 6
+
+advantages = jax.jit(turns.discounted, static_argnames=('gamma', 'baseline', 'normalise'))
 
 
 def exact(function, *args, **options):
@@ -60,7 +62,7 @@ def test_combine_equals_a_loop_over_turns(how):
     for seed in range(20):
         process, process_valid, outcome, outcome_valid, mask = ragged(seed)
         reward, valid = exact(
-            credit.combine, process, process_valid, outcome, outcome_valid, mask, how=how, weight=0.3)
+            rewards.combine, process, process_valid, outcome, outcome_valid, mask, how=how, weight=0.3)
         assert np.isfinite(reward).all() and not reward[~mask].any()
         for n, count in enumerate(mask.sum(axis=1)):
             complete = outcome_valid[n] and process_valid[n, :count].all()
@@ -76,7 +78,7 @@ def test_combine_equals_a_loop_over_turns(how):
 
 def test_a_selected_last_turn_loses_the_outcome_only_in_the_official_rule():
     selected, every, outcome = np.array([[0.0, 1.0]]), np.ones((1, 2), bool), np.array([0.3])
-    result = {how: exact(credit.combine, selected, every, outcome, every[:, 0], every, how=how)[0].tolist()
+    result = {how: exact(rewards.combine, selected, every, outcome, every[:, 0], every, how=how)[0].tolist()
               for how in ('official', 'sum')}
     assert result == {'official': [[0.0, 1.0]], 'sum': [[0.0, 1.3]]}
 
@@ -86,7 +88,7 @@ def test_a_missing_reward_invalidates_only_its_conversation():
     process_valid, outcome_valid = mask.copy(), np.array([True, True, False, True])
     process_valid[0, 1] = False
     for how in ('official', 'sum'):
-        _, valid = exact(credit.combine, np.ones((4, 3)), process_valid, np.ones(4), outcome_valid, mask, how=how)
+        _, valid = exact(rewards.combine, np.ones((4, 3)), process_valid, np.ones(4), outcome_valid, mask, how=how)
         assert valid.tolist() == [[False] * 3, [True, True, False], [False] * 3, [True, False, False]]
 
 
@@ -101,7 +103,7 @@ def random_turns(seed, holes=False):
 
 @pytest.mark.parametrize('gamma', (0.99, 0.5, 1.0, 0.0))
 def test_returns_are_discounted_sums(gamma):
-    compiled = jax.jit(credit.returns, static_argnums=2)
+    compiled = jax.jit(turns.returns, static_argnums=2)
     for seed in range(10):
         reward, mask, *_ = random_turns(seed)
         value = exact(compiled, reward, mask, gamma)
@@ -116,7 +118,7 @@ def test_the_baseline_is_the_mean_of_the_conversations_of_other_episodes(how):
     alone = 0
     for seed in range(10):
         value, mask, group, episode = random_turns(seed, holes=seed % 2)
-        base = exact(credit.baseline, np.nan_to_num(value), mask, group, episode, how)
+        base = exact(turns.subtracted, np.nan_to_num(value), mask, group, episode, how)
         for n in range(N):
             for t in range(T):
                 others = [value[m, t] for m in range(N)
@@ -130,7 +132,7 @@ def test_the_baseline_is_the_mean_of_the_conversations_of_other_episodes(how):
     assert alone or how == 'none'
 
 
-@pytest.mark.parametrize('how', credit.BASELINES)
+@pytest.mark.parametrize('how', turns.BASELINES)
 @pytest.mark.parametrize('episodes', (2, 3, 6))
 def test_no_baseline_makes_a_policy_care_about_its_partner(how, episodes):
     """The action of a seat decides only the outcome of its partner, so the gradient of its own return is 0.
@@ -141,10 +143,10 @@ def test_no_baseline_makes_a_policy_care_about_its_partner(how, episodes):
     episode, seat, partner = rows % episodes, rows // episodes, (rows + episodes) % (2 * episodes)
     one, every = np.ones((len(rows), 1), bool), np.ones(len(rows), bool)
     actions = (np.arange(2 ** len(rows))[:, None] >> rows) & 1
-    rules = credit.CreditRules('sum', 1.0, 0.99, how, 'none')
 
     def advantage(outcome):
-        return credit.assign(np.zeros(one.shape), one, outcome, every, one, seat, episode, rules).advantage[:, 0]
+        reward, valid = rewards.combine(np.zeros(one.shape), one, outcome, every, one, 'sum')
+        return turns.discounted(reward, valid, seat, episode, 0.99, how, 'none')[:, 0]
 
     with jax.enable_x64(True):
         got = np.asarray(jax.jit(jax.vmap(advantage))((actions[:, partner] == 0).astype(np.float64)))
@@ -157,7 +159,7 @@ def test_normalize_divides_by_the_largest(how):
     for seed in range(10):
         value, mask, group, _ = random_turns(seed, holes=seed % 2)
         value[3] = np.where(mask[3], 0, np.nan)
-        advantage = exact(credit.normalize, value, mask, group, how)
+        advantage = exact(turns.normalize, value, mask, group, how)
         largest = max(abs(value[n, t]) for n in range(N) for t in range(T) if mask[n, t])
         for n in range(N):
             own = max([abs(value[n, t]) for t in range(T) if mask[n, t]], default=0)
@@ -168,7 +170,7 @@ def test_normalize_divides_by_the_largest(how):
 
 @pytest.mark.parametrize('how', ('none', 'trajectory', 'batch'))
 def test_all_zeros_stay_zeros(how):
-    assert not exact(credit.normalize, np.zeros((3, T)), np.ones((3, T), bool), np.zeros(3, int), how).any()
+    assert not exact(turns.normalize, np.zeros((3, T)), np.ones((3, T), bool), np.zeros(3, int), how).any()
 
 
 @pytest.mark.parametrize('base', ('none', 'batch', 'group'))
@@ -177,7 +179,7 @@ def test_advantages_are_normalized_returns_minus_the_baseline(base, norm):
     gamma = 0.9
     for seed in range(3):
         reward, mask, group, episode = random_turns(seed)
-        advantage = exact(credit.advantages, reward, mask, group, episode, gamma=gamma, base=base, norm=norm)
+        advantage = exact(advantages, reward, mask, group, episode, gamma=gamma, baseline=base, normalise=norm)
         value = [literal_returns(row[m], gamma) for row, m in zip(reward, mask)]
         difference = []
         for n, row in enumerate(value):
@@ -198,9 +200,9 @@ def test_invalid_conversations_do_not_change_means_and_maxima():
     reward, mask, group, episode = random_turns(0)
     invalid = np.arange(N) % 3 == 0
     huge, valid = np.where(invalid[:, None], 1e6, reward), mask & ~invalid[:, None]
-    options = dict(gamma=0.99, base='group', norm='batch')
-    advantage = exact(credit.advantages, huge, valid, group, episode, **options)
-    expected = exact(credit.advantages, reward[~invalid], mask[~invalid], group[~invalid], episode[~invalid], **options)
+    options = dict(gamma=0.99, baseline='group', normalise='batch')
+    advantage = exact(advantages, huge, valid, group, episode, **options)
+    expected = exact(advantages, reward[~invalid], mask[~invalid], group[~invalid], episode[~invalid], **options)
     np.testing.assert_allclose(advantage[~invalid], expected, rtol=1e-12)
     assert not advantage[invalid].any()
 
@@ -208,9 +210,9 @@ def test_invalid_conversations_do_not_change_means_and_maxima():
 def official(selected, score, gamma=0.99):
     """Return the advantages of one conversation with the official settings."""
     every = np.ones((1, len(selected)), bool)
-    reward, valid = exact(credit.combine, np.array([selected], float), every, np.array([score]), every[:, 0], every,
+    reward, valid = exact(rewards.combine, np.array([selected], float), every, np.array([score]), every[:, 0], every,
                           how='official')
-    return exact(credit.advantages, reward, valid, np.zeros(1, int), np.zeros(1, int), gamma=gamma, base='none', norm='trajectory')[0]
+    return exact(turns.epo, reward, valid, np.zeros(1, int), gamma=gamma)[0]
 
 
 def test_official_advantages_do_not_depend_on_the_outcome_if_no_turn_is_selected():
@@ -221,9 +223,9 @@ def test_official_advantages_do_not_depend_on_the_outcome_if_no_turn_is_selected
 
 def test_official_advantages_are_those_of_the_released_code():
     rng = np.random.default_rng(0)
-    for turns in (1, 4, 10):
+    for count in (1, 4, 10):
         for trial in range(5):
-            selected, score = rng.random(turns) < 0.3, rng.integers(0, 11) / 10
+            selected, score = rng.random(count) < 0.3, rng.integers(0, 11) / 10
             expected = official_weights(official_rewards(selected, score), 0.99)
             np.testing.assert_allclose(official(selected, score), expected, rtol=1e-12)
     assert not official([0] * 4, 0.0).any()
@@ -232,7 +234,7 @@ def test_official_advantages_are_those_of_the_released_code():
 def test_unknown_options_are_refused():
     one, yes = np.ones((1, 1)), np.ones((1, 1), bool)
     with pytest.raises(ValueError, match='median'):
-        credit.combine(one, yes, one[0], yes[0], yes, how='median')
-    for options in (dict(base='median', norm='none'), dict(base='none', norm='median')):
+        rewards.combine(one, yes, one[0], yes[0], yes, how='median')
+    for options in (dict(baseline='median', normalise='none'), dict(baseline='none', normalise='median')):
         with pytest.raises(ValueError, match='median'):
-            credit.advantages(one, yes, np.zeros(1, int), np.zeros(1, int), gamma=0.9, **options)
+            advantages(one, yes, np.zeros(1, int), np.zeros(1, int), gamma=0.9, **options)

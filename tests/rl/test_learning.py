@@ -11,8 +11,8 @@ from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.layout import unstack
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.models.transformer import Transformer
-from epo_jax.rl import credit
 from epo_jax.rl.batching import batches
+from epo_jax.rl.credit import rewards, turns
 from epo_jax.rl.learner import Batch, Learner
 from epo_jax.rl.trajectory import trajectories
 from epo_jax.rollout import Table, episode_keys, rollout_on_host
@@ -55,9 +55,9 @@ def test_thirty_iterations_raise_the_outcome_from_chance_to_ninety_percent_of_th
         share = ((rows.ids == favorite) & sampled).sum(axis=1) / TOKENS  # the length of the longest strategy
         shares.append(share.mean())
         valid = rows.turn_mask
-        reward, valid = credit.combine(
+        reward, valid = rewards.combine(
             np.zeros(valid.shape), valid, share, np.ones(len(share), bool), rows.turn_mask, 'sum')
-        advantage = credit.advantages(reward, valid, rows.group, rows.episode, 0.99, 'batch', 'batch')
+        advantage = turns.discounted(reward, valid, rows.group, rows.episode, 0.99, 'batch', 'batch')
         batch, = batches(
             Batch(rows.ids, rows.turn, rows.logprob, np.asarray(advantage), np.asarray(valid)), 96, 1, (iteration,),
             bucket=96)

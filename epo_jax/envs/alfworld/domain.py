@@ -61,4 +61,5 @@ DOMAIN = Domain(
         'constrained': Key(False, 'the actor can only write admissible commands'),
         'short': Key(False, 'short prompts, for small models'),
         'begun': Key(False, "prefill the replies of the models with 'Thought:' and 'Action:'")},
-    check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)
+    check=check, scenarios=scenarios, text_environment=text_environment, variant=variant,
+    repeats=True)

@@ -35,7 +35,7 @@ def domain(opponent: str, seats: int) -> Domain:
     return Domain(
         seats=seats, scenarios=load, device_environment=environment,
         options={'rounds': Key(4, 'largest number of actions of each side', Range(1, language.MAX_ROUNDS))},
-        judged=False, scratch_model=scratch_model)
+        judged=False, repeats=True, scratch_model=scratch_model)
 
 
 def scratch_model() -> Sequence[Any]:

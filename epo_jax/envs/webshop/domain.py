@@ -63,4 +63,5 @@ DOMAIN = Domain(
         'begun': Key(False, "prefill the replies of the models with 'Thought:' and 'Action:'"),
         'constrained': Key(False, "restrict the actor's clicks to what the page offers; needs begun"),
         'script': Key('', "buyer or weak_buyer: a scripted customer acts in place of the actor; '' for none")},
-    check=check, scenarios=scenarios, text_environment=text_environment, variant=variant)
+    check=check, scenarios=scenarios, text_environment=text_environment, variant=variant,
+    repeats=True)

@@ -1,0 +1,1 @@
+"""Credit assignment: how much credit every turn gets."""
