@@ -192,6 +192,9 @@ def validate(config: ConfigDict) -> None:
             'rollout.episodes must be a multiple of rollout.group')
     require(c.learner.micro_batch < 1 or c.learner.batch % c.learner.micro_batch == 0,
             'learner.batch must be a multiple of learner.micro_batch')
+    require(c.learner.optimizer != 'muon' or not (c.lora.rank or c.lora.init or c.learner.offload),
+            "learner.optimizer='muon' trains the matrices of the whole model on the device; set lora.rank=0 and "
+            'learner.offload=False, or take adamw')
     require(c.rollout.group < 1 or c.rollout.batch % c.rollout.group == 0,
             'rollout.batch must be a multiple of rollout.group')
     require(not c.rollout.compiled or domain.device_environment is not None,

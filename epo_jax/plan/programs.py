@@ -15,7 +15,6 @@ from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-import optax
 
 from epo_jax import testing
 from epo_jax.agents.local import LocalAgent
@@ -137,11 +136,9 @@ class PlanTarget:
         state = jax.eval_shape(learner.init, params)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         kind = 'pinned_host' if learner.offload else 'device'
-        optimizer = optax.tree.map_params(
-            learner.optimizer(), lambda x, p: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=p.sharding.with_memory_kind(kind)),
-            state.optimizer, params,
-            transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated))
+        optimizer = learner.map_moments(
+            lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding.with_memory_kind(kind)),
+            state.optimizer, params, others=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated))
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
         return TrainState(step, params, optimizer)
 

@@ -8,13 +8,14 @@ import functools
 import inspect
 import math
 import re
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import optax
+import optax.contrib
 
 from epo_jax.config import POSITIVE, Key, Range
 from epo_jax.models import scoring
@@ -26,12 +27,13 @@ from epo_jax.runtime.parallel import constrain, param_shardings
 from epo_jax.text.tokens import Array
 
 SCHEDULES = ('cosine', 'constant', 'official')
+OPTIMIZERS = ('adamw', 'muon')
 
 # What the configuration keys that are attributes of Learner may be.
 ALLOWED = {
-    'learning_rate': Range(0), 'schedule': SCHEDULES, 'warmup_ratio': Range(0, 1), 'clip': Range(0, above=True),
-    'weight_decay': Range(0), 'b1': Range(0, 1, below=True), 'b2': Range(0, 1, below=True), 'micro_batch': POSITIVE,
-    'entropy': Range(0), 'chunk': POSITIVE}
+    'learning_rate': Range(0), 'schedule': SCHEDULES, 'optimizer': OPTIMIZERS, 'warmup_ratio': Range(0, 1),
+    'clip': Range(0, above=True), 'weight_decay': Range(0), 'b1': Range(0, 1, below=True),
+    'b2': Range(0, 1, below=True), 'micro_batch': POSITIVE, 'entropy': Range(0), 'chunk': POSITIVE}
 
 
 @struct.dataclass
@@ -80,9 +82,11 @@ class Learner:
       learning_rate: peak learning rate.
       schedule: learning rate after the warmup: cosine (to 0), constant, or official (cosine, and the warmup begins at 0
         as in the released trainer).
+      optimizer: adamw, or muon, which orthogonalizes the updates of the matrices of the layers and leaves the rest to
+        AdamW with Nesterov momentum.
       warmup_ratio: share of all steps in which the learning rate rises linearly to its peak.
       clip: largest global norm of a gradient.
-      weight_decay: weight decay of AdamW.
+      weight_decay: weight decay.
       b1: decay of the first moment of AdamW.
       b2: decay of the second moment of AdamW.
       micro_batch: number of conversations that are run through the model at once.
@@ -98,6 +102,7 @@ class Learner:
     total_steps: int
     learning_rate: float = 1e-6
     schedule: str = 'cosine'
+    optimizer: str = 'adamw'
     warmup_ratio: float = 0.03
     clip: float = 1.0
     weight_decay: float = 0.0
@@ -124,13 +129,37 @@ class Learner:
             return self.learning_rate * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * share)))
         return cosine
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Return the optimizer: clipping, then AdamW."""
+    def transformation(self) -> optax.GradientTransformation:
+        """Return the optimizer: clipping, then AdamW or Muon."""
         return optax.chain(*self._parts())
 
     def _parts(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        return (optax.clip_by_global_norm(self.clip),
-                optax.adamw(self.rate(), b1=self.b1, b2=self.b2, weight_decay=self.weight_decay))
+        common = dict(weight_decay=self.weight_decay)
+        if self.optimizer == 'muon':
+            # Updates are as large as those of AdamW, so that one learning rate fits both (Liu et al. 2025, Moonlight).
+            rule = optax.contrib.muon(
+                self.rate(), adam_b1=self.b1, adam_b2=self.b2, adam_weight_decay=self.weight_decay, consistent_rms=0.2,
+                muon_weight_dimension_numbers=hidden_matrices, **common)
+        elif self.optimizer == 'adamw':
+            rule = optax.adamw(self.rate(), b1=self.b1, b2=self.b2, **common)
+        else:
+            raise ValueError(f'the optimizer must be one of {", ".join(OPTIMIZERS)}, not {self.optimizer!r}')
+        return optax.clip_by_global_norm(self.clip), rule
+
+    def map_moments(self, function: Callable[..., Any], optimizer: optax.OptState, *rest: Any,
+                    others: Optional[Callable[[Any], Any]] = None) -> optax.OptState:
+        """Return the state of the optimizer with `function` applied to every array that belongs to a parameter.
+
+        Args:
+          function: called with the array and the leaves of `rest` of the same parameter.
+          optimizer: the state.
+          rest: trees like the parameters.
+          others: applied to all other arrays; None leaves them as they are.
+        """
+        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # the parameter belongs to another part of the optimizer
+        return optax.tree.map_params(
+            self.transformation(), lambda x, *more: x if is_masked(x) else function(x, *more), optimizer, *rest,
+            transform_non_params=others, is_leaf=is_masked)
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, params) -> TrainState:
@@ -141,14 +170,12 @@ class Learner:
             sharded in the same way.
         """
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        optimizer = self.optimizer().init(params)
+        optimizer = self.transformation().init(params)
         if self.model.mesh is not None:
-            optimizer = optax.tree.map_params(
-                self.optimizer(), jax.lax.with_sharding_constraint, optimizer,
-                param_shardings(self.model, self.model.mesh, self.lora))
+            optimizer = self.map_moments(
+                jax.lax.with_sharding_constraint, optimizer, param_shardings(self.model, self.model.mesh, self.lora))
         if self.offload:
-            optimizer = optax.tree.map_params(
-                self.optimizer(), lambda moment: jax.device_put(moment, jax.memory.Space.Host), optimizer)
+            optimizer = self.map_moments(lambda moment: jax.device_put(moment, jax.memory.Space.Host), optimizer)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
 
     def abstract_state(self) -> TrainState:
@@ -162,7 +189,7 @@ class Learner:
     def _update(self, state: TrainState, gradient, change: jax.Array) -> TrainState:
         """Return the state after a step, or the same state unless `change` is true."""
         def move(state):
-            updates, optimizer = self.optimizer().update(gradient, state.optimizer, state.params)
+            updates, optimizer = self.transformation().update(gradient, state.optimizer, state.params)
             return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
 
         if not self.offload:  # unlike a selection, a branch needs no second copy of the moments
@@ -265,6 +292,17 @@ class Learner:
         now = scoring.statistics(self.model, params, batch.ids, batch.turn >= 0, self.chunk).logprob
         means, _ = turn_means(now - batch.logprob, batch.turn, batch.valid.shape[1])
         return at_tokens(means, batch.turn)
+
+
+def hidden_matrices(params: Any) -> Any:
+    """Return which axes of every parameter (stacked layout) form a matrix for Muon; None leaves it to AdamW.
+
+    Source: Jordan et al. 2024 (Muon), which is for the matrices of the layers, not for embeddings and heads.
+    """
+    def axes(path, x):
+        is_matrix = path[0].key == 'layers' and path[-1].key == 'kernel'
+        return optax.contrib.MuonDimensionNumbers(1, tuple(range(2, x.ndim))) if is_matrix else None
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def learner_keys(exclude: Sequence[str] = ()) -> dict[str, Key]:

@@ -14,6 +14,7 @@ from epo_jax.models.config import SHAPES
 from epo_jax.models.transformer import Transformer
 from epo_jax.rl.batching import batches
 from epo_jax.rl.learner import Batch, Learner
+from epo_jax.runtime.parallel import make_mesh
 from epo_jax.testing import dummy_config
 
 N, L, T, V = 4, 27, 3, 61
@@ -147,6 +148,42 @@ def test_moments_in_host_memory_do_not_change_the_step():
         moments = adam(offloaded.optimizer)
         assert kinds((moments.mu, moments.nu)) == {'pinned_host'}
         assert kinds((offloaded.params, offloaded.step, moments.count, state)) == {'device'}
+
+
+def newton_schulz(x):
+    """Return a matrix with the singular vectors of x and singular values near 1 (Jordan et al. 2024)."""
+    x = np.asarray(x, np.float64)
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_orthogonalizes_the_updates_of_the_matrices_of_the_layers():
+    """Embeddings move as with AdamW and Nesterov momentum."""
+    model = dataclasses.replace(MODEL, mesh=make_mesh((1, 1, 1)))
+    plain = dataclasses.replace(LEARNER, model=model, weight_decay=0.0, warmup_ratio=0.0)
+    muon, before, batch = dataclasses.replace(plain, optimizer='muon'), make_params(), make_rows()
+    change = lambda learner: jax.tree.map(
+        lambda new, old: np.asarray(new) - old, learner.step(fresh(learner), batch)[0].params, before)
+    ours, adam, (_, gradient) = change(muon), change(plain), literal_gradient(before, batch)
+    nesterov = 0.9 * (1 - 0.9) / (1 - 0.9 ** 2) + 1  # of the first step
+    for name in ('embed', 'final_norm'):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, nesterov * b, rtol=1e-4, atol=1e-6),
+                     ours[name], adam[name])
+    for name in ('q', 'o', 'gate', 'down'):
+        for update, slope in zip(ours['layers'][name]['kernel'], gradient['layers'][name]['kernel'], strict=True):
+            slope = slope.reshape(len(slope), -1)
+            expected = -muon.learning_rate * 0.2 * math.sqrt(max(slope.shape)) * newton_schulz(slope)
+            np.testing.assert_allclose(update.reshape(slope.shape), expected, atol=0.01 * np.abs(expected).max())
+    shapes = jax.tree.map(lambda x: x.shape, muon.abstract_state().optimizer)
+    assert shapes == jax.tree.map(lambda x: x.shape, fresh(muon).optimizer)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match='sgd'):
+        dataclasses.replace(LEARNER, optimizer='sgd').transformation()
 
 
 @pytest.mark.parametrize('learner', (LEARNER, dataclasses.replace(LEARNER, offload=True)), ids=('on device', 'offloaded'))
