@@ -111,7 +111,8 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
                            "environment (its own reward only), or 'package.module:function', see rewards/outcome.py"),
             'process': Key('potential' if domain.judged else 'none',
                            "process reward: potential (the change of the judge's probability that the goal is "
-                           'reached), critical (whether the judge names the turn as critical), or none',
+                           'reached), critical (whether the judge names the turn as critical), graded (how much it '
+                           "contributed in the judge's eyes, times the outcome), or none",
                            PROCESS_REWARDS),
             'combine': Key('sum', 'how process reward and outcome become one reward: sum, official (critical only), or '
                                   'process (without the outcome)', rewards.COMBINE),
@@ -180,6 +181,8 @@ def validate(config: ConfigDict) -> None:
             "evaluation.partner='pool' needs snapshots: no seat plays snapshots, so none are kept")
     require(c.reward.combine != 'official' or c.reward.process == 'critical',
             "reward.combine='official' needs reward.process='critical'")
+    require((c.reward.combine == 'process') <= (c.reward.process != 'none'),
+            "reward.combine='process' leaves out the outcome, so it needs a reward.process")
     require(domain.rewarded or c.reward.outcome != 'environment',
             f"reward.outcome='environment': {c.environment.name} does not reward every episode itself")
     require(domain.judged or c.reward.outcome != 'judge',

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 import epo_jax
+from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
+from epo_jax.rl.aggregation import AGGREGATIONS
 from epo_jax.rl.credit import turns
+from epo_jax.rl.credit.assign import METHODS
+from epo_jax.rl.losses import LOSSES
 from epo_jax.runtime.files import read_jsonl
 from epo_jax.tools import configuration
 
@@ -42,6 +46,12 @@ def test_the_environment_of_the_documentation_is_trained_on(tmp_path, monkeypatc
     for record in read_jsonl(tmp_path / 'run' / 'episodes' / 'iteration_00001.jsonl'):
         assert not record['failure'] and len(record['turns']) == 6 and record['environment'] == 'GuessNumber'
         assert record['seats'][0]['outcome'] == 0.0 and record['seats'][0]['judge']['by_rule']
+
+
+def test_the_page_of_methods_lists_all_of_them():
+    page = (ROOT / 'docs' / 'credit.md').read_text(encoding='utf-8')
+    for name in (*METHODS, *LOSSES, *AGGREGATIONS, *PROCESS_REWARDS):
+        assert f'| `{name}` |' in page, name
 
 
 def test_the_credit_rule_of_the_documentation_is_a_median_of_the_others(monkeypatch):

@@ -9,7 +9,7 @@ ids.
 """
 
 import functools
-from typing import Any
+from typing import Any, Callable, Sequence
 
 from flax import struct
 import jax
@@ -99,6 +99,20 @@ class Judge:
                 'ten': ten[-1:] if len(ten) == len(before) + 1 else []}
 
 
+    def grades(self) -> tuple[list[int], list[int]]:
+        """Return the ids of a space before a digit, [] if it belongs to the digit, and the ids of the digits 0 to 9.
+
+        Raises:
+          JudgeError: some digit after a space has no token of its own.
+        """
+        spelled = [self.encode(f' {digit}') for digit in range(10)]
+        before, digits = spelled[0][:-1], [ids[-1] for ids in spelled]
+        if any(ids[:-1] != before for ids in spelled) or len(set(digits)) < 10:
+            raise JudgeError("the judge's tokenizer has no single token for some digit; choose another judge.model, or "
+                             "reward.process='critical'")
+        return before, digits
+
+
 def probability_of_yes(judge: Judge, logprob: Float[Array, '... V']) -> Float[Array, '...']:
     """Return p(Yes) / (p(Yes) + p(No)) from the log-probabilities of the first token of an answer."""
     answers = judge.answers()
@@ -176,23 +190,68 @@ def name_critical(judge: Judge, prompt: Tokens, turn_mask: Bool[Array, 'N T']) -
     Returns:
       f32[N, T], the probability of Yes; NaN where there is no turn or the conversation did not fit the capacity.
     """
+    def read(logprob):
+        chance = probability_of_yes(judge, logprob)
+        return chance, (chance >= 0.5).astype(jnp.int32)
+
+    return _ask_one_by_one(judge, prompt, turn_mask, (' No\n', ' Yes\n'), [], read)
+
+
+@jax.jit
+def grade_strategies(judge: Judge, prompt: Tokens, turn_mask: Bool[Array, 'N T']) -> jax.Array:
+    """Ask for every strategy of finished conversations how much it contributed to the outcome, from 0 to 9.
+
+    The answer is built strategy by strategy, as in `name_critical`, with the most probable number of each. The grade is
+    the mean number under the judge's probabilities, divided by 9.
+
+    Args:
+      judge, prompt, turn_mask: as in `name_critical`.
+
+    Returns:
+      f32[N, T], grades in [0, 1]; NaN where there is no turn or the conversation did not fit the capacity.
+    """
+    before, digits = judge.grades()
+
+    def read(logprob):
+        chance = jax.nn.softmax(logprob[:, jnp.array(digits)], axis=-1)
+        return chance @ jnp.arange(10, dtype=chance.dtype) / 9, jnp.argmax(chance, axis=-1).astype(jnp.int32)
+
+    return _ask_one_by_one(judge, prompt, turn_mask, [f' {digit}\n' for digit in range(10)], before, read)
+
+
+def _ask_one_by_one(judge: Judge, prompt: Tokens, turn_mask: Bool[Array, 'N T'], answers: Sequence[str],
+                    before: Sequence[int], read: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """Ask about one strategy after the other, each after the answers to the earlier ones.
+
+    Args:
+      judge, prompt, turn_mask: as in `name_critical`.
+      answers: the texts of the possible answers.
+      before: ids that begin all of them.
+      read: log-probabilities f32[N, V] of the next id -> the value f32[N] and the number i32[N] of the answer.
+
+    Returns:
+      f32[N, T], the values; NaN where there is no turn or the conversation did not fit the capacity.
+    """
     model, params, (count, turns) = judge.model, judge.params, turn_mask.shape
-    labels = [judge.encode(f'{answer}Strategy {t + 1}:') if t else judge.begin_answer('Strategy 1:')
-              for t in range(turns) for answer in (' No\n', ' Yes\n')]
+    labels = [[*(judge.encode(f'{answer}Strategy {t + 1}:') if t else judge.begin_answer('Strategy 1:')), *before]
+              for t in range(turns) for answer in answers]
+    if before:  # the question ended with these ids, so they do not begin the answer again
+        skip = lambda t, ids: ids[len(before):] if t and ids[:len(before)] == list(before) else ids
+        labels = [skip(i // len(answers), ids) for i, ids in enumerate(labels)]
     width = prompt.ids.shape[1] + len(judge.chat.close) + max(map(len, labels))
     first = concat(
         [prompt, repeat(judge.chat.close, count), keep(repeat(labels[0], count), turn_mask[:, 0])], width)
     labels = jax.tree.map(jnp.asarray, pack(labels, width))
 
     def step(t, carry):
-        session, chances = carry
-        yes = chances.at[jnp.maximum(t - 1, 0)].get() >= 0.5
-        label = keep(jax.tree.map(lambda x: x[2 * t + yes], labels), turn_mask[:, t])
+        session, values, answer = carry
+        label = keep(jax.tree.map(lambda x: x[len(answers) * t + answer], labels), turn_mask[:, t])
         label = jax.tree.map(lambda opening, later: jnp.where(t == 0, opening, later), first, label)
         session, logits = sampling.peek(model, params, session, label, judge.chunk, stay=True)
-        chance = probability_of_yes(judge, jax.nn.log_softmax(logits, axis=-1))
-        return session, chances.at[t].set(jnp.where(turn_mask[:, t], chance, jnp.nan))
+        value, answer = read(jax.nn.log_softmax(logits, axis=-1))
+        return session, values.at[t].set(jnp.where(turn_mask[:, t], value, jnp.nan)), answer
 
-    session = sampling.open_session(model, count, judge.capacity)
-    session, chances = jax.lax.fori_loop(0, turns, step, (session, jnp.full((turns, count), jnp.nan)))
-    return jnp.where(session.overflow[:, None], jnp.nan, chances.T)
+    carry = (sampling.open_session(model, count, judge.capacity), jnp.full((turns, count), jnp.nan),
+             jnp.zeros(count, jnp.int32))
+    session, values, _ = jax.lax.fori_loop(0, turns, step, carry)
+    return jnp.where(session.overflow[:, None], jnp.nan, values.T)

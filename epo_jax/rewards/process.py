@@ -12,13 +12,13 @@ import jax
 from jaxtyping import Bool, Float
 import numpy as np
 
-from epo_jax.rewards.judge import Judge, name_critical, read_stages
-from epo_jax.rewards.prompts import JudgeInput
+from epo_jax.rewards.judge import Judge, grade_strategies, name_critical, read_stages
+from epo_jax.rewards.prompts import QUESTIONS, JudgeInput
 from epo_jax.runtime.hosts import fetch
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Array, Tokens, array_module, concat, pack
 
-METHODS = ('potential', 'critical', 'none')
+METHODS = ('potential', 'critical', 'graded', 'none')
 
 
 @struct.dataclass
@@ -34,6 +34,7 @@ class Verdict:
       turn_mask: turns that took place.
       potential: probability that the goal is reached, before the first turn and after each; None if not asked.
       critical: probability that each turn was critical; None if not asked.
+      graded: how much each turn contributed to the outcome, in [0, 1]; None if not asked.
     """
 
     process: Float[Array, 'N T']
@@ -44,6 +45,7 @@ class Verdict:
     turn_mask: Bool[Array, 'N T']
     potential: Optional[Float[Array, 'N T+1']] = None
     critical: Optional[Float[Array, 'N T']] = None
+    graded: Optional[Float[Array, 'N T']] = None
 
     def __getitem__(self, rows: Any) -> 'Verdict':
         """Return the verdict on some of the conversations."""
@@ -60,6 +62,8 @@ class Verdict:
                 note['potential'] = [number(p) for p in self.potential[n, :count + 1]]
             if self.critical is not None:
                 note['critical'] = [number(p) for p in self.critical[n, :count]]
+            if self.graded is not None:
+                note['graded'] = [number(p) for p in self.graded[n, :count]]
             notes.append(note)
         return notes
 
@@ -71,9 +75,12 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
     of a turn is by `method`:
 
     `potential`: before the seat's first turn and after each (with the replies to it), the judge's probability that the
-    goal has been reached; the reward of a turn is the change of this probability.
+    goal has been reached; the reward of a turn is the change of this probability. IGPO's information
+    gain, the change of the probability of the right answer, is of the same kind.
     `critical`: after the end, the judge goes through the seat's strategies and says Yes or No to each; 1 for those
     it names, else 0.
+    `graded`: after the end, the judge grades the contribution of every strategy to the outcome in [0, 1]; the reward is
+    the grade times the outcome, so it goes with reward.combine='process' (Sotopia-RL, Yu et al. 2025).
     `none`: 0.
 
     Args:
@@ -89,7 +96,7 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
         raise ValueError(f'the process reward must be one of {", ".join(METHODS)}, not {method!r}')
     xp = array_module(conversations.reward)
     mask, reward = conversations.turn_mask, conversations.reward
-    process, outcome, potential, critical = xp.zeros(mask.shape, reward.dtype), reward, None, None
+    process, outcome, potential, critical, graded = xp.zeros(mask.shape, reward.dtype), reward, None, None, None
     if method == 'potential' or rate:
         reached, rating = _in_batches(judge, conversations.stages, lambda part: read_stages(
             judge, jax.tree.map(lambda x: xp.moveaxis(x, 1, 0), part), xp.bool_(method == 'potential'), rate))
@@ -97,20 +104,23 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
     if method == 'potential':
         potential = xp.where(xp.pad(mask, ((0, 0), (1, 0)), constant_values=True), reached, xp.nan)
         process = xp.diff(potential, axis=1)
+    if method in QUESTIONS:  # without an outcome, the question names a score that nobody gave
+        message, known = _with_score(judge, *conversations.question, outcome), ~xp.isnan(outcome)[:, None]
     if method == 'critical':
-        message = _with_score(judge, *conversations.question, outcome)
         critical = _in_batches(judge, (message, mask), lambda part: name_critical(judge, *part))
-        # Without an outcome, the question names a score that nobody gave.
-        process = xp.where(xp.isnan(critical) | xp.isnan(outcome)[:, None], xp.nan, critical >= 0.5)
+        process = xp.where(xp.isnan(critical) | ~known, xp.nan, critical >= 0.5)
+    if method == 'graded':
+        graded = _in_batches(judge, (message, mask), lambda part: grade_strategies(judge, *part))
+        process = xp.where(known, graded * outcome[:, None], xp.nan)
     valid = mask & conversations.complete[:, None] & xp.isfinite(process)
     outcome_valid = conversations.complete & xp.isfinite(outcome)
     return Verdict(
         xp.where(valid, process, 0), valid, xp.where(outcome_valid, outcome, 0), outcome_valid, xp.isfinite(reward),
-        mask, potential, critical)
+        mask, potential, critical, graded)
 
 
 def _with_score(judge: Judge, before: Tokens, after: Tokens, outcome) -> Tokens:
-    """Put the outcomes f[N], as scores out of 10, into the question about critical turns; cut to the capacity."""
+    """Put the outcomes f[N], as scores out of 10, into the question about strategies; cut to the capacity."""
     xp = array_module(outcome)
     scores = pack([text.encode(judge.tokenizer, f'{tenths / 10:.1f}') for tenths in range(101)])
     at = xp.round(100 * xp.nan_to_num(outcome)).astype(int)

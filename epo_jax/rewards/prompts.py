@@ -21,11 +21,12 @@ from epo_jax.rollout import Episodes, Table, max_seat_turns
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Array, Tokens, concat, keep, pack, repeat
 
-# The question about critical strategies, in three parts: before the score, between score and strategies, the end.
-CRITICAL = (
-    '\n\nThe final score for the goal was ',
-    ' of 10. Before each turn, a strategy was chosen:',
-    '\nWhich of these strategies were critical for the outcome? Answer Yes or No for each.')
+# Questions about strategies, in three parts: before the score, between score and strategies, the end.
+_SCORE = ('\n\nThe final score for the goal was ', ' of 10. Before each turn, a strategy was chosen:')
+CRITICAL = (*_SCORE, '\nWhich of these strategies were critical for the outcome? Answer Yes or No for each.')
+GRADED = (*_SCORE, '\nHow much did each of these strategies contribute to the outcome? '
+                   'Answer with a number from 0 (not at all) to 9 (decisive) for each.')
+QUESTIONS = {'critical': CRITICAL, 'graded': GRADED}  # by method of the process reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class JudgeInput:
 
     Attributes:
       stages: the transcript in stages, Tokens [N, T + 1, K]; None where the judge reads none.
-      question: for critical turns, Tokens [N, K] before the score (transcript included) and after it; else None.
+      question: about the strategies, Tokens [N, K] before the score (transcript included) and after it; else None.
       turn_mask: turns that took place.
       complete: episodes that ended without being cut off.
       reward: what the environment itself gave, in [0, 1]; NaN to ask the judge.
@@ -133,11 +134,11 @@ def encode_prompts(judge: Judge, prompts: Sequence[JudgePrompt], turns: int, met
         by_stage = [packed([judge.encode(piece, first=t == 0) for piece in row])
                     for t, row in enumerate(zip(*pieces, strict=True))]
         stages = Tokens(np.stack([part.ids for part in by_stage], 1), np.stack([part.length for part in by_stage], 1))
-    if method == 'critical':
+    if method in QUESTIONS:
         transcript = lambda prompt: prompt.prompt + ''.join(f'\n{line}' for _, line in prompt.lines)
         question = (
-            packed([judge.encode(transcript(prompt) + CRITICAL[0], first=True) for prompt in prompts]),
-            packed([_encode_strategies(judge.tokenizer, prompt.strategies) for prompt in prompts]))
+            packed([judge.encode(transcript(prompt) + QUESTIONS[method][0], first=True) for prompt in prompts]),
+            packed([_encode_strategies(judge.tokenizer, prompt.strategies, method) for prompt in prompts]))
     return JudgeInput(
         stages, question, turn_mask=np.arange(turns) < np.array([prompt.turns for prompt in prompts])[:, None],
         complete=np.array([prompt.complete for prompt in prompts]),
@@ -164,8 +165,8 @@ def gather_prompts(judge: Optional[Judge], table: Table, queue: Any, episodes: E
     stages = question = None
     if read:
         stages = by_seat(lambda s, prompt, lines: _stages(judge, prompt, lines, episodes.actions, s, S, T))
-    if method == 'critical':
-        question = by_seat(lambda s, prompt, lines: _question(judge, prompt, lines, episodes, s, S))
+    if method in QUESTIONS:
+        question = by_seat(lambda s, prompt, lines: _question(judge, prompt, lines, episodes, s, S, method))
     return JudgeInput(
         stages, question, turn_mask=jnp.arange(T) < turns[:, None], complete=jnp.tile(episodes.cause == 0, S),
         reward=episodes.reward.T.reshape(-1))
@@ -186,22 +187,23 @@ def _stages(judge: Judge, prompt: Tokens, lines: Tokens, actions, seat: int, S: 
         for t in range(T + 1)))
 
 
-def _question(judge: Judge, prompt: Tokens, lines: Tokens, episodes: Episodes, seat: int,
-              S: int) -> tuple[Tokens, Tokens]:
-    """Return Tokens [E, K] before and after the score in the question about a seat's critical strategies.
+def _question(judge: Judge, prompt: Tokens, lines: Tokens, episodes: Episodes, seat: int, S: int,
+              method: str) -> tuple[Tokens, Tokens]:
+    """Return Tokens [E, K] before and after the score in the question about a seat's strategies.
 
     The strategies are encoded from text on the host (`jax.pure_callback`), as in a host loop.
     """
     E, A = lines.length.shape
     at = lambda tokens, a: keep(jax.tree.map(lambda x: x[:, a], tokens), a < episodes.actions)
     before = concat([repeat(judge.chat.open, E), prompt, *(at(lines, a) for a in range(A)),
-                     repeat(text.encode(judge.tokenizer, CRITICAL[0]), E)])
+                     repeat(text.encode(judge.tokenizer, QUESTIONS[method][0]), E)])
 
     def list_strategies(strategies, actions, tokenizer=judge.tokenizer, capacity=judge.capacity):
         rows = []
         for e in range(E):
             written = jax.tree.map(lambda x: np.asarray(x)[e, seat:int(actions[e]):S], strategies).rows()
-            rows.append(_encode_strategies(tokenizer, [text.decode(tokenizer, row).strip() for row in written]))
+            rows.append(_encode_strategies(
+                tokenizer, [text.decode(tokenizer, row).strip() for row in written], method))
         return pack([row[:capacity] for row in rows], capacity)
 
     shape = lambda *axes: jax.ShapeDtypeStruct((E, *axes), jnp.int32)
@@ -210,7 +212,8 @@ def _question(judge: Judge, prompt: Tokens, lines: Tokens, episodes: Episodes, s
     return before, after
 
 
-def _encode_strategies(tokenizer: Any, strategies: Sequence[str]) -> list[int]:
-    """Return the ids of the question about critical strategies after the score (host)."""
+def _encode_strategies(tokenizer: Any, strategies: Sequence[str], method: str) -> list[int]:
+    """Return the ids of the question about strategies after the score (host)."""
     listed = ''.join(f'\n{t + 1}. {strategy}' for t, strategy in enumerate(strategies))
-    return text.encode(tokenizer, CRITICAL[1] + listed + CRITICAL[2])
+    _, before, after = QUESTIONS[method]
+    return text.encode(tokenizer, before + listed + after)

@@ -14,7 +14,7 @@ from epo_jax.models.transformer import Transformer
 from epo_jax.rewards import process
 from epo_jax.rewards.judge import RATING, REACHED, Judge
 from epo_jax.rewards.outcome import load_outcome, with_outcome
-from epo_jax.rewards.prompts import CRITICAL, JudgePrompt, encode_prompts
+from epo_jax.rewards.prompts import CRITICAL, GRADED, JudgePrompt, encode_prompts
 from epo_jax.text.chat import chat_segments
 from epo_jax.text.tokenizer import encode
 
@@ -155,6 +155,26 @@ def test_every_strategy_is_judged_critical_or_not_given_the_answers_so_far():
     np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
 
 
+def test_every_strategy_is_graded_given_the_answers_so_far():
+    verdict = assess(judge(), PROMPTS, TURNS, 'graded')
+    space = len(encode(judge().tokenizer, ' 7')) - 1
+    assert space == 1  # this tokenizer spells it, so that a question ends with it
+    for n, p in enumerate(PROMPTS):
+        listed = ''.join(f'\n{t + 1}. {strategy}' for t, strategy in enumerate(p.strategies))
+        question = (p.prompt + transcript(p.lines)
+                    + f'{GRADED[0]}{expected_rating(p):.1f}{GRADED[1]}{listed}{GRADED[2]}')
+        answer, grades = '', []
+        for t in range(p.turns):
+            answer += f'Strategy {t + 1}: '
+            chances = next_token(question, answer)[[byte(str(digit)) for digit in range(10)]]
+            grades.append((chances / chances.sum() * np.arange(10)).sum() / 9)
+            answer += f'{chances.argmax()}\n'
+        np.testing.assert_allclose(verdict.notes()[n]['graded'], grades, atol=TOLERANCE)
+        np.testing.assert_allclose(verdict.process[n, :p.turns], np.array(grades) * verdict.outcome[n], atol=TOLERANCE)
+    assert np.ptp(verdict.graded[verdict.valid]) > 100 * TOLERANCE
+    np.testing.assert_array_equal(verdict.valid, [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
+
+
 def test_a_verdict_does_not_depend_on_the_batch_of_the_judge():
     pairs = dataclasses.replace(judge(), batch=2)  # three prompts make a full batch and a padded one
     one, other = (assess(j, PROMPTS, TURNS, 'potential') for j in (judge(), pairs))
@@ -170,7 +190,7 @@ def test_a_tokenizer_without_a_token_for_every_digit_cannot_judge():
         dataclasses.replace(judge(), tokenizer=tokenizer).answers()
 
 
-@pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
+@pytest.mark.parametrize('method', ['potential', 'critical', 'graded', 'none'])
 def test_a_conversation_that_does_not_fit_has_no_verdict_and_the_others_keep_theirs(method):
     first, second, _ = PROMPTS
     long = dataclasses.replace(second, lines=((0, 'x' * CAPACITY), *second.lines[1:]))
@@ -193,7 +213,7 @@ def test_a_prompt_that_fits_without_its_question_has_no_verdict():
     assert not verdict.valid[0].any() and not verdict.outcome_valid[0] and verdict.outcome_valid[1]
 
 
-@pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
+@pytest.mark.parametrize('method', ['potential', 'critical', 'graded', 'none'])
 def test_episodes_that_were_cut_off_have_no_verdict(method):
     prompts = (dataclasses.replace(PROMPTS[0], complete=False),
                dataclasses.replace(PROMPTS[1], complete=False, reward=0.7), PROMPTS[2])
@@ -203,7 +223,7 @@ def test_episodes_that_were_cut_off_have_no_verdict(method):
     assert verdict.valid[2].all() and verdict.outcome_valid[2]
 
 
-@pytest.mark.parametrize('method', ['potential', 'critical'])
+@pytest.mark.parametrize('method', ['potential', 'critical', 'graded'])
 def test_a_judge_that_answers_nan_gives_no_verdict(method):
     broken = dataclasses.replace(judge(), params=jax.tree.map(lambda x: x * np.nan, judge().params))
     verdict = assess(broken, PROMPTS, TURNS, method)

@@ -60,7 +60,7 @@ def judge_on_device(judge, table, queue, episodes, method, rate):
     return assess(judge, conversations, method, rate)
 
 
-@pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
+@pytest.mark.parametrize('method', ['potential', 'critical', 'graded', 'none'])
 def test_verdicts_of_both_drivers_are_equal(played, method):
     judge, table, queue, episodes, prompts = played
     device = judge_on_device(judge, table, queue, episodes, method, True)

@@ -299,6 +299,27 @@ def test_turns_before_certain_ones_get_a_bonus():
     assert (value[:, 1] > value[:, 0]).all() and (value[:, 4] < value[:, 0]).all()
 
 
+@pytest.mark.parametrize('name', ('rloo', 'grpo', 'dr_grpo', 'rae', 'gigpo'))
+def test_no_credit_within_a_seat_makes_a_policy_care_about_its_partner(name):
+    """The action of a seat decides only the outcome of its partner, so the gradient of its own return is 0."""
+    episodes = 3
+    rows = np.arange(2 * episodes)
+    episode, seat, partner = rows % episodes, rows // episodes, (rows + episodes) % (2 * episodes)
+    method = assign.from_config(REWARD, OPTIONS | dict(name=name)).method
+    actions = (np.arange(2 ** len(rows))[:, None] >> rows) & 1
+    one = np.ones((len(rows), 1), bool)
+
+    def advantage(outcome):
+        found = method(dict(reward=outcome[:, None], valid=one, group=seat, episode=episode, seat=seat,
+                            observation=one.astype(np.uint32), memory=jnp.zeros(2)))
+        return (found[0] if name == 'rae' else found)[:, 0]
+
+    with jax.enable_x64(True):
+        got = np.asarray(jax.jit(jax.vmap(advantage))((actions[:, partner] == 0).astype(np.float64)))
+    np.testing.assert_allclose((np.where(actions == 0, 0.5, -0.5) * got).mean(axis=0), 0, atol=1e-9)
+    assert np.abs(got).max() > 0.1
+
+
 # Fingerprints and groups
 
 def test_fingerprints_are_equal_where_the_same_was_read():
