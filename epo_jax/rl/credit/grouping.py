@@ -9,6 +9,7 @@ from epo_jax.text.tokens import Array
 
 def same(*keys: Int[Array, ' M']) -> Int[Array, ' M']:
     """Return a number from 0 to M - 1 for every element; two elements with the same keys get the same number."""
+    keys = tuple(map(jnp.asarray, keys))
     order = jnp.lexsort(keys)
     new = sum((key[order][1:] != key[order][:-1]).astype(jnp.int32) for key in keys) > 0
     numbers = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), new.astype(jnp.int32)]))

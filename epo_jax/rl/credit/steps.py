@@ -83,7 +83,7 @@ def hgpo(reward: Float[Array, 'N T'], valid: Bool[Array, 'N T'], group: Int[Arra
 
 def _situations(group: Int[Array, ' N'], observations: list[UInt32[Array, 'N T']]) -> Int[Array, ' M']:
     """Return numbers of all N T turns: the same number for the same group and the same observations."""
-    everywhere = jnp.broadcast_to(group[:, None], observations[0].shape)
+    everywhere = jnp.broadcast_to(jnp.asarray(group)[:, None], observations[0].shape)
     return grouping.same(everywhere.ravel(), *(x.ravel() for x in observations))
 
 
