@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 import numpy as np
 
+from epo_jax.branching import rollout_branched, values
 from epo_jax.iteration import Experiment, IterationResult, MatchResult, mean_metrics
 from epo_jax.models.decoder import Decoder
 from epo_jax.models.layout import sampling_params
@@ -104,12 +105,18 @@ def iteration_program(
       The new state and the result.
     """
     policy = sampling_params(train.params, config.learner.lora, config.dtype, base)
-    episodes, verdicts, rows, trained = [], [], [], []
+    episodes, verdicts, rows, trained, outcomes, tokens = [], [], [], [], [], []
     for table, queue, key, number in zip(tables, queues, keys, numbers, strict=True):
         table = table.replace(seats=tuple(
             seat.replace(strategist=seat.strategist.replace(params=policy)) if seat.trained else seat
             for seat in table.seats))
-        episodes.append(rollout_compiled(table, queue, key, config.slots))
+        if config.credit.needs('value'):
+            played, siblings, sampled = rollout_branched(table, queue, key, config.slots, config.credit.siblings)
+            outcomes += [siblings[:, s] for s in trained_seats(table)]
+            tokens.append(sampled)
+        else:
+            played = rollout_compiled(table, queue, key, config.slots)
+        episodes.append(played)
         conversations = gather_prompts(
             judge, table, queue, episodes[-1], config.process, config.rate or config.process == 'potential')
         verdicts.append(assess(judge, conversations, config.process, config.rate))
@@ -121,12 +128,16 @@ def iteration_program(
     objective = config.learner.objective
     observed = observe(config.sampler, rows, config.credit, objective, policy, reference, config.learner.chunk,
                        config.learner.micro_batch)
+    if outcomes:
+        observed['value'] = values(join(*outcomes))
     credit, memory = assign(verdict, rows, config.credit, {**observed, 'memory': memory})
 
     data = Batch(rows.ids, rows.turn, rows.logprob, credit.advantage, credit.valid,
                  observed['reference'] if objective.needs('reference') else None)
     train, metrics = jax.lax.scan(
         lambda train, at: config.learner.step(train, take(data, at), base), train, order)
+    if tokens:
+        metrics['sibling_tokens'] = jnp.full(len(order), sum(tokens))
     return train, ProgramResult(tuple(episodes), tuple(verdicts), rows, verdict, credit, memory, metrics)
 
 

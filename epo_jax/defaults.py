@@ -189,7 +189,7 @@ def validate(config: ConfigDict) -> None:
             f"reward.outcome='judge': a judge cannot read episodes of {c.environment.name}; set it to 'environment'")
     require(domain.judged or c.reward.process == 'none',
             f"reward.process: a judge cannot read episodes of {c.environment.name}; it must be 'none'")
-    wrong += assign.problems(c.reward, c.credit, c.rollout.group, domain.repeats)
+    wrong += assign.problems(c.reward, c.credit, c.rollout.group, domain.repeats, c.rollout.compiled)
     wrong += objective.problems(c.loss)
     require(c.rollout.group < 1 or c.rollout.episodes % c.rollout.group == 0,
             'rollout.episodes must be a multiple of rollout.group')

@@ -125,6 +125,7 @@ def test_valid_combinations_pass(changes):
     (dict(credit__name='best'), 'credit.name'),
     (dict(credit__name='grpo'), 'rollout.group > 1'),
     (dict(credit__name='gigpo', rollout__group=4), 'do not repeat'),
+    (dict(credit__name='branched'), 'rollout.compiled'),
     (dict(credit__drop_equal_groups=True), 'credit.drop_equal_groups'),
     (dict(reward__combine='process', reward__process='none'), 'reward.combine'),
     (dict(loss__name='best'), 'loss.name'),

@@ -9,6 +9,7 @@ LAYERS = (
     'experiment compiled iteration evaluate offline runs',
     'roles language defaults presets data',
     'rl rewards records',
+    'branching',
     'rollout',
     'envs agents',
     'text models',

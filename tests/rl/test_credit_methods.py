@@ -18,8 +18,8 @@ from epo_jax.rl.trajectory import Trajectory
 N, T = 24, 5
 OPTIONS = {name: key.default for name, key in assign.KEYS.items()} | dict(
     gamma=0.9, decay=0.8, step_weight=0.7, history=1, history_power=2.0, sharpness=1.5, future_weight=0.3,
-    baseline='group', normalise='none')
-REWARD = dict(combine='sum', weight=1.0, kl_weight=0.0)
+    baseline='group', normalise='none', trace=0.6)
+REWARD = dict(combine='sum', weight=1.0, kl_weight=0.0, outcome='environment', process='none')
 
 
 def make_inputs(seed=0):
@@ -32,7 +32,8 @@ def make_inputs(seed=0):
         reward=np.where(valid, rng.normal(size=(N, T)), 0), valid=valid, group=episode // 3 * 2 + seat, episode=episode,
         seat=seat, tokens=rng.integers(1, 6, (N, T)).astype(float),
         observation=rng.integers(0, 3, (N, T)).astype(np.uint32),
-        entropy=np.where(valid, rng.exponential(size=(N, T)), np.nan), memory=np.array([0.4, -0.3]))
+        entropy=np.where(valid, rng.exponential(size=(N, T)), np.nan), memory=np.array([0.4, -0.3]),
+        value=np.where(valid, rng.random((N, T)), np.nan))
 
 
 @functools.cache
@@ -162,13 +163,23 @@ def literal_epo(inputs):
     return np.array([row / (np.abs(row).max() or 1) for row in value])
 
 
+def literal_branched(inputs):
+    found = np.zeros((N, T))
+    for n, t in zip(*np.nonzero(inputs['valid'])):
+        count = inputs['valid'][n].sum()
+        value = [*inputs['value'][n, :count], 0.0]
+        found[n, t] = sum((0.9 * 0.6) ** (s - t) * (inputs['reward'][n, s] + 0.9 * value[s + 1] - value[s])
+                          for s in range(t, count))
+    return found
+
+
 LITERAL = {
     'discounted': literal_discounted, 'epo': literal_epo, 'rloo': literal_rloo, 'grpo': literal_grpo,
     'dr_grpo': lambda x: literal_grpo(x, 'none'), 'lite_ppo': lambda x: literal_grpo(x, 'batch'),
     'reinforce_pp': lambda x: literal_whitened(literal_returns(x, 0.9), x),
     'reinforce_pp_baseline': lambda x: literal_whitened(literal_grpo(x, 'none'), x),
     'rae': lambda x: literal_rae(x)[0], 'dr_mas': literal_dr_mas, 'gigpo': literal_gigpo, 'hgpo': literal_hgpo,
-    'empg': literal_empg}
+    'empg': literal_empg, 'branched': literal_branched}
 WHOLE_EPISODE = ('rloo', 'grpo', 'dr_grpo', 'lite_ppo', 'reinforce_pp_baseline', 'rae', 'dr_mas')
 
 
@@ -320,6 +331,15 @@ def test_no_credit_within_a_seat_makes_a_policy_care_about_its_partner(name):
     assert np.abs(got).max() > 0.1
 
 
+def test_values_of_siblings_telescope():
+    """With trace 1 and no discount, credit is the return minus the value; with trace 0, it adds up to R - V_0."""
+    inputs = make_inputs()
+    whole, steps = (credit('branched', inputs, gamma=1.0, trace=trace)[0] for trace in (1.0, 0.0))
+    value = np.where(inputs['valid'], literal_returns(inputs, 1.0) - np.nan_to_num(inputs['value']), 0)
+    np.testing.assert_allclose(whole, value, atol=1e-12)
+    np.testing.assert_allclose(steps.sum(axis=1), value[:, 0], atol=1e-12)
+
+
 # Fingerprints and groups
 
 def test_fingerprints_are_equal_where_the_same_was_read():
@@ -425,16 +445,16 @@ def own_method(reward, valid, gamma):
     (dict(name='grpo'), 1, True, 'needs rollout.group > 1'), (dict(name='gigpo'), 4, False, 'do not repeat'),
     (dict(name='hgpo'), 4, False, 'do not repeat'), (dict(name='discounted', baseline='group'), 1, True, 'rollout.group'),
     (dict(name='discounted', drop_equal_groups=True, baseline='none'), 1, True, 'drop_equal_groups'),
-    (dict(name='best'), 4, True, 'no method'),
+    (dict(name='best'), 4, True, 'no method'), (dict(name='branched'), 4, True, 'rollout.compiled'),
     (dict(name=f'{__name__}:spread'), 4, True, "'values' is neither an input .* nor a key")])
 def test_what_a_configuration_cannot_give_is_refused(options, group, repeats, message):
-    found, = assign.problems(REWARD, OPTIONS | options, group, repeats)
+    found, = assign.problems(REWARD, OPTIONS | options, group, repeats, False)
     assert re.search(message, found)
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_a_configuration_that_gives_everything_is_accepted(name):
-    assert not assign.problems(REWARD, OPTIONS | dict(name=name), 4, True)
+    assert not assign.problems(REWARD, OPTIONS | dict(name=name), 4, True, True)
 
 
 def test_every_method_says_what_it_is_and_where_it_comes_from():

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from epo_jax.config import COUNT, Key, Range
+from epo_jax.config import COUNT, POSITIVE, Key, Range
 from epo_jax.rewards.process import Verdict
 from epo_jax.rl.aggregation import turn_means
 from epo_jax.rl.credit import grouping
@@ -25,6 +25,7 @@ from epo_jax.rl.credit.seats import dr_mas, rae
 from epo_jax.rl.credit.steps import fingerprints, gigpo, hgpo
 from epo_jax.rl.credit.turns import BASELINES, NORMALIZERS, discounted, epo
 from epo_jax.rl.credit.uncertainty import empg
+from epo_jax.rl.credit.values import branched
 from epo_jax.rl.methods import Method, bind
 from epo_jax.rl.trajectory import Trajectory
 from epo_jax.runtime.errors import InputError
@@ -33,7 +34,7 @@ from epo_jax.text.tokens import Array
 METHODS = {
     'discounted': discounted, 'epo': epo, 'rloo': rloo, 'grpo': grpo, 'dr_grpo': dr_grpo, 'lite_ppo': lite_ppo,
     'reinforce_pp': reinforce_pp, 'reinforce_pp_baseline': reinforce_pp_baseline, 'rae': rae, 'dr_mas': dr_mas,
-    'gigpo': gigpo, 'hgpo': hgpo, 'empg': empg}
+    'gigpo': gigpo, 'hgpo': hgpo, 'empg': empg, 'branched': branched}
 
 INPUTS = {
     'reward': 'f[N, T], the reward of every turn; 0 where it is not valid',
@@ -44,13 +45,14 @@ INPUTS = {
     'tokens': 'f[N, T], number of sampled tokens of every turn',
     'observation': 'u32[N, T], a hash of what was read before the turn; needs observations that repeat',
     'entropy': 'f[N, T], mean entropy in nats of the tokens of every turn; costs a forward pass',
+    'value': 'f[N, T], mean outcome of siblings of every turn; costs `siblings` times the rest of the episode per turn',
     'memory': 'f[S], a number for every seat that lasts from iteration to iteration, 0 at first',
 }
 
 KEYS = {
     'name': Key('discounted', f"credit of a turn: {', '.join(METHODS)}, or 'package.module:function'; see "
                               'docs/credit.md'),
-    'gamma': Key(0.99, 'discounted, epo, reinforce_pp, gigpo, hgpo: discount of later rewards',
+    'gamma': Key(0.99, 'discounted, epo, reinforce_pp, gigpo, hgpo, branched: discount of later rewards',
                  Range(0, 1, above=True)),
     'baseline': Key('batch', 'discounted: what is subtracted from returns: the mean over the batch or group, or none',
                     BASELINES),
@@ -62,10 +64,13 @@ KEYS = {
     'history_power': Key(1.0, 'hgpo: how much more a comparison with a longer history counts', Range(0)),
     'sharpness': Key(1.0, 'empg: how much less an uncertain turn counts', Range(0)),
     'future_weight': Key(0.05, 'empg: weight of the bonus for turns that lead to certain ones', Range(0)),
+    'siblings': Key(4, 'branched: number of strategies that are sampled before every turn and played to the end',
+                    POSITIVE),
+    'trace': Key(1.0, 'branched: 1 compares the outcome with the siblings, 0 those of the next turn', Range(0, 1)),
     'drop_equal_groups': Key(False, 'whether groups in which all returns are equal are left out (DAPO)'),
     'mask_cut': Key(False, 'whether strategies that were cut at strategist.max_tokens are not trained (DAPO)'),
 }
-_SWITCHES = ('name', 'drop_equal_groups', 'mask_cut')
+_SWITCHES = ('name', 'siblings', 'drop_equal_groups', 'mask_cut')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,7 @@ class CreditRules:
       kl_weight: weight of the divergence from the reference, log pi - log reference summed over the tokens of a turn,
         that is subtracted from its reward.
       drop_equal_groups: whether groups in which all returns are equal are left out.
+      siblings: number of siblings of every turn, for a method that needs values.
       ends: ids that end a strategy; turns that end with another id are not trained. () trains all.
     """
 
@@ -87,6 +93,7 @@ class CreditRules:
     method: Method
     kl_weight: float = 0.0
     drop_equal_groups: bool = False
+    siblings: int = 0
     ends: tuple[int, ...] = ()
 
     def needs(self, name: str) -> bool:
@@ -117,8 +124,8 @@ def assign(verdict: Verdict, rows: Trajectory, rules: CreditRules,
       verdict: on the trained conversations.
       rows: the trained conversations.
       rules: the rules to apply.
-      extra: what the rules need besides, by name: 'entropy' f[N, T], 'memory' f[S], and 'reference' f[N, L], the
-        log-probabilities under the reference.
+      extra: what the rules need besides, by name: 'entropy' f[N, T], 'memory' f[S],
+        'value' f[N, T], and 'reference' f[N, L], the log-probabilities under the reference.
 
     Returns:
       The credit, and the memory for the next iteration, () if the method has none.
@@ -130,6 +137,8 @@ def assign(verdict: Verdict, rows: Trajectory, rules: CreditRules,
     if rules.needs('reference'):
         gap, tokens = turn_means(rows.logprob - extra['reference'], rows.turn, turns)
         reward = jnp.where(rows.turn_mask, reward - rules.kl_weight * gap * tokens, 0)
+    if rules.needs('value'):
+        valid &= (jnp.isfinite(extra['value']) | ~rows.turn_mask).all(axis=1, keepdims=True)
     if rules.drop_equal_groups:
         valid &= ~equal_groups(reward, valid, rows.group)[:, None]
     inputs = {
@@ -175,16 +184,18 @@ def from_config(reward: Mapping[str, Any], credit: Mapping[str, Any], ends: tupl
     options = {name: credit[name] for name in KEYS if name not in _SWITCHES}
     method = bind(credit['name'], METHODS, INPUTS, options, 'credit.name')
     return CreditRules(reward['combine'], reward['weight'], method, reward['kl_weight'], credit['drop_equal_groups'],
-                       ends if credit['mask_cut'] else ())
+                       credit['siblings'], ends if credit['mask_cut'] else ())
 
 
-def problems(reward: Mapping[str, Any], credit: Mapping[str, Any], group: int, repeats: bool) -> list[str]:
+def problems(reward: Mapping[str, Any], credit: Mapping[str, Any], group: int, repeats: bool,
+             compiled: bool) -> list[str]:
     """Return what the rules need and a configuration cannot give, one sentence each.
 
     Args:
       reward, credit: the configuration groups.
       group: number of episodes of the same scenario.
       repeats: whether the observations of the environment repeat.
+      compiled: whether an iteration is one program.
     """
     try:
         rules = from_config(reward, credit)
@@ -200,4 +211,8 @@ def problems(reward: Mapping[str, Any], credit: Mapping[str, Any], group: int, r
     if rules.needs('observation') and not repeats:
         wrong.append(f'credit.name={name!r} compares turns with the same observation, but the observations of this '
                      'environment do not repeat; choose another method')
+    if rules.needs('value') and not (
+            compiled and reward['outcome'] == 'environment' and reward['process'] == 'none'):
+        wrong.append(f"credit.name={name!r} plays siblings on the device, so it needs rollout.compiled=True, "
+                     "reward.outcome='environment' and reward.process='none'")
     return wrong
