@@ -165,9 +165,9 @@ def train_step(target: PlanTarget):
     turns = -(-c.environment.max_turns // load_domain(c.environment.name).seats)
     row = lambda width, dtype: target.array((count, width), dtype, 'rows')
     length = c.strategist.capacity
-    batch = Batch(row(length, jnp.int32), row(length, jnp.int32), row(length, jnp.float32), row(turns, jnp.float32),
-                  row(turns, jnp.bool_))
     learner = target.learner()
+    batch = Batch(row(length, jnp.int32), row(length, jnp.int32), row(length, jnp.float32), row(turns, jnp.float32),
+                  row(turns, jnp.bool_), row(length, jnp.float32) if learner.objective.needs('reference') else None)
     return learner.step.trace(learner, target.state(), batch, target.base() if learner.lora else None)
 
 

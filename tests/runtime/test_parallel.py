@@ -22,6 +22,7 @@ from epo_jax.models import sampling, scoring
 from epo_jax.models.config import SHAPES
 from epo_jax.models.lora import LoRA
 from epo_jax.models.transformer import Transformer
+from epo_jax.rl import objective
 from epo_jax.rl.learner import Batch, Learner
 from epo_jax.runtime.parallel import (
     AXES,
@@ -49,7 +50,11 @@ CHAT = ChatSegments(open=(1,), close=(2, 3), between=(4,), end=0, stop=(0,))
 
 
 def learner(model, lora=None):
-    return Learner(model, learning_rate=1e-2, total_steps=10, warmup_ratio=0.0, micro_batch=N, lora=lora, chunk=64)
+    """Return a learner; an adapter is trained with ratios of turns and counts of tokens over the whole batch."""
+    options = {name: key.default for name, key in objective.KEYS.items()}
+    goal = objective.from_config(options | dict(name='gspo', aggregation='token_mean') if lora else options)
+    return Learner(model, learning_rate=1e-2, total_steps=10, warmup_ratio=0.0, micro_batch=N, lora=lora, chunk=64,
+                   objective=goal)
 
 
 # The computations that run on every mesh.
@@ -66,7 +71,7 @@ def make_batch():
     turn = np.full((ROWS, L), -1, np.int32)
     turn[:, 5:9], turn[::2, 13:20] = 0, 1
     return Batch(
-        ids=rng.integers(0, V, (ROWS, L)).astype(np.int32), turn=turn, logprob=np.zeros((ROWS, L), np.float32),
+        ids=rng.integers(0, V, (ROWS, L)).astype(np.int32), turn=turn, logprob=np.full((ROWS, L), -4, np.float32),
         advantage=rng.normal(size=(ROWS, T)).astype(np.float32), valid=np.ones((ROWS, T), bool))
 
 

@@ -9,7 +9,7 @@ Axis letters: N conversations, T turns, L token positions, S seats.
 
 import dataclasses
 import functools
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ class Credit(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='rules')
 def assign(verdict: Verdict, rows: Trajectory, rules: CreditRules,
-           extra: Mapping[str, Any] = {}) -> tuple[Credit, Any]:  # noqa: B006 (it is not changed)
+           extra: Optional[Mapping[str, Any]] = None) -> tuple[Credit, Any]:
     """Turn rewards into credit.
 
     Args:
@@ -130,6 +130,7 @@ def assign(verdict: Verdict, rows: Trajectory, rules: CreditRules,
     Returns:
       The credit, and the memory for the next iteration, () if the method has none.
     """
+    extra = extra or {}
     reward, valid = combine(
         verdict.process, verdict.valid, verdict.outcome, verdict.outcome_valid, rows.turn_mask, rules.combine,
         rules.weight)
