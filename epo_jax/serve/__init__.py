@@ -5,4 +5,6 @@
 3. `engine.py` drives them in one thread: slots are refilled as requests come and go, and prefixes are read once.
 4. `views.py` says what a strategist reads: the prompts of the environments it was trained in, or the general one.
 5. `strategist.py` is the library call: sessions that grow with the conversation, with exact ids and log-probabilities.
+6. `protocol.py` checks requests, `completions.py` answers them by the engine, whole or as a stream (`texts.py`).
+7. `app.py` is the HTTP server: routes, limits, keys, metrics; `listening.py` starts it.
 """
