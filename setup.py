@@ -40,6 +40,7 @@ setup(
         'flax>=0.12; python_version < "3.12"',
         'flax>=0.12.9; python_version >= "3.12"',
         'gguf>=0.17',
+        'httpx2>=2',
         'huggingface_hub>=1.0',
         'jax>=0.10.2',
         'jaxtyping>=0.3',

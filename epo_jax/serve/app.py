@@ -35,35 +35,24 @@ class Limits:
     n: int = 16
 
 
-class Server:
-    """The handlers of an OpenAI-compatible server for one model."""
+class Guard:
+    """Lets requests in, and turns errors into answers.
 
-    def __init__(self, completions: Completions, key: str = '', limits: Limits = Limits()):
-        """Serve a model.
+    Attributes:
+      limits: what is accepted.
+      statuses: number of answers by status; those of an upstream model are not counted.
+    """
 
-        Args:
-          completions: what answers.
-          key: the API key that clients must send; '' lets everybody in.
-          limits: what is accepted.
-        """
-        self._completions, self._key, self._limits = completions, key, limits
+    def __init__(self, key: str = '', limits: Limits = Limits()):
+        """Set the API key that clients must send ('' lets everybody in) and the limits."""
+        self.limits, self._key = limits, key
         self.statuses: collections.Counter = collections.Counter()
-        self._seconds: collections.Counter = collections.Counter()
 
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [
-            Route('/v1/chat/completions', self.guarded(self.chat), methods=['POST']),
-            Route('/v1/models', self.guarded(self.models), methods=['GET']),
-            Route('/v1/models/{name:path}', self.guarded(self.model), methods=['GET']),
-            Route('/health', self.health, methods=['GET']),
-            Route('/metrics', self.metrics, methods=['GET'])]
-
-    def guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def __call__(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Return a handler that checks the key and turns errors into answers."""
         async def handle(request: Request) -> Response:
             try:
-                check_headers(request, self._limits)
+                check_headers(request, self.limits)
                 check_key(request, self._key)
                 response = await handler(request)
             except BadRequest as error:
@@ -75,20 +64,40 @@ class Server:
                 response = error_response(str(error), 500)
             except (ClientDisconnect, TimeoutError):
                 response = error_response('the request did not arrive in time', 408)
-            self.statuses[response.status_code] += 1
+            if response.status_code:
+                self.statuses[response.status_code] += 1
             return response
 
         return handle
 
+
+class Server:
+    """The handlers of an OpenAI-compatible server for one model."""
+
+    def __init__(self, completions: Completions, guard: Guard):
+        """Serve a model."""
+        self._completions, self._guard = completions, guard
+        self._seconds: collections.Counter = collections.Counter()
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        guard = self._guard
+        return [
+            Route('/v1/chat/completions', guard(self.chat), methods=['POST']),
+            Route('/v1/models', guard(self.models), methods=['GET']),
+            Route('/v1/models/{name:path}', guard(self.model), methods=['GET']),
+            Route('/health', self.health, methods=['GET']),
+            Route('/metrics', self.metrics, methods=['GET'])]
+
     async def chat(self, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
-        began = time.monotonic()
-        wanted = read_request(parse_json(await read_body(request, self._limits)), self._limits.n)
+        began, limits = time.monotonic(), self._guard.limits
+        wanted = read_request(parse_json(await read_body(request, limits)), limits.n)
         completion = self._completions.start(wanted)
         if wanted.stream:
-            return EventResponse(completion, self._limits.seconds, lambda: self._first_token(began))
+            return EventResponse(completion, limits.seconds, lambda: self._first_token(began))
         try:
-            answer = await while_connected(request, completion.answer(), self._limits.seconds)
+            answer = await while_connected(request, completion.answer(), limits.seconds)
         finally:
             completion.cancel()
         self._first_token(began)
@@ -119,7 +128,7 @@ class Server:
     async def metrics(self, request: Request) -> Response:
         """Answer GET /metrics in the text format of Prometheus."""
         return PlainTextResponse(
-            engine_metrics(self._completions.engine) + status_metrics(self.statuses)
+            engine_metrics(self._completions.engine) + status_metrics(self._guard.statuses)
             + metric('answer_seconds_sum', 'Seconds to the first token of a stream or the whole answer.', 'counter',
                      {'': self._seconds['sum']})
             + metric('answer_seconds_count', 'Answers of which the time was taken.', 'counter',
@@ -240,10 +249,10 @@ def status_metrics(statuses: collections.Counter) -> str:
                   {f'{{status="{status}"}}': count for status, count in sorted(statuses.items())})
 
 
-def make_app(routes: list[Route], close: Callable[[], None]) -> Starlette:
+def make_app(routes: list[Route], close: Callable[[], Awaitable[None]]) -> Starlette:
     """Return the application; `close` is called when it stops."""
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(close)
+        await close()
 
     return Starlette(routes=routes, lifespan=contextlib.asynccontextmanager(lifespan))

@@ -37,6 +37,10 @@ class Completions:
         self._ends = frozenset(chat.stop)
         self._banned = frozenset(unspeakable_ids(loaded.language) - self._ends)
 
+    async def close(self) -> None:
+        """Stop the engine."""
+        await asyncio.to_thread(self.engine.close)
+
     def start(self, request: ChatRequest) -> 'Completion':
         """Submit a request; call this in the event loop that reads the answers.
 

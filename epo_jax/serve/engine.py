@@ -19,7 +19,6 @@ from epo_jax.runtime.errors import InputError
 from epo_jax.serve import slots as programs
 from epo_jax.text.tokens import pack
 
-SMALLEST = 128       # tokens of the smallest cache, and the step to the next larger ones
 WORTH_COPYING = 16   # shared tokens for which a row is copied instead of read again
 KEEP = 300.0         # seconds for which an idle conversation may keep the cache large
 
@@ -129,6 +128,7 @@ class Options:
       block: tokens that are decoded between two looks at new requests.
       read: tokens of a prompt that are read between two blocks.
       chunk: tokens in one forward pass of reading.
+      step: tokens of the smallest cache, and the step to the next larger ones.
       no_repeat: see Sampling.
     """
 
@@ -138,6 +138,7 @@ class Options:
     block: int = 4
     read: int = 256
     chunk: int = 64
+    step: int = 128
     no_repeat: int = 0
 
 
@@ -160,7 +161,7 @@ class Engine:
         """
         self.options, self.counts = options, collections.Counter()
         self._model, self._params = model, params
-        self._size = min(SMALLEST, options.capacity)
+        self._size = min(options.step, options.capacity)
         self._slots = [Slot(number) for number in range(options.slots)]
         self._device = programs.open_slots(model, options.slots, self._size)
         self._waiting: collections.deque[Ticket] = collections.deque()
@@ -369,12 +370,12 @@ class Engine:
 
     def _grow(self, tokens: int) -> None:
         if tokens > self._size:
-            self._resize(size_for(tokens, self.options.capacity))
+            self._resize(size_for(tokens, self.options.capacity, self.options.step))
 
     def _shrink(self, tokens: int) -> None:
         """Make the cache smaller, as no slot is in use, and forget long conversations that are old."""
         recent = [len(slot.ids) for slot in self._slots if time.monotonic() - slot.used < KEEP]
-        size = size_for(max([tokens, *recent]) + 1, self.options.capacity)
+        size = size_for(max([tokens, *recent]) + 1, self.options.capacity, self.options.step)
         if 2 * size <= self._size:
             for slot in self._slots:
                 slot.ids = slot.ids if len(slot.ids) < size else []
@@ -390,13 +391,13 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(length) if a[i] != b[i]), length)
 
 
-def size_for(tokens: int, capacity: int) -> int:
-    """Return the size of a cache for conversations of this many tokens.
+def size_for(tokens: int, capacity: int, step: int) -> int:
+    """Return the size of a cache for conversations of this many tokens, at most `capacity`.
 
-    There are few sizes, since programs are compiled for each: multiples of SMALLEST, and from four of them on, each is
+    There are few sizes, since programs are compiled for each: multiples of `step`, and from four of them on, each is
     about half as large again.
     """
-    size = SMALLEST
+    size = step
     while size < tokens:
-        size += SMALLEST if size < 4 * SMALLEST else -(-size // (2 * SMALLEST)) * SMALLEST
+        size += step if size < 4 * step else -(-size // (2 * step)) * step
     return min(size, capacity)

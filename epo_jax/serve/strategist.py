@@ -9,7 +9,7 @@
 
 import dataclasses
 import threading
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import jax
 import numpy as np
@@ -166,13 +166,16 @@ class StrategySession:
         """
         return self.ask(history).result()
 
-    def ask(self, history: Sequence[Any]) -> 'Pending':
-        """Begin to sample a strategy, see `advise`; ask for another one only after its result."""
+    def ask(self, history: Sequence[Any], on_done: Callable[[], None] = lambda: None) -> 'Pending':
+        """Begin to sample a strategy, see `advise`; ask for another one only after its result.
+
+        `on_done` is called in the engine's thread when `result` will not wait any longer.
+        """
         messages = tuple(map(as_message, history))
         if messages[:len(self.seen)] != self.seen:
             raise AdviceError('the history differs from what the strategist has read; open another session for another '
                               'conversation')
-        return Pending(self, messages, self._context(messages[len(self.seen):]))
+        return Pending(self, messages, self._context(messages[len(self.seen):]), on_done)
 
     def _context(self, new: Sequence[Message]) -> list[int]:
         """Return the ids that come before the next strategy, put together as in `LocalAgent.respond`."""
@@ -206,11 +209,12 @@ class StrategySession:
 class Pending:
     """A strategy that is being sampled."""
 
-    def __init__(self, session: StrategySession, messages: tuple[Message, ...], context: list[int]):
+    def __init__(self, session: StrategySession, messages: tuple[Message, ...], context: list[int],
+                 on_done: Callable[[], None]):
         """Submit the request of a session."""
         self._session, self._messages, self._context = session, messages, context
         self._pieces: list[Piece] = []
-        self._done = threading.Event()
+        self._done, self._on_done = threading.Event(), on_done
         strategist = session._strategist
         self._ticket = strategist.engine.submit(session.ids + context, session._sampling, self._deliver)
 
@@ -218,6 +222,7 @@ class Pending:
         self._pieces.append(piece)
         if piece.finish:
             self._done.set()
+            self._on_done()
 
     def result(self) -> Advice:
         """Wait for the strategy; see `StrategySession.advise`."""

@@ -16,6 +16,8 @@ from live import serving_model, tiny_model
 import openai
 import pytest
 
+from epo_jax.runtime.errors import InputError
+from epo_jax.serve import __main__ as main
 from epo_jax.serve.app import Limits
 from epo_jax.serve.engine import Options
 from epo_jax.serve.texts import TextStream
@@ -178,13 +180,13 @@ def test_keys(live):
 
 
 def test_a_full_queue_is_429(live):
-    with serving_model(tiny_model(), Options(slots=1, capacity=512, waiting=1)) as (url, engine):
+    with serving_model(tiny_model(), Options(slots=4, capacity=512, waiting=1, step=512)) as (url, engine):
         body = json.dumps({'model': 'dummy', 'messages': HELLO, 'max_tokens': 400, 'stream': True}).encode()
-        with concurrent.futures.ThreadPoolExecutor(6) as pool:
-            results = list(pool.map(lambda _: post(url, body), range(6)))
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            results = list(pool.map(lambda _: post(url, body), range(12)))
         refused = [(text, headers) for status, text, headers in results if status == 429]
         assert refused and all(headers['Retry-After'] == '1' for _, headers in refused)
-        assert sum(text.rstrip().endswith('[DONE]') for status, text, _ in results if status == 200) == 6 - len(refused)
+        assert sum(text.rstrip().endswith('[DONE]') for status, text, _ in results if status == 200) == 12 - len(refused)
 
 
 def test_the_command(tmp_path):
@@ -199,8 +201,24 @@ def test_the_command(tmp_path):
         assert server.wait(60) == 0 and server.stdout.read() == 'stopped\n'
     finally:
         server.kill()
-    done = subprocess.run([*command, f'--model={tmp_path}/none'], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and 'there is no model' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--model=/none'], 'there is no model'), (['--model=dummy', '--api_key_variable=NO_KEY'], 'NO_KEY is not set'),
+    (['--model=dummy', '--upstream=nowhere'], 'must be a URL'), (['--model=dummy', '--host=8.8.8.8'], 'cannot listen'),
+    (['--model=dummy', '--redact=os:none'], 'os:none'), (['--model=dummy', '--upstream=http://x', '--chat_template=x'], "'x'")],
+    ids=lambda x: x if isinstance(x, str) else None)
+def test_what_the_command_refuses(flags, words, capsys):
+    with pytest.raises(InputError, match=words):
+        main.run(main.make_parser().parse_args([*flags, '--port=0']))
+
+
+@pytest.mark.parametrize('flags', [[], ['--model=a', '--workdir=b'], ['--model=a', '--slots=0'],
+                                   ['--model=a', '--record=x'], ['--model=a', '--share=2']], ids=' '.join)
+def test_what_the_parser_refuses(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main(flags)
+    assert stopped.value.code == 2 and capsys.readouterr().err
 
 
 # Text.

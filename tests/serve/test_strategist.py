@@ -37,7 +37,7 @@ def loaded():
 
 @pytest.fixture(scope='module')
 def strategist(loaded):
-    with Strategist(loaded, start_engine(loaded, Options(slots=4, chunk=64))) as strategist:
+    with Strategist(loaded, start_engine(loaded, Options(slots=4, chunk=64, step=1024))) as strategist:
         yield strategist
 
 
