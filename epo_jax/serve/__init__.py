@@ -7,4 +7,7 @@
 5. `strategist.py` is the library call: sessions that grow with the conversation, with exact ids and log-probabilities.
 6. `protocol.py` checks requests, `completions.py` answers them by the engine, whole or as a stream (`texts.py`).
 7. `app.py` is the HTTP server: routes, limits, keys, metrics; `listening.py` starts it.
+8. `sidecar.py` is the proxy: it finds the conversation of a request (`conversations.py`) and inserts a strategy.
+9. `relay.py` forwards the request to the upstream model, and its answer back, byte by byte.
+10. `recording.py` keeps conversations and writes closed ones as raw rows; `results.py` compares the arms.
 """

@@ -321,15 +321,16 @@ class Engine:
         live = [slot for slot in self._slots if slot.ticket and not slot.reading]
         if not live:
             return
-        choosing = [slot for slot in live if slot.ticket.sampling.choices]
-        steps = 1 if choosing else self.options.block
+        # A choice is followed token by token, and a first token is delivered at once.
+        steps = 1 if any(slot.ticket.sampling.choices or not slot.ticket.said for slot in live) else self.options.block
         self._grow(min(max(len(slot.ids) for slot in live) + steps, self.options.capacity))
         mask = np.zeros(len(self._slots), bool)
         mask[[slot.number for slot in live]] = True
         top = programs.TOP if any(slot.ticket.sampling.top for slot in live) else 0
         no_repeat = self.options.no_repeat if any(slot.ticket.sampling.no_repeat for slot in live) else 0
         self._device, sampled = programs.decode(
-            self._model, self._params, self._device, mask, steps, min(top, self._model.config.vocab_size), no_repeat)
+            self._model, self._params, self._device, mask, steps, self.options.block,
+            min(top, self._model.config.vocab_size), no_repeat)
         sampled = jax.device_get(sampled)
         count = int((sampled.ids >= 0).any(axis=1).sum())
         self.counts['steps'] += count

@@ -121,8 +121,8 @@ def read(model: Decoder, params, slots: Slots, row: int, tokens: Tokens, chunk: 
     return slots.replace(session=_put_row(model, slots.session, session, row))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6), donate_argnums=2)
-def decode(model: Decoder, params, slots: Slots, live: Bool[Array, ' B'], steps: int, top: int,
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=2)
+def decode(model: Decoder, params, slots: Slots, live: Bool[Array, ' B'], steps: int, block: int, top: int,
            no_repeat: int) -> tuple[Slots, Sampled]:
     """Sample up to `steps` tokens in every live slot, and stop early as soon as one of them ends its message.
 
@@ -131,15 +131,16 @@ def decode(model: Decoder, params, slots: Slots, live: Bool[Array, ' B'], steps:
       params: its parameters.
       slots: the slots; live ones must have room for `steps` tokens.
       live: slots that sample.
-      steps: largest number of tokens; static.
+      steps: largest number of tokens, at most `block`.
+      block: number of rows of the result; static.
       top: number of most probable tokens to return; static.
       no_repeat: size of token sequences that must not occur twice, where the settings say so; static.
     """
     batch, capacity = slots.session.ids.shape
     rows = jnp.arange(batch)
     sampled = Sampled(
-        jnp.full((steps, batch), -1, jnp.int32), jnp.zeros((steps, batch)), jnp.zeros((steps, batch, top), jnp.int32),
-        jnp.zeros((steps, batch, top)), jnp.zeros(batch, bool))
+        jnp.full((block, batch), -1, jnp.int32), jnp.zeros((block, batch)), jnp.zeros((block, batch, top), jnp.int32),
+        jnp.zeros((block, batch, top)), jnp.zeros(batch, bool))
 
     def step(carry):
         i, slots, sampled, _ = carry
