@@ -102,7 +102,8 @@ class Conversations:
         self._by_name[name] = conversation
         self._by_name.move_to_end(name)
         self.take(conversation)
-        self._by_digest[conversation.digest].append(conversation)
+        if conversation.digest:  # a request of it was understood
+            self._by_digest[conversation.digest].append(conversation)
         while len(self._by_name) > self._keep:
             _, oldest = self._by_name.popitem(last=False)
             self.take(oldest)

@@ -89,7 +89,7 @@ class Ticket:
       said: ids sampled so far.
     """
 
-    ids: tuple[int, ...]
+    ids: list[int]
     sampling: Sampling
     deliver: Callable[[Piece], None]
     cancelled: bool = False
@@ -184,7 +184,7 @@ class Engine:
             raise RequestError(f'the prompt has {len(ids)} tokens, but prompt and answer together may have at most '
                                f'{self.options.capacity}; shorten the conversation')
         sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        ticket = Ticket(tuple(ids), sampling, deliver)
+        ticket = Ticket(list(ids), sampling, deliver)
         with self._changed:
             if self._closed or len(self._waiting) >= self.options.waiting:
                 self.counts['refused'] += 1
@@ -275,7 +275,7 @@ class Engine:
             if shared:
                 self._device = programs.copy_row(self._model, self._device, source.number, slot.number)
         self._device = programs.place(self._device, slot.number, shared, self._settings(ticket.sampling))
-        slot.ids, slot.ticket = list(ticket.ids[:shared]), ticket
+        slot.ids, slot.ticket = ticket.ids[:shared], ticket
         ticket.reused = shared
         self.counts['tokens_reused'] += shared
         if ticket.sampling.choices:
@@ -386,10 +386,12 @@ class Engine:
         self._device, self._size = programs.resize(self._model, self._device, size), size
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: list[int], b: list[int]) -> int:
     """Return the length of the longest common prefix."""
-    length = min(len(a), len(b))
-    return next((i for i in range(length) if a[i] != b[i]), length)
+    length, start, size = min(len(a), len(b)), 0, 64
+    while start < length and a[start:start + size] == b[start:start + size]:  # comparing slices is fast
+        start += size
+    return next((i for i in range(start, length) if a[i] != b[i]), length)
 
 
 def size_for(tokens: int, capacity: int, step: int) -> int:

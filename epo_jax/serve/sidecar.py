@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import sqlite3
+import sys
 from typing import Any, Mapping, Optional, Sequence
 
 from starlette.requests import Request
@@ -127,6 +129,8 @@ class Sidecar:
                 request, body, self._forward_key, {NAME: conversation.id},
                 lambda answer: self._answered(conversation, messages, answer, score))
         except BaseException:
+            if conversation.score is None:
+                self.conversations.put(conversation)
             conversation.lock.release()
             raise
 
@@ -204,6 +208,9 @@ class Sidecar:
                 self._recorder.save(c)
                 if answer is not None and score is not None:
                     await self._close(c.client, c.id, score)
+        except (OSError, sqlite3.Error) as error:  # the agent must not suffer from a full disk
+            self.counts['record_errors'] += 1
+            print(f'warning: a conversation could not be kept: {error}', file=sys.stderr, flush=True)
         finally:
             c.lock.release()
 
@@ -253,7 +260,8 @@ class Sidecar:
 
     async def metrics(self, request: Request) -> Response:
         """Answer GET /metrics."""
-        names = ('conversations', 'strategies', 'unadvised', 'answers', 'closed', 'restarted', 'not_understood')
+        names = ('conversations', 'strategies', 'unadvised', 'answers', 'closed', 'restarted', 'not_understood',
+                 'record_errors')
         return PlainTextResponse(
             engine_metrics(self.strategist.engine) + status_metrics(self._guard.statuses)
             + ''.join(metric(f'sidecar_{name}_total', f'Number of {name} so far.', 'counter', {'': self.counts[name]})

@@ -91,16 +91,17 @@ KINDS = (whole, stream, marked, slow, leaver, malformed, huge)
 
 async def storm(url, requests, clients, check):
     """Send all requests with a number of clients at once; call `check` after each quarter."""
-    async def work(queue):
-        async with httpx2.AsyncClient(base_url=url, timeout=300) as client:
-            while queue:
-                kind, question, expected = queue.pop()
-                await kind(client, question, expected)
+    async def work(client, queue):
+        while queue:
+            kind, question, expected = queue.pop()
+            await kind(client, question, expected)
 
-    for quarter in range(4):
-        queue = requests[quarter::4]
-        await asyncio.gather(*(work(queue) for _ in range(clients)))
-        check()
+    limits = httpx2.Limits(max_connections=clients)  # each worker has a connection of its own
+    async with httpx2.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        for quarter in range(4):
+            queue = requests[quarter::4]
+            await asyncio.gather(*(work(client, queue) for _ in range(clients)))
+            check()
 
 
 def resident():
@@ -117,7 +118,7 @@ def run_storm(clients, count, different):
     rng, memory = random.Random(0), []
     chosen = [rng.randrange(len(questions)) for _ in range(count)]
     requests = [(KINDS[i % len(KINDS)], questions[q], answers[q]) for i, q in enumerate(chosen)]
-    with serving_model(loaded, Options(slots=8, capacity=256, step=256), limits=Limits(body=50_000)) as (url, engine):
+    with serving_model(loaded, Options(slots=4, capacity=512, step=512), limits=Limits(body=50_000)) as (url, engine):
         asyncio.run(asyncio.wait_for(storm(url, requests, clients, lambda: memory.append(resident())), 1800))
         while engine.load()['busy'] or engine.load()['waiting']:
             pass

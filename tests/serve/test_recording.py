@@ -153,6 +153,21 @@ def test_what_is_kept_of_texts(tmp_path, loaded):
     assert (row['outcome'], row['turns'], row['arm']) == (0.5, 2, 'advise') and 'messages' not in row
 
 
+def test_a_full_disk_does_not_stop_the_agent(tmp_path, loaded, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, 'No space left on device')
+
+    upstream = Upstream(lambda messages: 'fine')
+    with serving(upstream.app()) as upstream_url, sidecar(loaded, upstream_url, Plan(), tmp_path) as (url, found):
+        with monkeypatch.context() as patch:
+            patch.setattr(recording, 'write_atomically', full)
+            assert chat(url, [USER], X_Epo_Outcome='1')[:2] == (200, 'fine')
+        assert 'No space left' in capsys.readouterr().err and found.counts['record_errors'] == 1
+        assert not rows_of(tmp_path)
+        chat(url, [USER], X_Epo_Outcome='0.5')
+        assert [row['outcome'] for row in rows_of(tmp_path)] == [1.0, 0.5]
+
+
 def test_a_damaged_database_is_refused(tmp_path, loaded):
     (tmp_path / recording.DATABASE).write_bytes(b'not a database' * 100)
     with pytest.raises(RecordError, match='cannot be used'):

@@ -219,3 +219,5 @@ def test_sizes_of_the_cache():
 
 def test_common_prefix():
     assert common([1, 2, 3], [1, 2, 4]) == 2 and common([], [1]) == 0 and common([1, 2], [1, 2, 3]) == 2
+    for at in (0, 1, 63, 64, 65, 127, 128, 199):
+        assert common([7] * at + [1] * (200 - at), [7] * 200) == at
