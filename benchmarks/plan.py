@@ -24,6 +24,7 @@ class Settings:
       peer_micro_batch: the same of the peer; 0: all.
       episodes, turns, opening, message: dialogues at once, messages of both seats, tokens of an opening and of a
         message.
+      clients: of a server at once.
       rate_size, rate_megabytes, rate_seconds: matrix and array by which the machine's rates are measured, how long.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     turns: int = 12
     opening: int = 300
     message: int = 48
+    clients: int = 8
     rate_size: int = 2048
     rate_megabytes: int = 512
     rate_seconds: float = 0.5
@@ -110,7 +112,7 @@ class Group:
 
 
 def groups(settings: Settings, model: str, peer: Mapping[str, Any], dtype: str, device: str,
-           suffix: str = '', parts: tuple[str, ...] = ('decode', 'prefill', 'train', 'episodes', 'compile'),
+           suffix: str = '', parts: tuple[str, ...] = ('decode', 'prefill', 'train', 'episodes', 'serve', 'compile'),
            extra: bool = False) -> list[Group]:
     """Return all groups of measurements of one model.
 
@@ -184,6 +186,20 @@ def groups(settings: Settings, model: str, peer: Mapping[str, Any], dtype: str, 
             limits.dialogue(config, s.episodes, s.turns, s.opening, s.message, itemsize), s.episodes,
             what=f'{s.episodes} dialogues of 2 seats, {s.turns} messages of {s.message} tokens, openings of '
             f'{s.opening} tokens; all sample at temperature 1; one request at a time is measured on one dialogue'))
+    for fresh in (False, True) if 'serve' in parts else ():
+        clients = 1 if fresh else s.clients
+        sizes = {'clients': clients, 'prompt': s.prompt, 'new': s.new, 'fresh': fresh}
+        entries = {OURS: Entry('benchmarks.serving:ours', ours | sizes)}
+        if 'float32' in gguf:
+            entries['llama-cpp-python'] = Entry(
+                'benchmarks.serving:llama_cpp', {'gguf': gguf['float32']} | sizes, equal=dtype == 'float32')
+        name = f'serve{"_new" if fresh else f"_b{clients}"}{suffix}'
+        made.append(Group(
+            (Row(name, 'tokens/s', 'full', None), Row(f'{name}_first', 's', 'first', None)), entries,
+            amount=clients * s.new,
+            what=f'{clients} client(s) of a server on loopback, each with a prompt of about {s.prompt} tokens '
+            + ('that is new' if fresh else 'that it has sent before') + f', and an answer of {s.new} tokens as a '
+            'stream; _first is the mean time to the first text'))
     if 'compile' in parts:
         made.append(Group(
             (Row(f'compile_cold{suffix}', 's', 'cold_seconds', None),

@@ -127,7 +127,7 @@ def settings_from_flags() -> plan.Settings:
 def prepare(settings: plan.Settings, folder: str) -> list[plan.Group]:
     """Export the models for the peers into `folder`, and plan all groups."""
     dtype, device = ('bfloat16', 'cuda') if _GPU.value else ('float32', 'cpu')
-    wanted = [(_MODEL.value, '', ('decode', 'prefill', 'train', 'episodes', 'compile'))]
+    wanted = [(_MODEL.value, '', ('decode', 'prefill', 'train', 'episodes', 'serve', 'compile'))]
     if _GPU.value:  # a learner's float32 parameters and moments of the 8B model exceed one GPU
         wanted += [('1b', '_1b', ('decode', 'prefill', 'train')), ('8b', '_8b', ('decode', 'prefill'))]
     planned = []

@@ -18,6 +18,7 @@ _PUBLIC = {
     'Domain': 'epo_jax.envs.base',
     'Observation': 'epo_jax.envs.base',
     'Scenario': 'epo_jax.envs.base',
+    'Strategist': 'epo_jax.serve.strategist',
     'TextEnvironment': 'epo_jax.envs.base',
     'TextStep': 'epo_jax.envs.base',
     'default_config': 'epo_jax.defaults',

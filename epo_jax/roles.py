@@ -80,10 +80,10 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
         actor = language(config.actor)
         if config.actor.choose_action and not (env and env.prefixes):
             raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
-        actor_agent = _agent(actor, config.actor, chunk, env.prefixes if env and config.actor.choose_action else (),
-                             env.closing if env else '')
+        prefixes = env.prefixes if env and config.actor.choose_action else ()
+        actor_agent = local_agent(actor, config.actor, chunk, prefixes, env.closing if env else '')
     roles = Roles(
-        strategist, _agent(strategist, config.strategist, chunk), actor, actor_agent,
+        strategist, local_agent(strategist, config.strategist, chunk), actor, actor_agent,
         Judge(judge.sampler(), judge.params, judge.tokenizer, judge.chat, config.judge.capacity,
               domain.seats * config.rollout.batch, chunk),
         _initial_adapter(config, strategist))
@@ -97,7 +97,16 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
     return roles
 
 
-def _agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closing: str = '') -> LocalAgent:
+def local_agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closing: str = '') -> LocalAgent:
+    """Return a language model as an agent.
+
+    Args:
+      language: the model, with parameters or without.
+      role: its keys of the configuration, `defaults.SAMPLING_KEYS`.
+      chunk: number of tokens that it reads at once.
+      prefixes: see `TextEnvironment`.
+      closing: see `TextEnvironment`.
+    """
     tokenizer, chat = language.tokenizer, language.chat
     stop = chat.stop + (text.ids_containing(tokenizer, '\n') if role.one_line else ())
     closes = text.ids_containing(tokenizer, closing) if closing else ()

@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'epo_jax'
 LAYERS = (
-    'main cli label prepare export episodes plan tools',
+    'main cli label prepare export episodes plan serve tools',
     'experiment compiled iteration evaluate offline runs',
     'roles language defaults presets data',
     'rl rewards records',

@@ -20,6 +20,9 @@ WORDS = {
     'alfworld': ('thought', 'thoughts',
                  'An adviser gives an agent that does a household task a thought before each of its actions.',
                  '1 if the task was done, else 0'),
+    'general': ('strategy', 'strategies',
+                'An adviser privately gives an agent a strategy before each of its messages in a conversation.',
+                'how well the goal was reached, from 0 (not at all) to 1 (completely)'),
 }
 
 

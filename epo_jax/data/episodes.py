@@ -52,6 +52,34 @@ def split_messages(ids: Sequence[int], turn: Sequence[int], chat) -> list[list[i
     return messages
 
 
+def message_texts(ids: Sequence[int], turn: Sequence[int], tokenizer, chat) -> tuple[list[str], bool]:
+    """Decode the messages of a session.
+
+    Args:
+      ids: Token ids of the session.
+      turn: Per position, t for tokens sampled in turn t, -1 for context.
+      tokenizer: Tokenizer of the model.
+      chat: Chat segments of the model.
+
+    Returns:
+      The messages, alternately of the user and the assistant, and whether their texts tokenize to other ids.
+
+    Raises:
+      ValueError: If the ids do not match the chat template.
+    """
+    from epo_jax.text.tokenizer import decode
+
+    messages = split_messages(ids, turn, chat)
+    leads = (chat.user_lead, chat.reply_lead)
+    texts = [decode(tokenizer, message, leads[i % 2]) for i, message in enumerate(messages)]
+    return texts, any(ids != list(message) for ids, message in zip(chat.encode(tokenizer, texts), messages))
+
+
+def to_row(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Return the messages of a raw row."""
+    return [{'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)]
+
+
 def convert(records: Iterator[dict[str, Any]], tokenizer, chat, best: float,
             counts: collections.Counter) -> Iterator[dict[str, Any]]:
     """Yield the raw rows of episode records, one per trained seat.
@@ -66,8 +94,6 @@ def convert(records: Iterator[dict[str, Any]], tokenizer, chat, best: float,
     Raises:
       ValueError: If a record does not match the model's chat template.
     """
-    from epo_jax.text.tokenizer import decode
-
     for record in records:
         for s, seat in enumerate(record['seats']):
             if 'ids' not in seat:
@@ -76,19 +102,15 @@ def convert(records: Iterator[dict[str, Any]], tokenizer, chat, best: float,
             if seat['outcome'] is None or record['truncated']:
                 counts['left out: truncated or without an outcome'] += 1
                 continue
-            messages = split_messages(seat['ids'], seat['turn'], chat)
-            if not messages:
+            texts, differ = message_texts(seat['ids'], seat['turn'], tokenizer, chat)
+            if not texts:
                 counts['left out: without a strategy'] += 1
                 continue
-            leads = (chat.user_lead, chat.reply_lead)
-            texts = [decode(tokenizer, message, leads[i % 2]) for i, message in enumerate(messages)]
             counts['rows'] += 1
             # Sampled ids are not always the ids that the tokenizer gives for their text.
-            counts['rows whose text tokenizes to other ids'] += any(
-                ids != list(message) for ids, message in zip(chat.encode(tokenizer, texts), messages))
-            yield {'id': f'{record["scenario"]}/{record["episode"]}/{s}', 'conversations': [
-                {'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)],
-                'score': best * seat['outcome']}
+            counts['rows whose text tokenizes to other ids'] += differ
+            yield {'id': f'{record["scenario"]}/{record["episode"]}/{s}', 'conversations': to_row(texts),
+                   'score': best * seat['outcome']}
 
 
 def convert_run(workdir: str, out: str, domain: Optional[str] = None) -> dict[str, int]:

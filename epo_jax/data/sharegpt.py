@@ -18,10 +18,10 @@ from typing import Any, Mapping, Optional, Sequence, Union
 
 from epo_jax.runtime.errors import InputError
 
-DOMAINS = ('sotopia', 'webshop', 'alfworld')
+DOMAINS = ('sotopia', 'webshop', 'alfworld', 'general')
 
-# Largest score of a conversation: SOTOPIA's goal rating, or the reward of the environment.
-BEST = {'sotopia': 10, 'webshop': 1, 'alfworld': 1}
+# Largest score of a conversation: SOTOPIA's goal rating, the reward of the environment, or any outcome.
+BEST = {'sotopia': 10, 'webshop': 1, 'alfworld': 1, 'general': 1}
 
 INFO = 'dataset_info.json'
 
@@ -219,5 +219,5 @@ def _finite(value: Any, what: str):
 
 def is_acknowledgement(conversation: Sequence[Mapping[str, Any]], layout: Layout, domain: str) -> bool:
     """Return whether message 1 is not a strategy but the canned "OK" that WebShop and ALFWorld dialogs start with."""
-    return (domain != 'sotopia' and conversation[1][layout.content].strip(' .!').lower() == 'ok'
+    return (domain in ('webshop', 'alfworld') and conversation[1][layout.content].strip(' .!').lower() == 'ok'
             and len(conversation) > 2)

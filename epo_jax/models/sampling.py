@@ -341,13 +341,21 @@ def sample(logits: Float[Array, 'B V'], keys: Key[Array, ' B'], config: Sampling
     masked = logits if banned is None else jnp.where(banned, -jnp.inf, logits)
     if config.temperature == 0:
         token = jnp.argmax(masked, axis=-1).astype(jnp.int32)
-        return token, _logprob(logits, token)
+        return token, logprob_of(logits, token)
     top_ids: Optional[jax.Array] = None
     if config.top_k:
         masked, top_ids = jax.lax.top_k(masked, min(config.top_k, logits.shape[-1]))
     weights = jnp.exp((masked - masked.max(axis=-1, keepdims=True)) / config.temperature)
     if config.top_p < 1:
-        weights = jnp.where(weights >= _nucleus(weights, config.top_p), weights, 0.0)
+        weights = jnp.where(weights >= nucleus(weights, config.top_p), weights, 0.0)
+    index = draw(weights, keys)
+    token = index if top_ids is None else jnp.take_along_axis(top_ids, index[:, None], axis=1)[:, 0]
+    token = token.astype(jnp.int32)
+    return token, logprob_of(logits, token)
+
+
+def draw(weights: Float[Array, 'B V'], keys: Key[Array, ' B']) -> Int[Array, ' B']:
+    """Draw one index per row with probabilities in proportion to the weights; the draw of a row uses its own key."""
     total = jnp.cumsum(weights, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)[:, None]
     # Take the first index with a positive weight whose cumulative sum exceeds the draw. Both conditions are necessary:
@@ -355,13 +363,10 @@ def sample(logits: Float[Array, 'B V'], keys: Key[Array, ' B'], config: Sampling
     # the total.
     indices = jnp.arange(weights.shape[-1])
     index = jnp.min(jnp.where((weights > 0) & (total > uniform * total[:, -1:]), indices, indices[-1]), axis=-1)
-    index = jnp.minimum(index, jnp.max(jnp.where(weights > 0, indices, 0), axis=-1))
-    token = index if top_ids is None else jnp.take_along_axis(top_ids, index[:, None], axis=1)[:, 0]
-    token = token.astype(jnp.int32)
-    return token, _logprob(logits, token)
+    return jnp.minimum(index, jnp.max(jnp.where(weights > 0, indices, 0), axis=-1))
 
 
-def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
+def nucleus(weights: Float[Array, 'B V'], top_p: float | Float[Array, 'B 1']) -> Float[Array, 'B 1']:
     """Return the largest threshold [B, 1] such that the weights at or above it are the fraction `top_p` of the sum.
 
     Bisection is much cheaper than sorting the vocabulary.
@@ -378,7 +383,7 @@ def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
     return jax.lax.fori_loop(0, 40, halve, bounds)[0]
 
 
-def _logprob(logits: jax.Array, token: jax.Array) -> jax.Array:
+def logprob_of(logits: jax.Array, token: jax.Array) -> jax.Array:
     """Return log softmax(logits)[token] over the last axis, float32."""
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -57,13 +57,13 @@ def test_the_canned_ok_is_not_a_strategy():
 
 @pytest.mark.parametrize('domain', DOMAINS)
 def test_the_question_shows_all_messages_and_all_numbers(domain):
-    first = 'OK' if domain != 'sotopia' else 'Be kind.'
+    first = 'OK' if domain in ('webshop', 'alfworld') else 'Be kind.'
     texts = ['Read this.', first, 'The task is {this}.', 'Try that.', 'It [3] happened.', 'Go on.']
     conversation = [{'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)]
     before = json.dumps(conversation)
     prompt = question(conversation, 0.5, Layout(), domain)
     strategies = strategy_indexes(conversation, Layout(), domain)
-    assert strategies == ((1, 3, 5) if domain == 'sotopia' else (3, 5))
+    assert strategies == ((3, 5) if domain in ('webshop', 'alfworld') else (1, 3, 5))
     assert all(text in prompt for text in texts) and 'score is 0.5' in prompt
     assert json.dumps(conversation) == before
     assert all(f'[{i}] ' in prompt and texts[i] in prompt for i in strategies)

@@ -93,7 +93,7 @@ def test_the_nucleus_equals_that_found_by_sorting():
     logits = jnp.asarray(rng.normal(size=(n, V)) * scale, jnp.float32)
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
     for top_p in (0.05, 0.5, 0.9, 0.999):
-        kept = np.asarray(weights >= sampling._nucleus(weights, top_p))
+        kept = np.asarray(weights >= sampling.nucleus(weights, top_p))
         p = np.asarray(weights, np.float64)
         p /= p.sum(axis=1, keepdims=True)
         for b in range(n):
@@ -107,7 +107,7 @@ def test_the_nucleus_equals_that_found_by_sorting():
 
 def test_equally_probable_tokens_are_all_in_the_nucleus():
     weights = jnp.array([[1.0, 0.5, 0.5, 0.25]])
-    assert (weights >= sampling._nucleus(weights, 0.6)).tolist() == [[True, True, True, False]]
+    assert (weights >= sampling.nucleus(weights, 0.6)).tolist() == [[True, True, True, False]]
 
 
 def test_a_token_of_weight_zero_is_never_sampled():

@@ -67,9 +67,10 @@ class Alfworld(TextEnvironment):
     def reset(self, scenario: Scenario, advised: Sequence[bool]) -> tuple[Episode, tuple[Observation, ...]]:
         """See TextEnvironment.reset."""
         game = scenario.game
-        given = game, self.version, self.examples, self.short
-        return Episode(scenario, game, prompts.situation(game, self.version), game.initial), (Observation(
-            prompts.strategist_opening(*given) if advised[0] else '', prompts.actor_opening(*given, advised[0])),)
+        room = prompts.situation(game, self.version)
+        return Episode(scenario, game, room, game.initial), (Observation(
+            prompts.strategist_opening(game.category, room, self.examples, self.short) if advised[0] else '',
+            prompts.actor_opening(game, self.version, self.examples, self.short, advised[0])),)
 
     def cues(self, state: Episode, seat: int) -> Observation:
         """See TextEnvironment.cues."""

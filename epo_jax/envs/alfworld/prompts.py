@@ -4,6 +4,7 @@ They give the same information as the prompts of ALFWorld's agents and EPO, in t
 worked examples are games of the package, played by the engine, so that their texts match the release that is played.
 """
 
+import re
 from typing import Mapping
 
 from epo_jax.envs.alfworld import source, text
@@ -29,6 +30,15 @@ _ASKED = {
 def situation(game: Game, version: Version) -> str:
     """Return the room and the task, as the game states them."""
     return text.opening(game, version).removeprefix(f'{text.WELCOME}\n\n').replace('\n\n', '\n')
+
+
+def category_of(task: str) -> str:
+    """Return the type of a task that is stated as in the games, such as 'put two mugs in shelf.'."""
+    words = set(re.findall('[a-z]+', task.lower()))
+    kinds = (({'two'}, 'pick_two_obj_and_place'), ({'clean'}, 'pick_clean_then_place_in_recep'),
+             ({'hot', 'heat'}, 'pick_heat_then_place_in_recep'), ({'cool'}, 'pick_cool_then_place_in_recep'),
+             ({'look', 'examine'}, 'look_at_obj_in_light'))
+    return next((kind for named, kind in kinds if named & words), 'pick_and_place_simple')
 
 
 def said(observation: str, version: Version) -> str:
@@ -64,19 +74,26 @@ def commands(version: Version) -> str:
             'examine THING; inventory; look')
 
 
-def strategist_opening(game: Game, version: Version, worked: Mapping[str, str], short: bool) -> str:
-    """Return the strategist's first message."""
+def strategist_opening(category: str, room: str, worked: Mapping[str, str], short: bool) -> str:
+    """Return the strategist's first message.
+
+    Args:
+      category: the type of the task.
+      room: see `situation`.
+      worked: see `examples`.
+      short: leave out the example.
+    """
     if short:
         return '\n'.join((
-            'You advise someone who does a task at home.', situation(game, version),
+            'You advise someone who does a task at home.', room,
             'What should be done next? Answer in one short sentence. For example: "Look for the mug on the desk."'))
     return '\n'.join((
         'You are an expert in household tasks. You advise an agent in a text game, one step at a time. In this task '
-        + _ASKED[game.category],
+        + _ASKED[category],
         'Before each action, write what the agent should do next and why, in one or two sentences, as '
         f'"{THOUGHT} ...". Say what is still missing, where it may be, and what to try when nothing happened. Then '
         'you read what the agent did and what happened.',
-        'An example of such a task:', worked[game.category], 'Now your task begins.', situation(game, version)))
+        'An example of such a task:', worked[category], 'Now your task begins.', room))
 
 
 def actor_opening(game: Game, version: Version, worked: Mapping[str, str], short: bool, advised: bool) -> str:

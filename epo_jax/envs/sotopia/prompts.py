@@ -45,6 +45,8 @@ def about_other(person: Character, relationship: int) -> str:
 
 
 def _in_public(person: Character) -> str:
+    if not person.age:  # a person without a profile
+        return f'{person.name}. {person.public_info}'.strip()
     noun = ' '.join(filter(None, (person.gender.lower(), person.occupation)))
     return f'{person.name} is a {person.age}-year-old {noun}. {person.public_info}'.strip()
 
