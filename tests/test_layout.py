@@ -5,11 +5,11 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'epo_jax'
 LAYERS = (
-    'main cli label prepare export episodes plan tools',
-    'experiment compiled iteration evaluate offline runs',
-    'roles language defaults presets data',
-    'rl rewards records',
-    'rollout',
+    'main cli evaluate label prepare export episodes plan tools',
+    'experiment compiled iteration evaluation requests offline runs',
+    'roles language defaults presets model_names data',
+    'rl rewards records scores',
+    'rollout overlap',
     'envs agents',
     'text models',
     'config workdir runtime')

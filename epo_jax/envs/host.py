@@ -101,7 +101,7 @@ class HostEnvironment:
           StepError: the environment does not return a state and an observation for every seat.
           TooLongError: a first observation is longer than `width`.
         """
-        advised = [seat.strategist is not None for seat in self.seats]
+        advised = [seat.advised for seat in self.seats]
         state, observations = state.copy(), self._no_observations(len(rows))
 
         def reset(b):
