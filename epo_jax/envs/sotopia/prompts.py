@@ -4,6 +4,8 @@ They give the same information in the same places as the prompts of SOTOPIA and 
 Changing any of these texts changes results.
 """
 
+from typing import Sequence
+
 from epo_jax.envs.sotopia.actions import KINDS, WORDS, Action
 from epo_jax.envs.sotopia.profiles import ACQUAINTANCE, BY_NAME, FRIEND, Character, Scenario
 
@@ -149,3 +151,21 @@ def judge_opening(scenario: Scenario, seat: int) -> str:
         f"{own.first_name}'s goal: {goals[seat]}",
         f"{other.first_name}'s goal: {goals[1 - seat]}",
         'Conversation:'))
+
+
+def overview(scenario: Scenario, lines: Sequence[str]) -> str:
+    """Return what the judge of both seats reads: the situation, all that each character knows and wants, and the lines.
+
+    Args:
+      scenario: the scenario.
+      lines: of the transcript, without those in which somebody did nothing.
+    """
+    first, second = scenario.characters
+    goals = scenario.judge_goals or scenario.goals
+    relation = RELATIONSHIPS[scenario.relationship] + (f' {scenario.story}' if scenario.story else '')
+    return '\n'.join((
+        f'Situation: {scenario.judge_text or scenario.text}',
+        f'{first.first_name} and {second.first_name}: {relation}',
+        *(f'About {person.first_name}: {about_self(person)}' for person in (first, second)),
+        *(f"{person.first_name}'s goal: {goal}" for person, goal in zip((first, second), goals, strict=True)),
+        '', 'Conversation:', *(lines or ['(Nobody said or did anything.)'])))
