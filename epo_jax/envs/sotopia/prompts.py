@@ -47,8 +47,9 @@ def about_other(person: Character, relationship: int) -> str:
 
 
 def _in_public(person: Character) -> str:
-    noun = ' '.join(filter(None, (person.gender.lower(), person.occupation)))
-    return f'{person.name} is a {person.age}-year-old {noun}. {person.public_info}'.strip()
+    age = f'{person.age} years old' if person.age else ''
+    facts = ', '.join(filter(None, (person.gender.lower(), age, person.occupation)))
+    return f'{person.name}{f" ({facts})" if facts else ""}. {person.public_info}'.strip()
 
 
 def context(scenario: Scenario, seat: int, short: bool = False) -> str:
