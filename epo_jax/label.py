@@ -28,9 +28,10 @@ import threading
 from typing import Any, Callable, Iterator, Optional, Sequence
 
 from epo_jax.agents.remote import BudgetSpent, Client, Endpoint, NoAccess, RequestRefused, Unavailable
-from epo_jax.data import critical, sharegpt
+from epo_jax.data import sharegpt
 from epo_jax.data.progress import FileProgress
 from epo_jax.data.rows import BadRows, RowError, Span, read_rows, row_writer
+from epo_jax.rewards import critical
 from epo_jax.runtime import command
 from epo_jax.runtime.errors import Stopped
 from epo_jax.runtime.locks import claim
@@ -116,9 +117,10 @@ def read_items(source: sharegpt.Source, domain: str, judge: str, bad: BadRows) -
         except ValueError as error:
             bad.add(RowError(source.path, span.number, str(error)))
             continue
-        text = critical.question(messages, score, source.layout, domain)
+        strategies = sharegpt.strategy_indexes(messages, source.layout, domain)
+        texts = [message[source.layout.content] for message in messages]
+        text = critical.question(texts, score, critical.wording(domain), strategies)
         key = hashlib.sha256(f'{judge}\n{text}'.encode()).hexdigest()
-        strategies = critical.strategy_indexes(messages, source.layout, domain)
         yield Item(span, row, messages, score, strategies, text, key)
 
 

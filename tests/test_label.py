@@ -76,8 +76,9 @@ def check(path, rows):
         assert row['score'] == raw['score']
         assert [m['value'] for m in row['conversations']] == [m['value'] for m in raw['conversations']]
         assert [m['index'] for m in row['conversations']] == list(range(len(raw['conversations'])))
+        texts = [message['value'] for message in raw['conversations']]
         prompt = label.critical.question(
-            raw['conversations'], raw['score'], label.sharegpt.Layout(), 'sotopia')
+            texts, raw['score'], label.critical.wording('sotopia'), range(1, len(texts), 2))
         if pick('times' + prompt, (0, 0, 1, 2, 3)) == 3:
             assert 'location' not in row and row['location_missing']
             missing += 1

@@ -103,6 +103,25 @@ class Answer:
     text: Optional[str]
     prompt_tokens: int
     completion_tokens: int
+    problem: Optional[str] = None
+    cut: bool = False
+    cached: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    address: Any
+    role: str
+    messages: tuple
+    temperature: float
+    max_tokens: int
+    seed: int
+    attempt: int = 0
+    schema: Optional[Mapping] = None
+
+
+class Remote:
+    pass
 
 
 class Client:

@@ -211,7 +211,7 @@ class HostEnvironment:
             return EpisodeText(
                 self.env.describe(scenarios[b], episode), self.env.transcript(episode, state.messages[b]),
                 [self.env.judge_prompt(episode, seat) for seat in seats] if judged else (), state.events[b],
-                state.failures[b])
+                state.failures[b], self.env.overview(episode, state.messages[b]) if judged else '')
 
         episodes = hosts.share(_local(state), episode_text)
         return [episodes[b] for b in range(len(state.episodes))]
