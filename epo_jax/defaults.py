@@ -5,7 +5,7 @@ from typing import Any, Iterator, Sequence
 from ml_collections import ConfigDict
 
 from epo_jax.agents.address import parse_address
-from epo_jax.agents.remote import REMOTE_KEYS, remote_options
+from epo_jax.agents.remote_options import REMOTE_KEYS, remote_options
 from epo_jax.config import (
     COUNT,
     DEVICES,

@@ -276,7 +276,8 @@ class Experiment:
         for judge in {id(judge): judge for judge in (self.roles.judge, self.roles.process_judge)}.values():
             metrics |= judge.take_metrics() if isinstance(judge, RemoteJudge) else {}
         usage = {} if self.remote is None else {
-            role: dataclasses.asdict(used) for role, used in self.remote.usage().items()}
+            role: {name: value for name, value in dataclasses.asdict(used).items() if name != 'losses'}
+            for role, used in self.remote.usage().items()}
         for role, used in usage.items():
             before = self._counted.get(role, {})
             metrics |= {f'requests/{role}/{name}': value - before.get(name, 0) for name, value in used.items()}
@@ -287,9 +288,12 @@ class Experiment:
         """Print what was asked of endpoints since the run was started."""
         usage = {} if self.remote is None else self.remote.usage()
         if usage:
-            names = [field.name for field in dataclasses.fields(next(iter(usage.values())))]
+            names = [field.name for field in dataclasses.fields(next(iter(usage.values()))) if field.name != 'losses']
             self.progress.table('Requests to endpoints', ['role', *(name.replace('_', ' ') for name in names)], [
                 [role, *(getattr(used, name) for name in names)] for role, used in sorted(usage.items())])
+        for role, used in sorted(usage.items()):
+            for reason, count in used.losses.most_common(5):
+                self.progress.line(f'{role}: {count} without an answer: {reason}')
 
     def trained(self, results: Sequence[MatchResult]) -> tuple[Trajectory, Verdict]:
         """Return the trained conversations of all matches, and the verdict on them."""

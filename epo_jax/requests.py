@@ -7,7 +7,7 @@ from typing import Any, Iterator, Optional, Sequence
 from ml_collections import ConfigDict
 
 from epo_jax.agents.address import Address, parse_address
-from epo_jax.agents.remote import remote_options
+from epo_jax.agents.remote_options import remote_options
 from epo_jax.envs.base import Domain
 from epo_jax.evaluation import cases
 from epo_jax.rl.selfplay import KINDS
@@ -81,11 +81,10 @@ def _players(config: ConfigDict, kind: str, ours: bool) -> Iterator[tuple[str, s
 
 def print_estimate(config: ConfigDict, domain: Domain, scenarios: Sequence[Any], progress: Progress) -> None:
     """Print the estimate of an evaluation as a table, with its cost where prices are known."""
-    options, rows, dollars = remote_options(config.remote), [], 0.0
+    prices, rows, dollars = remote_options(config.remote).prices_by_model(), [], 0.0
     for (role, address), found in sorted(estimate(config, domain, scenarios).items(), key=lambda item: str(item[0])):
-        price: Optional[tuple[float, float]] = options.price(address.name)
-        cost = None if price is None else (
-            found.prompt_tokens * price[0] + found.completion_tokens * price[1]) / 1e6
+        price: Optional[tuple[float, float]] = prices.get(address.name)
+        cost = None if price is None else found.prompt_tokens * price[0] + found.completion_tokens * price[1]
         dollars += cost or 0
         rows.append([role, str(address), found.requests, found.prompt_tokens, found.completion_tokens,
                      'unknown' if cost is None else f'{cost:.2f}'])
