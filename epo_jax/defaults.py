@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from epo_jax.agents.remote_options import REMOTE_KEYS, remote_options
 from epo_jax.config import (
     COUNT,
     DEVICES,
@@ -24,9 +25,11 @@ from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
 from epo_jax.rl import credit
 from epo_jax.rl.learner import learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
+from epo_jax.runtime.errors import InputError
 
 # A resumed run may change these.
-MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
+MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh', *(
+    f'remote.{name}' for name in REMOTE_KEYS if name not in ('body', 'reasoning_tokens', 'structured')))
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 
@@ -93,6 +96,7 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
         'actor': other_model | SAMPLING_KEYS | {
             'choose_action': Key(False, 'whether to sample the kind of action first and then its text')},
         'judge': other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens', POSITIVE)},
+        'remote': REMOTE_KEYS,
         'rollout': {
             'episodes': Key(16, 'number of episodes per iteration', POSITIVE),
             'group': Key(1, 'number of episodes of the same scenario', POSITIVE),
@@ -212,5 +216,9 @@ def validate(config: ConfigDict) -> None:
     require(c.lora.targets, f'lora.targets must be some of {TARGETS}')
     require(c.evaluation.episodes == 0 or c.evaluation.conditions,
             'evaluation.conditions are needed where evaluation.episodes > 0')
+    try:
+        remote_options(c.remote)
+    except InputError as error:
+        require(str(error) in wrong, str(error))
     if wrong:
         raise ConfigError('\n'.join(wrong))
