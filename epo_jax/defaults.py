@@ -27,9 +27,11 @@ from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
 from epo_jax.rl import credit
 from epo_jax.rl.learner import learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
+from epo_jax.runtime.errors import InputError
 
 # A resumed run may change these.
-MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
+MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh', *(
+    f'remote.{name}' for name in REMOTE_KEYS if name not in ('body', 'reasoning_tokens', 'structured')))
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 
@@ -273,5 +275,9 @@ def validate(config: ConfigDict) -> None:
     require(c.lora.targets, f'lora.targets must be some of {TARGETS}')
     require(c.evaluation.episodes == 0 or c.evaluation.conditions,
             'evaluation.conditions are needed where evaluation.episodes > 0')
+    try:
+        remote_options(c.remote)
+    except InputError as error:
+        require(str(error) in wrong, str(error))
     if wrong:
         raise ConfigError('\n'.join(wrong))
