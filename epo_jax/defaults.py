@@ -19,8 +19,8 @@ from epo_jax.config import (
     value_problems,
 )
 from epo_jax.envs.base import Domain, load_domain
-from epo_jax.models.base import REMAT
 from epo_jax.model_names import names_model
+from epo_jax.models.base import REMAT
 from epo_jax.models.lora import TARGETS
 from epo_jax.rewards.outcome import load_outcome
 from epo_jax.rewards.process import METHODS as PROCESS_REWARDS
@@ -182,10 +182,6 @@ def _remote_problems(c: ConfigDict, domain: Domain) -> Iterator[str]:
         yield 'actor.choose_action samples from a local model; set it to False for an endpoint'
     if c.partner.model and domain.seats == 1:
         yield f'partner.model: {c.environment.name} has a single seat, so nobody plays the partner'
-    try:
-        remote_options(c.remote)
-    except ValueError as error:
-        yield str(error)
 
 
 def default_config(environment: str = 'sotopia') -> ConfigDict:

@@ -127,7 +127,8 @@ def run(config: ConfigDict, workdir: str) -> list[Row]:
                 check_trained(result, saved, iteration, config.reward.outcome == 'judge')
                 last, stopping = iteration + 1 == config.iterations, hosts.any_process(signals.requested)
                 evaluated = {}
-                if not (last or stopping) and config.evaluation.every and (iteration + 1) % config.evaluation.every == 0:
+                due = config.evaluation.every and (iteration + 1) % config.evaluation.every == 0
+                if due and not last and not stopping:
                     evaluated = evaluate_policy(exp, state, tested, workdir, iteration + 1)
                 metrics = iteration_metrics(result, saved) | evaluated | exp.request_metrics() | exp.watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds}
@@ -156,12 +157,15 @@ def open_remote(config: ConfigDict, workdir: pathlib.Path) -> Iterator[Optional[
 
     The answers are kept in the folder `remote.cache`, by default the one named answers in the workdir.
     """
-    if not addresses(config):
+    named = addresses(config)
+    if not named:
         yield None
         return
     options = remote_options(config.remote)
     options = dataclasses.replace(options, cache=options.cache or str(workdir / 'answers'))
     with Remote(options, process=jax.process_index(), processes=jax.process_count()) as remote:
+        for address in named:
+            remote.check(address)
         yield remote
 
 

@@ -19,6 +19,7 @@ from epo_jax.agents.remote import Remote
 from epo_jax.envs.base import Domain, Environment, EpisodeText
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.layout import sampling_params
+from epo_jax.overlap import play
 from epo_jax.rewards.outcome import load_outcome, with_outcome
 from epo_jax.rewards.process import Readings, Verdict, assess_episodes
 from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
@@ -30,14 +31,12 @@ from epo_jax.rl.learner import Batch, Learner, TrainState
 from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
-from epo_jax.overlap import play
 from epo_jax.rollout import Episodes, Table, episode_keys, max_seat_turns
 from epo_jax.runtime.errors import InputError, TrainingError
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.timing import Stopwatch
 from epo_jax.text import tokenizer as text
 from epo_jax.text.messages import conversation
-
 
 # What asks an actor to reason before it acts, and what surrounds its reasoning where it acts.
 REASONING = (
@@ -234,7 +233,7 @@ class Experiment:
         Args:
           result: what was played.
           process: the method of the process reward.
-          every: whether a remote judge also rates the seats that the environment has rewarded, for its other dimensions.
+          every: whether a remote judge also rates seats that the environment has rewarded, for its other dimensions.
         """
         roles, outcome = self.roles, self.config.reward.outcome
         turns = max_seat_turns(result.table.env)

@@ -63,7 +63,8 @@ def estimate(config: ConfigDict, domain: Domain, scenarios: Sequence[Any]) -> di
                     settings = config.actor if role != 'strategist' else config.strategist
                     total[role, address] += conversations(seat, part, settings.max_tokens)
         if config.reward.outcome == 'judge' and (address := parse_address(config.judge.model)):
-            read = sum(length(seat, 1) for seat in range(domain.seats)) + count * env.max_turns * config.actor.max_tokens
+            read = count * env.max_turns * config.actor.max_tokens + sum(
+                length(seat, 1) for seat in range(domain.seats))
             answer = JUDGE_TOKENS * domain.seats * len(domain.rubric)
             total['judge', address] += Estimate(count, read, count * answer)
     return dict(total)
@@ -95,5 +96,6 @@ def print_estimate(config: ConfigDict, domain: Domain, scenarios: Sequence[Any],
         return
     progress.table('Requests to endpoints, at most', [
         'role', 'model', 'requests', 'prompt tokens', 'completion tokens', 'dollars'], rows)
+    unknown = any(row[-1] == 'unknown' for row in rows)
     progress.line(f'in all ${dollars:.2f}' + (
-        '' if all(row[-1] != 'unknown' for row in rows) else ', without the models that have no price in remote.prices'))
+        ', without the models that have no price in remote.prices' if unknown else ''))

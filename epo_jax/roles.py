@@ -106,7 +106,7 @@ class _Builder:
     def judge(self, role: str, settings: ConfigDict) -> Judge | RemoteJudge:
         """Return the judge of a role, 'judge' or 'process'."""
         if address := parse_address(settings.model):
-            return RemoteJudge(self.remote, address, self.domain.rubric, role)
+            return RemoteJudge(self.remote, address, role, self.domain.rubric)
         language = self.load(settings.model, settings.chat_template)
         self.capacities[f'{role}.capacity'] = settings.capacity, language.config
         return Judge(language.sampler(), language.params, language.tokenizer, language.chat, settings.capacity,
@@ -153,10 +153,10 @@ def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain, remote: Optional
         actor('partner', config.partner) if config.partner.model else player, advisors, reasoner, judge,
         build.judge('process', config.process) if config.process.model else judge,
         _initial_adapter(config, strategist), capacity_warnings(build.capacities))
-    if config.reward.outcome == 'judge':
-        roles.judge.check()
-    if config.reward.process != 'none':
-        roles.process_judge.check()
+    asked = [roles.judge] * (config.reward.outcome == 'judge') + [roles.process_judge] * (
+        config.reward.process != 'none')
+    for local in (model for model in asked if isinstance(model, Judge)):
+        local.check()
     for model in build.languages.values() if config.rollout.compiled else ():
         if (model.chat.user_lead, model.chat.reply_lead) != (text.CONTINUATION, text.CONTINUATION):
             raise InputError(f'rollout.compiled: the chat template of {model.path} puts a space before messages, which '
