@@ -85,6 +85,7 @@ def test_a_bad_answer_is_asked_again_with_the_reason():
 @pytest.mark.parametrize('reply, kind, requests, reason', [
     ('Hm.', 'unreadable', 3, 'no JSON object'), ('', 'declined', 3, 'the answer is empty'),
     (answer(None, 'content filter'), 'declined', 3, 'content filter'),
+    (answer(None, 'nothing but reasoning', cut=True), 'cut_off', 3, 'nothing but reasoning'),
     (answer('{"agent_1": {"goal": 1', cut=True), 'cut_off', 3, 'cut off at 4096 tokens'),
     (Failure('no answer within 5 s'), 'failed', 1, 'no answer within 5 s'),
     (form([{'relationship': 0, 'goal': 11}, GOOD[1]]), 'out_of_range', 3, 'agent_1 for goal is 11'),
