@@ -93,6 +93,10 @@ class RemoteJudge:
             raise InputError(f'{self.role}: attempts must be positive, and max_tokens and temperature not negative; '
                              f'they are {self.attempts}, {self.max_tokens} and {self.temperature}')
 
+    def check(self) -> None:
+        """Check that the model can be asked, without asking it; raise InputError if it cannot."""
+        self.remote.check(self.address)
+
     def rate(self, episodes: Sequence[EpisodeText],
              wanted: Sequence[bool]) -> list[list[Union[Rating, Missing]]]:
         """Rate all seats of episodes, with one question for each episode. All processes must call this together.

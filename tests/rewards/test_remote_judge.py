@@ -36,6 +36,9 @@ class Client:
     def __init__(self, reply):
         self.reply, self.requests = reply, []
 
+    def check(self, address):
+        raise InputError(f'no key for {address.name}')
+
     def complete(self, requests):
         self.requests += requests
         return [reply if isinstance(reply, (Answer, Failure)) else answer(reply) for reply in map(self.reply, requests)]
@@ -173,6 +176,11 @@ def test_an_error_of_the_client_ends_the_call():
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(InputError, match='judge: attempts must be positive'):
         judge(None, **options)
+
+
+def test_the_check_of_the_client_is_that_of_the_judge():
+    with pytest.raises(InputError, match='no key for m'):
+        judge(None).check()
 
 
 # Critical turns
