@@ -124,6 +124,9 @@ class Script(TextEnvironment):
     def judge_prompt(self, state, seat):
         return f'{state[0].name} {seat}'
 
+    def overview(self, state, messages):
+        return f'{state[0].name}: ' + ' '.join(line for _, line in self.transcript(state, messages))
+
     def describe(self, scenario, state):
         return {'scenario': state[0].name, 'seats': [{'name': 'A'}, {'name': 'B'}]}
 

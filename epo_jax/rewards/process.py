@@ -88,7 +88,7 @@ class Readings:
     comments: Optional[Any] = None
 
 
-# Maps a judge (None: no judge), the method of the process reward, and whether the judge reads the transcript in stages
+# Maps a judge (None: no judge), the method of the process reward and whether the judge reads the transcript in stages
 # to what it reads: `encode_prompts` or `gather_prompts` of some episodes.
 Encode = Callable[[Optional[Judge], str, bool], JudgeInput]
 

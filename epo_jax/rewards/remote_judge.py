@@ -90,8 +90,12 @@ class RemoteJudge:
 
     def __post_init__(self):
         if self.attempts < 1 or self.max_tokens < 0 or not 0 <= self.temperature < float('inf'):
-            raise InputError(f'{self.role}: attempts must be positive, and max_tokens and temperature not negative; they '
-                             f'are {self.attempts}, {self.max_tokens} and {self.temperature}')
+            raise InputError(f'{self.role}: attempts must be positive, and max_tokens and temperature not negative; '
+                             f'they are {self.attempts}, {self.max_tokens} and {self.temperature}')
+
+    def check(self) -> None:
+        """Check that the model can be asked, without asking it; raise InputError if it cannot."""
+        self.remote.check(self.address)
 
     def rate(self, episodes: Sequence[EpisodeText],
              wanted: Sequence[bool]) -> list[list[Union[Rating, Missing]]]:
@@ -221,7 +225,7 @@ def _read(answer: Union[Answer, Failure], question: Question, max_tokens: int) -
     if isinstance(answer, Failure):
         raise BadAnswer('failed', answer.reason)
     if not (answer.text or '').strip():
-        raise BadAnswer('declined', answer.problem or 'the answer is empty')
+        raise BadAnswer('cut_off' if answer.cut else 'declined', answer.problem or 'the answer is empty')
     try:
         return question.read(answer.text)
     except BadAnswer as error:
