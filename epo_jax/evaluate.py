@@ -46,12 +46,12 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
     from epo_jax.defaults import validate
     from epo_jax.envs.base import check_environment, load_domain
     from epo_jax.roles import pin_models, with_adapter_shape
-    from epo_jax.runtime.checkpoint import Checkpoints
-    from epo_jax.runtime.errors import InputError
+    from epo_jax.runtime import hosts
+    from epo_jax.runtime.errors import InputError, Stopped
     from epo_jax.runtime.parallel import make_mesh
     from epo_jax.runtime.progress import Progress
     from epo_jax.runtime.stopping import StopSignals
-    from epo_jax.workdir import own_workdir, stop_if_requested
+    from epo_jax.workdir import own_workdir
 
     validate(config)
     config = with_adapter_shape(pin_models(config))
@@ -79,11 +79,13 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
             exp = experiment.build_experiment(config, make_mesh(config.mesh), domain, remote, progress)
             policy_name, policy = _policy(exp, workdir) if workdir else ('none', None)
             save_config()
-            with (StopSignals(progress.line, 'this batch of episodes') as signals,
-                  Checkpoints(out, read_only=True) as checkpoints):
+            with StopSignals(progress.line, 'this batch of episodes') as signals:
+                def stop() -> None:
+                    if hosts.any_process(signals.requested):
+                        raise Stopped('the finished episodes are saved, and the same command continues')
+
                 result = evaluation.run_evaluation(
-                    exp, policy, (), scenarios, out, 'evaluation', policy_name, conditions,
-                    functools.partial(stop_if_requested, signals, checkpoints))
+                    exp, policy, (), scenarios, out, 'evaluation', policy_name, conditions, stop)
             evaluation.print_result(exp, result, scenarios)
             exp.print_requests()
             progress.line(f'episodes: {out / "episodes"}')

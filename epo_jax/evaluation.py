@@ -19,6 +19,7 @@ from epo_jax import scores as statistics
 from epo_jax.config import to_json
 from epo_jax.envs.base import Domain
 from epo_jax.iteration import Experiment
+from epo_jax.rewards.rubric import overall
 from epo_jax.rl.selfplay import Match
 from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.errors import InputError
@@ -111,12 +112,12 @@ class Result:
 
     Attributes:
       rows: the table.
-      dimensions: by condition, the mean score of every dimension that a judge rated.
+      dimensions: the table of every dimension that a judge rated, and of their mean, 'overall'.
       records: of all episodes.
     """
 
     rows: Sequence[statistics.Row]
-    dimensions: Mapping[str, Mapping[str, float]]
+    dimensions: Mapping[str, Sequence[statistics.Row]]
     records: Sequence[Mapping[str, Any]]
 
 
@@ -313,14 +314,12 @@ def summarize(records: Sequence[Mapping[str, Any]], conditions: Sequence[str], s
                               config.evaluation.bootstrap, config.seed)
     rated = {name for record in records for seat in record['seats'] for name in seat['judge'].get('scores', {})}
     names = [dimension.name for dimension in domain.rubric if dimension.name in rated]
-    means = {}
-    for name in names if len(names) > 1 else ():
-        for condition, values in scores_of(records, conditions, episodes, domain.seats, name).items():
-            finite = values[np.isfinite(values)]
-            means.setdefault(condition, {})[name] = float(finite.mean()) if len(finite) else np.nan
-    for condition in means:  # the overall score is the plain mean of all dimensions (SOTOPIA-Eval)
-        means[condition]['overall'] = float(np.mean(list(means[condition].values())))
-    return Result(rows, means, records)
+    scores = {name: scores_of(records, conditions, episodes, domain.seats, name) for name in names}
+    if len(names) > 1:
+        scores['overall'] = {
+            condition: overall({name: scores[name][condition] for name in names}) for condition in conditions}
+    return Result(rows, {name: statistics.compare(values, situations, config.evaluation.bootstrap, config.seed)
+                         for name, values in scores.items() if len(names) > 1}, records)
 
 
 def print_result(exp: Experiment, result: Result, scenarios: Sequence[Any]) -> None:
@@ -332,10 +331,8 @@ def print_result(exp: Experiment, result: Result, scenarios: Sequence[Any]) -> N
                        *statistics.table_of(result.rows))
     line('protocol: ' + ', '.join(f'{name} {value}' for name, value in protocol.items() if name != 'environment'))
     if result.dimensions:
-        exp.progress.table("Mean scores of the judge's dimensions",
-                           ['condition', *next(iter(result.dimensions.values()))],
-                           [[redact(name), *(f'{value:.2f}' for value in means.values())]
-                            for name, means in result.dimensions.items()])
+        exp.progress.table(f"Scores of the judge's dimensions, and differences to {redact(conditions[0])}",
+                           *statistics.by_dimension(result.dimensions))
     repetitions = config.evaluation.repetitions
     groups = [(scenario.category, *(('hard',) if getattr(scenario, 'hard', False) else ()))
               for scenario in scenarios] * repetitions

@@ -194,8 +194,8 @@ def evaluate_policy(exp: Experiment, state: RunState, scenarios: Sequence[Any], 
         exp, exp.sampling_params(state.train.params), state.snapshots, scenarios, workdir, f'evaluation_{step:05d}',
         f'iteration {step}', ('policy',))
     row = result.rows[0]
-    return {'evaluation/goal': row.mean, 'evaluation/missing': row.missing} | {
-        f'evaluation/{name}': value for name, value in result.dimensions.get('policy', {}).items()}
+    return {'evaluation/outcome': row.mean / 10, 'evaluation/missing': row.missing} | {
+        f'evaluation/{name}': rows[0].mean for name, rows in result.dimensions.items()}
 
 
 def splits(scenarios: Sequence[Any], evaluate: bool) -> tuple[list[Any], list[Any]]:

@@ -11,6 +11,7 @@ from typing import Any, Hashable, Mapping, Optional, Sequence
 import numpy as np
 
 from epo_jax.runtime import streams
+from epo_jax.runtime.secrets import redact
 
 MAX_CATEGORIES = 12  # more are not printed
 
@@ -76,16 +77,38 @@ def compare(scores: Mapping[str, np.ndarray], situations: Sequence[Hashable], sa
 
 def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return column titles and cells, as text."""
-    def with_interval(mean, low, high, sign=''):
-        if math.isnan(mean):
-            return 'missing'
-        return f'{mean:{sign}.2f}' + ('' if math.isnan(low) else f' [{low:{sign}.2f}, {high:{sign}.2f}]')
-
-    signed = lambda d: '' if d is None else with_interval(*d, '+')
-    columns = ['condition', 'goal 0-10 [95 %]', f'difference to {rows[0].condition}', 'scored', 'missing']
+    columns = ['condition', 'goal 0-10 [95 %]', f'difference to {redact(rows[0].condition)}', 'scored', 'missing']
     return columns, [
-        [row.condition, with_interval(row.mean, row.low, row.high), signed(row.difference), str(row.scored),
+        [redact(row.condition), with_interval(row.mean, row.low, row.high), _difference(row), str(row.scored),
          str(row.missing)] for row in rows]
+
+
+def by_dimension(tables: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[list[str]]]:
+    """Return column titles and cells, as text: for every dimension the means of the conditions and their differences.
+
+    Args:
+      tables: the rows of every dimension, see `compare`.
+    """
+    columns, cells = ['dimension'], []
+    for row in next(iter(tables.values())):
+        columns += [redact(row.condition)] + ([] if row.difference is None else ['difference'])
+    for name, rows in tables.items():
+        cells.append([name])
+        for row in rows:
+            cells[-1] += [with_interval(row.mean, row.low, row.high)] + (
+                [] if row.difference is None else [_difference(row)])
+    return columns, cells
+
+
+def with_interval(mean: float, low: float, high: float, sign: str = '') -> str:
+    """Return a mean with its interval, if it has one, as text; `sign` is that of a format string."""
+    if math.isnan(mean):
+        return 'missing'
+    return f'{mean:{sign}.2f}' + ('' if math.isnan(low) else f' [{low:{sign}.2f}, {high:{sign}.2f}]')
+
+
+def _difference(row: Row) -> str:
+    return '' if row.difference is None else with_interval(*row.difference, '+')
 
 
 def by_category(scores: Mapping[str, np.ndarray],
@@ -101,11 +124,11 @@ def by_category(scores: Mapping[str, np.ndarray],
         chosen = np.array([name in group for group in categories])
         found = [values[chosen][np.isfinite(values[chosen])] for values in scores.values()]
         cells.append([name, str(int(chosen.sum())), *(f'{part.mean():.2f}' if len(part) else '' for part in found)])
-    return ['category', 'episodes', *scores], cells
+    return ['category', 'episodes', *map(redact, scores)], cells
 
 
 def to_json(facts: Mapping[str, Any], rows: Sequence[Row], scores: Mapping[str, np.ndarray],
-            categories: Sequence[str], dimensions: Mapping[str, Mapping[str, float]]) -> str:
+            categories: Sequence[str], dimensions: Mapping[str, Sequence[Row]]) -> str:
     """Return the table and its scores, by condition, episode and seat, as JSON; a missing score is null.
 
     Args:
@@ -113,15 +136,17 @@ def to_json(facts: Mapping[str, Any], rows: Sequence[Row], scores: Mapping[str, 
       rows: from `compare`.
       scores: as in `compare`.
       categories: of the E episodes.
-      dimensions: by condition, the mean score of every dimension.
+      dimensions: the table of every dimension.
     """
     number = lambda value: None if math.isnan(value) else round(float(value), 6)
     cell = lambda value: number(value) if isinstance(value, float) else value
+    table = lambda rows: [
+        {name: [cell(v) for v in value] if isinstance(value, tuple) else redact(value) if isinstance(value, str)
+         else cell(value) for name, value in dataclasses.asdict(row).items()} for row in rows]
     return json.dumps({
         **facts,
-        'table': [{name: [cell(v) for v in value] if isinstance(value, tuple) else cell(value)
-                   for name, value in dataclasses.asdict(row).items()} for row in rows],
-        'dimensions': {name: {key: number(v) for key, v in means.items()} for name, means in dimensions.items()},
+        'table': table(rows),
+        'dimensions': {name: table(part) for name, part in dimensions.items()},
         'categories': list(categories),
-        'scores': {name: [[number(v) for v in row] for row in values] for name, values in scores.items()},
+        'scores': {redact(name): [[number(v) for v in row] for row in values] for name, values in scores.items()},
     }, indent=1, allow_nan=False)

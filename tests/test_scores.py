@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from epo_jax.runtime import streams
-from epo_jax.scores import Row, by_category, compare, table_of, to_json
+from epo_jax.scores import Row, by_category, by_dimension, compare, table_of, to_json
 
 NAN = np.nan
 SCORES = {
@@ -106,9 +106,9 @@ def test_conditions_without_scores_or_common_seats_have_no_mean():
 
 def test_json_contains_table_and_scores():
     rows = compare(SCORES, range(4), 100, 0)
-    dimensions = {'none': {'goal': 4.0, 'overall': NAN}}
+    dimensions = {'goal': rows, 'overall': compare({'none': np.full((4, 2), NAN)}, range(4), 10, 0)}
     data = json.loads(to_json({'environment': 'home'}, rows, SCORES, CATEGORIES, dimensions), parse_constant=reject)
-    assert data['dimensions'] == {'none': {'goal': 4, 'overall': None}}
+    assert data['dimensions']['goal'] == data['table'] and data['dimensions']['overall'][0]['mean'] is None
     assert [row['condition'] for row in data['table']] == ['none', 'policy']
     assert data['table'][0]['difference'] is None
     assert data['table'][1]['difference'] == pytest.approx(rows[1].difference)
@@ -131,6 +131,15 @@ def test_table_cells():
     assert columns == ['condition', 'goal 0-10 [95 %]', 'difference to none', 'scored', 'missing']
     assert cells == [['none', '4.00 [3.46, 5.00]', '', '8', '0'],
                      ['policy', '5.25 [4.00, 6.00]', '+1.25 [-0.50, +2.00]', '7', '1']]
+
+
+def test_a_table_of_dimensions():
+    columns, cells = by_dimension({'goal': compare(SCORES, range(4), 100, 0),
+                                   'secret': compare({name: -values for name, values in SCORES.items()}, range(4), 9, 0)})
+    assert columns == ['dimension', 'none', 'policy', 'difference']
+    assert [row[0] for row in cells] == ['goal', 'secret']
+    assert cells[0][1].startswith('4.29 [') and cells[1][1].startswith('-4.29 [')
+    assert cells[0][3].startswith('+1.00 [') and cells[1][3].startswith('-1.00 [')
 
 
 def test_means_by_category():
