@@ -1,7 +1,7 @@
 """Presets are valid, and errors name the keys of impossible combinations."""
 
-import functools
 import dataclasses
+import functools
 
 import counting
 from ml_collections import ConfigDict

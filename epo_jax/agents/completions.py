@@ -25,6 +25,7 @@ class Completion:
     Attributes:
       text: the answer without reasoning, or None.
       problem: why there is no text.
+      refused: whether the model or its content filter declined to answer.
       cut: whether the answer ended at the limit of tokens.
       prompt_tokens: tokens of the request; None if the endpoint does not say.
       completion_tokens: tokens of the answer with its reasoning; estimated if the endpoint does not say.
@@ -32,6 +33,7 @@ class Completion:
 
     text: Optional[str]
     problem: Optional[str]
+    refused: bool
     cut: bool
     prompt_tokens: Optional[int]
     completion_tokens: int
@@ -58,7 +60,7 @@ def read_completion(data: Any) -> Completion:
     if finish == 'error':
         raise Malformed('the endpoint failed while it answered')
     cut = finish in ('length', 'max_tokens')
-    problem = None
+    problem, refused = None, bool(refusal) or finish == 'content_filter'
     if refusal:
         problem = f'the model refused: {brief(refusal)}'
     elif finish == 'content_filter':
@@ -70,7 +72,8 @@ def read_completion(data: Any) -> Completion:
     written = _tokens(usage.get('completion_tokens'))
     if written is None:
         written = len(said.encode(errors='replace')) // 3 + max(map(len, reasoning)) // 3 + 1
-    return Completion(None if problem else whole(text), problem, cut, _tokens(usage.get('prompt_tokens')), written)
+    return Completion(None if problem else whole(text), problem, refused, cut, _tokens(usage.get('prompt_tokens')),
+                      written)
 
 
 def whole(text: str) -> str:

@@ -180,7 +180,7 @@ class Remote(contextlib.AbstractContextManager):
         elif isinstance(found, Entry):
             said = read_completion(json.loads(found.response))
             result = Answer(said.text, said.problem, said.cut, found.prompt_tokens, found.completion_tokens,
-                            cached or shared)
+                            cached or shared, said.refused)
         self._usage[request.role].count(result)
         return result
 
