@@ -180,7 +180,7 @@ def judge_error(status: int, data: Any, sent: Collection[str], model: str) -> Pr
     """
     words = ' '.join(_words(data))
     message = f'HTTP {status}: {brief(_message(data)) or "no error message"}'
-    words = words.replace(model, ' ') if model else words
+    words = re.sub(rf'(?<!\w){re.escape(model)}(?!\w)', ' ', words) if model else words
     if status in _TEMPORARY or status >= 500 and status not in _PERMANENT:
         return Problem(Kind.ACCESS if status == 429 and _NO_QUOTA.search(words) else Kind.TEMPORARY, message)
     if status in (400, 403, 413, 422) and (_TOO_LONG.search(words) or _UNWANTED.search(words)) or status == 413:
