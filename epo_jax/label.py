@@ -171,7 +171,7 @@ def _open_judge(args: argparse.Namespace, record: Path) -> Iterator[LabelJudge]:
         from epo_jax.data.local_judge import LocalJudge  # imported here because JAX takes seconds to import
         from epo_jax.language import pinned
         with Answers(record) as answers:
-            yield LocalJudge(answers, pinned(args.model or 'smollm2'), args.domain, args.capacity, args.batch)
+            yield LocalJudge(pinned(args.model or 'smollm2'), args.domain, args.capacity, args.batch, answers)
         return
     address = _address(args)
     try:

@@ -54,6 +54,7 @@ def read_completion(data: Any) -> Completion:
     said, refusal = _content(message.get('content'))
     refusal = refusal or _string(message.get('refusal'))
     text, reasoned = cut_reasoning(said)
+    text = text.strip() if reasoned else text
     reasoning = [_string(message.get(name)) for name in ('reasoning_content', 'reasoning', 'thinking')]
     reasoned = reasoned or any(reasoning)
     finish = _string(choice.get('finish_reason')).lower()
@@ -149,10 +150,12 @@ PARAMETERS = {
 _TOO_LONG = re.compile(
     r'context[_ ]length|context[_ ]window|maximum context|context size|too long|too many (?:input )?tokens|'
     r'reduce the length|prompt is too|input length|string_above_max_length|max_model_len|'
-    r'exceeds? the (?:available )?context', re.IGNORECASE)
+    r'exceeds? the (?:available )?context|exceeds the maximum number of tokens|longer than the maximum|`inputs`',
+    re.IGNORECASE)
 _UNWANTED = re.compile(
     r'content[_ ](?:filter|policy|management)|content.{0,20}(?:flagged|blocked)|moderation|flagged|safety|'
-    r'inappropriate|responsible ?ai|data_inspection|sensitive|usage polic', re.IGNORECASE)
+    r'inappropriate|responsible ?ai|data_inspection|sensitive (?:content|words?|information)|usage polic',
+    re.IGNORECASE)
 _UNSUPPORTED = re.compile(
     r'support|unknown|unrecogni[sz]ed|unexpected|\bextra|permitted|allowed|unavailable|deprecated|not available|'
     r'removed|cannot be used|incompatible|no such|not accepted|not implemented', re.IGNORECASE)
@@ -188,6 +191,8 @@ def judge_error(status: int, data: Any, sent: Collection[str], model: str) -> Pr
     if status in _PERMANENT or 300 <= status < 400:
         return Problem(Kind.ACCESS, message)
     named = [name for name, pattern in PARAMETERS.items() if name in sent and re.search(pattern, words)]
+    if 'response_format' in named:
+        return Problem(Kind.PARAMETER, message, 'response_format')
     if named and _VALUE.search(words) and 'unsupported_' not in words:
         return Problem(Kind.ACCESS, message)
     if named and _UNSUPPORTED.search(words):

@@ -21,15 +21,15 @@ TURNS = 8  # turns are padded to a multiple of this, to compile fewer programs
 class LocalJudge:
     """A model that decides by the probabilities of Yes and No whether a strategy was critical."""
 
-    def __init__(self, answers: Answers, model: str, domain: str, capacity: int, batch: int):
+    def __init__(self, model: str, domain: str, capacity: int, batch: int, answers: Answers):
         """Load the model.
 
         Args:
-          answers: Record of the answers.
           model: A model as in `load_language`.
           domain: One of `sharegpt.DOMAINS`.
           capacity: Length of the longest conversation in tokens.
           batch: Conversations to judge at a time.
+          answers: Record of the answers.
 
         Raises:
           InputError: If there is no such model, or the model, its tokenizer or its chat template cannot be used.

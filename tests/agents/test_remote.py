@@ -5,7 +5,10 @@ import collections
 import json
 import logging
 import random
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -181,7 +184,7 @@ def test_answers_in_all_forms_lose_nothing_silently(fake, tmp_path, count):
             assert result.text is None and LOSSES[form] in result.problem and not result.cached
             assert result.refused == (form in ('refusal', 'refusal in a part', 'filtered'))
         else:
-            assert result.text.strip() == served(prompt) and result.problem is None and not result.cut
+            assert result.text == served(prompt) and result.problem is None and not result.cut
             if form in ('nulls', 'no usage', 'usage of text'):  # estimates
                 assert 10 < result.prompt_tokens < 40 and 1 < result.completion_tokens < 20
             else:
@@ -265,6 +268,7 @@ ERROR = lambda message, **more: {'error': {'message': message} | more}
     (400, ERROR('Your credit balance is too low to access the API'), 'credit balance'),
     (400, ERROR('temperature: Input should be less than or equal to 1'), 'temperature'),
     (400, ERROR('max_tokens is too large: 100000. This model supports at most 16384 completion tokens'), 'too large'),
+    (400, ERROR('Model name gpt is case sensitive: unknown model'), 'case sensitive'),
     (422, {'detail': [{'loc': ['body', 'seed'], 'msg': 'value is not a valid integer'}]}, 'HTTP 422'),
     (200, ERROR('insufficient credits', code=402), 'HTTP 402'), (200, {'error': 'unauthorized'}, 'unauthorized'),
     (200, ERROR('bad key', code='401'), 'HTTP 401')])
@@ -385,6 +389,20 @@ def test_an_address_without_a_server_is_reported_promptly(fake):
 def test_a_server_that_speaks_no_tls_is_reported_promptly(fake):
     with serve(echo) as server, fake.remote() as remote:
         with pytest.raises(NoAccess, match='cannot connect to m@https.*SSL'):
+            remote.complete([ask(server.url.replace('http:', 'https:'))])
+    assert len(fake.sleeps) <= 2
+
+
+def test_a_certificate_that_nobody_signed_is_reported_promptly(fake, tmp_path):
+    if shutil.which('openssl') is None:
+        pytest.skip('needs openssl')
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=localhost', '-keyout',
+                    tmp_path / 'key', '-out', tmp_path / 'certificate'], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / 'certificate', tmp_path / 'key')
+    with serve(echo) as server, fake.remote() as remote:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        with pytest.raises(NoAccess, match='cannot connect to m@https.*CERTIFICATE_VERIFY_FAILED'):
             remote.complete([ask(server.url.replace('http:', 'https:'))])
     assert len(fake.sleeps) <= 2
 
@@ -630,3 +648,22 @@ def test_secrets_are_nowhere(fake, tmp_path, monkeypatch, caplog, capfd, status)
         path.read_bytes().decode(errors='replace') for path in tmp_path.iterdir())
     for secret in (*secrets, 'pw-p%40ss', json.dumps(KEY)[1:-1]):
         assert secret not in everything
+
+
+@pytest.mark.parametrize('message', [
+    'This model\'s maximum context length is 4096 tokens. However, you requested 5000 tokens.',
+    "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 4096 tokens and "
+    'your request has 500 input tokens', 'prompt is too long: 210000 tokens > 200000 maximum',
+    'the request exceeds the available context size, try increasing it',
+    'The input token count (2000000) exceeds the maximum number of tokens allowed (1048576).',
+    'The decoder prompt (length 5000) is longer than the maximum model length of 4096.',
+    'Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193. Given: 9000',
+    "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+    'Output data may contain inappropriate content.'])
+def test_what_endpoints_say_about_one_request_fails_it_alone(fake, tmp_path, message):
+    with serve(echo, lambda prompt: [(400, ERROR(message), {})] * 99 if prompt == 'long' else ()) as server:
+        for _ in range(2):
+            with fake.remote(cache=str(tmp_path)) as remote:
+                long, short = remote.complete([ask(server, 'long'), ask(server, 'short')])
+                assert isinstance(long, Refused) and message[:40] in long.reason and short.text == 'short 0'
+    assert len(server.times) == 2  # it is not sent again
