@@ -25,6 +25,7 @@ class Completion:
     Attributes:
       text: the answer without reasoning, or None.
       problem: why there is no text.
+      refused: whether the model or its content filter declined to answer.
       cut: whether the answer ended at the limit of tokens.
       prompt_tokens: tokens of the request; None if the endpoint does not say.
       completion_tokens: tokens of the answer with its reasoning; estimated if the endpoint does not say.
@@ -32,6 +33,7 @@ class Completion:
 
     text: Optional[str]
     problem: Optional[str]
+    refused: bool
     cut: bool
     prompt_tokens: Optional[int]
     completion_tokens: int
@@ -52,13 +54,14 @@ def read_completion(data: Any) -> Completion:
     said, refusal = _content(message.get('content'))
     refusal = refusal or _string(message.get('refusal'))
     text, reasoned = cut_reasoning(said)
+    text = text.strip() if reasoned else text
     reasoning = [_string(message.get(name)) for name in ('reasoning_content', 'reasoning', 'thinking')]
     reasoned = reasoned or any(reasoning)
     finish = _string(choice.get('finish_reason')).lower()
     if finish == 'error':
         raise Malformed('the endpoint failed while it answered')
     cut = finish in ('length', 'max_tokens')
-    problem = None
+    problem, refused = None, bool(refusal) or finish == 'content_filter'
     if refusal:
         problem = f'the model refused: {brief(refusal)}'
     elif finish == 'content_filter':
@@ -70,7 +73,8 @@ def read_completion(data: Any) -> Completion:
     written = _tokens(usage.get('completion_tokens'))
     if written is None:
         written = len(said.encode(errors='replace')) // 3 + max(map(len, reasoning)) // 3 + 1
-    return Completion(None if problem else whole(text), problem, cut, _tokens(usage.get('prompt_tokens')), written)
+    return Completion(None if problem else whole(text), problem, refused, cut, _tokens(usage.get('prompt_tokens')),
+                      written)
 
 
 def whole(text: str) -> str:
@@ -146,10 +150,12 @@ PARAMETERS = {
 _TOO_LONG = re.compile(
     r'context[_ ]length|context[_ ]window|maximum context|context size|too long|too many (?:input )?tokens|'
     r'reduce the length|prompt is too|input length|string_above_max_length|max_model_len|'
-    r'exceeds? the (?:available )?context', re.IGNORECASE)
+    r'exceeds? the (?:available )?context|exceeds the maximum number of tokens|longer than the maximum|`inputs`',
+    re.IGNORECASE)
 _UNWANTED = re.compile(
     r'content[_ ](?:filter|policy|management)|content.{0,20}(?:flagged|blocked)|moderation|flagged|safety|'
-    r'inappropriate|responsible ?ai|data_inspection|sensitive|usage polic', re.IGNORECASE)
+    r'inappropriate|responsible ?ai|data_inspection|sensitive (?:content|words?|information)|usage polic',
+    re.IGNORECASE)
 _UNSUPPORTED = re.compile(
     r'support|unknown|unrecogni[sz]ed|unexpected|\bextra|permitted|allowed|unavailable|deprecated|not available|'
     r'removed|cannot be used|incompatible|no such|not accepted|not implemented', re.IGNORECASE)
@@ -177,7 +183,7 @@ def judge_error(status: int, data: Any, sent: Collection[str], model: str) -> Pr
     """
     words = ' '.join(_words(data))
     message = f'HTTP {status}: {brief(_message(data)) or "no error message"}'
-    words = words.replace(model, ' ') if model else words
+    words = re.sub(rf'(?<!\w){re.escape(model)}(?!\w)', ' ', words) if model else words
     if status in _TEMPORARY or status >= 500 and status not in _PERMANENT:
         return Problem(Kind.ACCESS if status == 429 and _NO_QUOTA.search(words) else Kind.TEMPORARY, message)
     if status in (400, 403, 413, 422) and (_TOO_LONG.search(words) or _UNWANTED.search(words)) or status == 413:
@@ -185,6 +191,8 @@ def judge_error(status: int, data: Any, sent: Collection[str], model: str) -> Pr
     if status in _PERMANENT or 300 <= status < 400:
         return Problem(Kind.ACCESS, message)
     named = [name for name, pattern in PARAMETERS.items() if name in sent and re.search(pattern, words)]
+    if 'response_format' in named:
+        return Problem(Kind.PARAMETER, message, 'response_format')
     if named and _VALUE.search(words) and 'unsupported_' not in words:
         return Problem(Kind.ACCESS, message)
     if named and _UNSUPPORTED.search(words):

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import json
 import ssl
-from typing import Any, Collection, Mapping, Sequence, Union
+from typing import Any, Callable, Collection, Mapping, Union
 
 from epo_jax.agents.address import Address
 from epo_jax.agents.answers import Entry
@@ -68,11 +68,13 @@ class Endpoint:
             headers = {'Authorization': address.authorization} | headers
         authorized = key or any(name.lower() == 'authorization' for name in headers)
         self._headers = {} if authorized else {'Authorization': openai.Omit()}
-        self._secrets = tuple(filter(None, (key, *header_secrets, *address.secrets)))
+        secrets = set(filter(None, (key, *header_secrets, *address.secrets)))
+        secrets |= {json.dumps(secret)[1:-1] for secret in secrets}  # as JSON inside of JSON repeats them
+        self._secrets = sorted(secrets, key=len, reverse=True)
         try:
             # A redirect would send the conversation elsewhere.
             http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
-        except (ImportError, ValueError) as error:  # a proxy in the environment that needs a package, or is no URL
+        except Exception as error:  # a proxy in the environment that needs a package, or is no URL
             raise InputError(f'the proxy in the environment cannot be used: {redact(str(error))}') from error
         self._client = openai.AsyncOpenAI(
             api_key=key or HIDDEN, base_url=address.base_url, default_query=address.query, default_headers=headers,
@@ -162,11 +164,17 @@ class Endpoint:
         except Malformed as problem:
             return Problem(Kind.TEMPORARY, f'HTTP {status}: {problem}')
         counts = prompt_tokens if said.prompt_tokens is None else said.prompt_tokens, said.completion_tokens
-        return Entry(_hide(json.dumps(data), self._secrets), None, *counts, self.cost(*counts))
+        return Entry(json.dumps(_map_text(self._hide, data)), None, *counts, self.cost(*counts))
+
+    def _hide(self, text: str) -> str:
+        """Return a part of an answer without secrets, which an endpoint may repeat."""
+        for secret in self._secrets:
+            if len(secret) >= HIDE:
+                text = text.replace(secret, HIDDEN)
+        return text
 
     def _problem(self, status: int, data: Any, headers: Mapping[str, str], optional: Collection[str]) -> Problem:
-        data = json.loads(self.redact(json.dumps(data)))
-        problem = judge_error(status, data, optional, self.address.name)
+        problem = judge_error(status, _map_text(self.redact, data), optional, self.address.name)
         text = problem.text
         if 300 <= status < 400:
             text = f'HTTP {status}: it redirects to {self.redact(headers.get("location", "no address"))}'
@@ -184,9 +192,12 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _hide(text: str, secrets: Sequence[str]) -> str:
-    """Return JSON text in which secrets, which an endpoint may repeat, are replaced."""
-    for secret in secrets:
-        if len(secret) >= HIDE:
-            text = text.replace(json.dumps(secret)[1:-1], HIDDEN)
-    return text
+def _map_text(function: Callable[[str], str], data: Any) -> Any:
+    """Apply a function to all strings in data of JSON."""
+    if isinstance(data, str):
+        return function(data)
+    if isinstance(data, list):
+        return [_map_text(function, item) for item in data]
+    if isinstance(data, dict):
+        return {function(name): _map_text(function, value) for name, value in data.items()}
+    return data

@@ -49,6 +49,7 @@ class Answer:
       prompt_tokens: tokens of the request.
       completion_tokens: tokens of the answer, reasoning included.
       cached: whether the answer was there already, and cost nothing now.
+      refused: whether the model or its content filter declined to answer.
     """
 
     text: Optional[str]
@@ -57,6 +58,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached: bool
+    refused: bool = False
 
 
 @dataclasses.dataclass

@@ -76,7 +76,7 @@ class Remote(contextlib.AbstractContextManager):
         self._clock, self._sleep, self._processes = clock, sleep, processes
         self._answers = Answers(options.cache, process, options.replay) if options.cache else None
         earlier = sum(self._answers.spent().values()) if self._answers else 0.0
-        share = earlier + max(0.0, options.budget - earlier) / processes if options.budget else 0.0
+        share = earlier + (options.budget - earlier) / processes if options.budget else 0.0
         self._budget = Budget(share, earlier)
         self._body_fields = options.body_fields()
         self._endpoints: dict[Address, Endpoint] = {}
@@ -180,7 +180,7 @@ class Remote(contextlib.AbstractContextManager):
         elif isinstance(found, Entry):
             said = read_completion(json.loads(found.response))
             result = Answer(said.text, said.problem, said.cut, found.prompt_tokens, found.completion_tokens,
-                            cached or shared)
+                            cached or shared, said.refused)
         self._usage[request.role].count(result)
         return result
 
