@@ -48,6 +48,7 @@ setup(
         'matplotlib>=3.9',
         'ml-collections>=1.1',
         'numpy>=2.0',
+        'openai>=2',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
         'PyStemmer>=3',

@@ -85,7 +85,7 @@ def credits_of(exp: Experiment, state: RunState, scenarios: Sequence[Any]) -> tu
       The credit f[N, T] of every method, of the truth and of its two halves; and which turns took place.
     """
     seed, policy = exp.config.seed, exp.sampling_params(state.train.params)
-    table = exp.table((exp.seat('policy', policy, (), 0),), GROUP)
+    table = exp.table((exp.seat('policy', True, policy, (), 0),), GROUP)
     chosen = experiment.draw_scenarios(scenarios, EPISODES, GROUP, 10_000, seed)
     keys, queue = episode_keys(seed, 10_000, np.arange(EPISODES)), encode(table, chosen)
     play = jax.jit(functools.partial(rollout_branched, batch=EPISODES, siblings=SIBLINGS + OWN))

@@ -8,6 +8,8 @@ Presets, after the colon:
   llama3_8b        the paper's setting, for TPU v5p:2x2x2 or eight large GPUs
   llama3_8b_lora   the same with an adapter, for TPU v5e:4x4
   llama3_70b_lora  an adapter of Llama-3-70B, for TPU v5p:2x2x4
+  selfplay         the paper's setting with GPT-4o as actor and judge, and a strategist on both sides
+  partner          the same against GPT-4o without a strategist, in both orders of speaking
 
 Pass the weights of Llama by `--config.model.path=`. `python -m epo_jax.plan` estimates the memory and time that a
 preset needs on other machines.
@@ -15,12 +17,14 @@ preset needs on other machines.
 
 from epo_jax.defaults import default_config
 
+GPT = 'gpt-4o-2024-08-06@https://api.openai.com/v1'
+
 
 def get_config(preset='quickstart'):
     """Return the configuration of a preset."""
     config = default_config('sotopia')
     presets = {'quickstart': quickstart, 'tiny': tiny, 'llama3_8b': llama3_8b, 'llama3_8b_lora': llama3_8b_lora,
-               'llama3_70b_lora': llama3_70b_lora}
+               'llama3_70b_lora': llama3_70b_lora, 'selfplay': selfplay, 'partner': partner}
     if preset not in presets:
         raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     presets[preset](config)
@@ -83,3 +87,19 @@ def llama3_70b_lora(config):
     """The same with an adapter of Llama-3-70B."""
     llama3_8b_lora(config)
     config.model.path = 'meta-llama/Meta-Llama-3-70B-Instruct'
+
+
+def selfplay(config):
+    """A strategist of 8B parameters advises GPT-4o on both sides; GPT-4o also judges."""
+    llama3_8b(config)
+    for role in (config.actor, config.judge, config.process):
+        role.model = GPT
+    config.remote.prices = ('gpt-4o-2024-08-06=2.5,10',)
+    config.evaluation.conditions = ('none', 'react', 'prompted', 'policy')
+
+
+def partner(config):
+    """The strategist advises one side; the other side is GPT-4o without a strategist."""
+    selfplay(config)
+    config.seats = ('policy', 'none')
+    config.partner.model = GPT

@@ -9,6 +9,7 @@ import sys
 
 COMMANDS = {
     'train': ('epo_jax.main', 'train a strategist, online or from a file, and evaluate it'),
+    'evaluate': ('epo_jax.evaluate', 'compare strategists without training'),
     'label': ('epo_jax.label', 'have a judge name the critical turns of conversations'),
     'prepare': ('epo_jax.prepare', 'turn labeled conversations into training data'),
     'episodes': ('epo_jax.data.episodes', 'turn the episodes of a run into conversations'),

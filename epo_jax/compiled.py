@@ -22,7 +22,7 @@ from epo_jax.iteration import Experiment, IterationResult, MatchResult, mean_met
 from epo_jax.models.decoder import Decoder
 from epo_jax.models.layout import sampling_params
 from epo_jax.rewards.judge import Judge
-from epo_jax.rewards.process import Verdict, assess
+from epo_jax.rewards.process import Verdict, assess_episodes
 from epo_jax.rewards.prompts import gather_prompts
 from epo_jax.rl.batching import orders, take
 from epo_jax.rl.credit.assign import Credit, CreditRules, assign
@@ -84,7 +84,7 @@ class ProgramResult:
 def iteration_program(
         config: ProgramConfig, train: TrainState, tables: Sequence[Table], queues: Sequence[Any],
         keys: Sequence[jax.Array], numbers: Sequence[Int[jax.Array, ' E']], judge: Optional[Judge],
-        order: Int[jax.Array, 'steps B'], base: Any = None, reference: Any = None,
+        process_judge: Optional[Judge], order: Int[jax.Array, 'steps B'], base: Any = None, reference: Any = None,
         memory: Any = ()) -> tuple[TrainState, ProgramResult]:
     """Run one iteration.
 
@@ -95,7 +95,8 @@ def iteration_program(
       queues: the encoded scenarios of every match.
       keys: key[E] of every match.
       numbers: numbers of the episodes of every match within the iteration.
-      judge: the judge; None where it is not asked.
+      judge: the judge of outcomes; None where it is not asked.
+      process_judge: the judge of the process; None where it is not asked, or is the judge of outcomes.
       order: rows of every gradient step, see `batching.orders`.
       base: the frozen parameters under an adapter.
       reference: the parameters that a divergence compares with; None where there is none.
@@ -117,9 +118,9 @@ def iteration_program(
         else:
             played = rollout_compiled(table, queue, key, config.slots)
         episodes.append(played)
-        conversations = gather_prompts(
-            judge, table, queue, episodes[-1], config.process, config.rate or config.process == 'potential')
-        verdicts.append(assess(judge, conversations, config.process, config.rate))
+        verdicts.append(assess_episodes(
+            lambda judge, method, read: gather_prompts(judge, table, queue, episodes[-1], method, read),
+            judge, process_judge, config.process, config.rate))
         rows.append(trajectories(table, episodes[-1], number, config.group))
         trained.append(verdicts[-1][trained_rows(table, len(number))])
     join = lambda *xs: jnp.concatenate(xs)
@@ -170,15 +171,17 @@ def run_program(exp: Experiment, train: TrainState, memory: Any, matches: Sequen
         exp.learner, exp.roles.strategist_agent.model, exp.roles.strategist.dtype, config.rollout.batch,
         config.rollout.group, config.reward.process, config.reward.outcome == 'judge', exp.credit_rules)
     count = sum(len(number) * len(trained_seats(table)) for number, table in zip(numbers, tables, strict=True))
-    asked = program.rate or program.process != 'none'
+    judge = exp.roles.judge if program.rate or program.process != 'none' else None
+    other = exp.roles.process_judge is not exp.roles.judge and program.process != 'none'
+    process_judge = exp.roles.process_judge if other else None
     with exp.watch('program'), exp.progress.phase('iteration', unit='episodes') as phase:
         queues, on_device, order = jax.device_put((
             tuple(encode(table, part) for table, part in zip(tables, parts, strict=True)), tuple(numbers),
             orders(count, config.learner.batch, config.learner.epochs, (seed, iteration))))
         keys = tuple(episode_keys(seed, iteration, number) for number in numbers)
         train, result = iteration_program(
-            program, train, tables, queues, keys, on_device, exp.roles.judge if asked else None, order, exp.base,
-            exp.reference, memory)
+            program, train, tables, queues, keys, on_device, judge, process_judge, order, exp.base, exp.reference,
+            memory)
         memory, result = result.memory, jax.tree.map(np.asarray, fetch(result))
         phase.advance(sum(map(len, numbers)))
 

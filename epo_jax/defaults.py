@@ -1,9 +1,11 @@
 """Every key of a configuration with its default and meaning, and the combinations that are impossible."""
 
-from typing import Any
+from typing import Any, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
+from epo_jax.agents.address import parse_address
+from epo_jax.agents.remote_options import REMOTE_KEYS, remote_options
 from epo_jax.config import (
     COUNT,
     DEVICES,
@@ -17,6 +19,7 @@ from epo_jax.config import (
     value_problems,
 )
 from epo_jax.envs.base import Domain, load_domain
+from epo_jax.model_names import names_model
 from epo_jax.models.base import REMAT
 from epo_jax.models.lora import TARGETS
 from epo_jax.rewards.outcome import load_outcome
@@ -25,9 +28,11 @@ from epo_jax.rl import objective
 from epo_jax.rl.credit import assign, rewards
 from epo_jax.rl.learner import learner_keys
 from epo_jax.rl.selfplay import KINDS as STRATEGISTS
+from epo_jax.runtime.errors import InputError
 
 # A resumed run may change these.
-MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh')
+MAY_DIFFER = ('iterations', 'checkpoint', 'evaluation', 'mesh', *(
+    f'remote.{name}' for name in REMOTE_KEYS if name not in ('body', 'reasoning_tokens', 'structured')))
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 
@@ -65,15 +70,18 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
       environment: its name.
     """
     other_model = {
-        'model': Key('', "a model as in model.path; '' takes the strategist's model before training"),
+        'model': Key('', "a model as in model.path, or NAME@URL for an OpenAI-compatible endpoint; '' takes the "
+                         "strategist's model before training"),
         'chat_template': Key('', "see model.chat_template; '' takes the tokenizer's own")}
+    judge_model = other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens', POSITIVE)}
     return {
         'seed': Key(0, 'seed of all random numbers', SEEDS),
         'iterations': Key(5, 'number of self-play iterations', POSITIVE),
         'scenarios': Key('', "path of the environment's data; '' takes the set that comes with the package"),
         'seats': Key(('policy',) * domain.seats,
                      'strategist of every seat: policy (in training), snapshot (the last snapshot of the policy), pool '
-                     '(a random one), prompted (the model before training), or none', STRATEGISTS),
+                     '(a random one), prompted (the model before training), none, or another model as in '
+                     'actor.model'),
         'pool_size': Key(4, 'number of snapshots to keep', COUNT),
         'pool_every': Key(1, 'number of iterations from one snapshot to the next', POSITIVE),
         'mesh': Key((-1, 1, 1), 'number of devices along the mesh axes data, fsdp and tensor; -1 uses the remaining '
@@ -93,7 +101,14 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
                                        'min_tokens': Key(1, 'shortest strategy, in tokens', COUNT)},
         'actor': other_model | SAMPLING_KEYS | {
             'choose_action': Key(False, 'whether to sample the kind of action first and then its text')},
-        'judge': other_model | {'capacity': Key(4096, 'longest conversation with its question, in tokens', POSITIVE)},
+        'partner': {
+            'model': Key('', "the actor of the seats that are not trained or tested, a model as in actor.model, with "
+                             "the actor's sampling; '' takes the actor"),
+            'chat_template': other_model['chat_template']},
+        'judge': judge_model,
+        'process': judge_model | {
+            'model': Key('', "the judge of the process reward, a model as in actor.model; '' takes the judge")},
+        'remote': REMOTE_KEYS,
         'rollout': {
             'episodes': Key(16, 'number of episodes per iteration', POSITIVE),
             'group': Key(1, 'number of episodes of the same scenario', POSITIVE),
@@ -101,6 +116,9 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'view_tokens': Key(1024, 'longest observation between two turns of a seat, openings included, in tokens',
                                POSITIVE),
             'chunk': Key(64, 'number of tokens of a conversation that are prefilled at once', POSITIVE),
+            'parts': Key(0, 'number of parts of a batch that are played at the same time, so that local models work on '
+                            'one part while another waits for endpoints; 0 takes 2 with agents outside of the device, '
+                            'else 1', COUNT),
             'compiled': Key(False, 'whether an iteration is one compiled program; needs all agents, the judge and the '
                                    'environment on the device'),
             'record_every': Key(1, 'write the episodes of every n-th iteration; those of the last one are always '
@@ -126,16 +144,44 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'epochs': Key(1, "number of passes over an iteration's conversations", POSITIVE),
             'length_bucket': Key(256, 'batches are cut to a multiple of this many tokens', POSITIVE)},
         'evaluation': {
-            'episodes': Key(16, 'number of held-out scenarios; 0 skips the evaluation', COUNT),
-            'conditions': Key(('none', 'prompted', 'policy'), 'strategists to compare, each with the first',
-                              ('none', 'prompted', 'policy', 'pool')),
-            'partner': Key('self', 'strategist of the other seats: self (the same), none, or pool (each of its '
-                                   'snapshots)', ('self', 'none', 'pool')),
+            'episodes': Key(16, 'number of held-out scenarios, at most; 0 skips the evaluation', COUNT),
+            'set': Key('all', 'which held-out scenarios: all, hard, or a file with an id in every line'),
+            'conditions': Key(('none', 'prompted', 'policy'),
+                              'strategists to compare, each with the first: none, prompted, policy, pool, react (none, '
+                              'but the actor reasons before it acts), or another model as in actor.model'),
+            'partner': Key('', 'strategist of the other seats: self (the same), none, prompted, pool (each of its '
+                               "snapshots), or another model; '' takes none where partner.model is set, else self"),
+            'repetitions': Key(1, 'number of times that every scenario is played', POSITIVE),
+            'every': Key(0, "number of iterations from one evaluation of the condition 'policy' during training to the "
+                            'next; 0 evaluates at the end only', COUNT),
             'bootstrap': Key(2000, 'number of bootstrap samples for the intervals', POSITIVE)},
         'checkpoint': {
             'every': Key(1, 'number of iterations from one checkpoint to the next', POSITIVE),
             'keep': Key(2, 'number of checkpoints to keep', POSITIVE)},
     }
+
+
+def _remote_problems(c: ConfigDict, domain: Domain) -> Iterator[str]:
+    """Yield what is wrong with the remote models of a configuration."""
+    remote = {}
+    for role in ('model.path', 'actor.model', 'partner.model', 'judge.model', 'process.model'):
+        group, key = role.split('.')
+        try:
+            remote[role] = parse_address(c[group][key])
+        except ValueError as error:
+            yield f'{role}: {error}'
+    if remote.get('model.path'):
+        yield 'model.path: the strategist that is trained must be a local model, not an endpoint'
+    if c.rollout.compiled and any(remote.values()):
+        yield 'rollout.compiled needs all models on the device; set it to False, or name local models'
+    process = 'process.model' if c.process.model else 'judge.model'
+    if remote.get(process) and c.reward.process in ('potential', 'graded'):
+        yield (f"reward.process={c.reward.process!r} reads probabilities of a local model, and {process} is an endpoint; set "
+               "reward.process='critical', or process.model to a local model")
+    if c.actor.choose_action and (remote.get('actor.model') or remote.get('partner.model')):
+        yield 'actor.choose_action samples from a local model; set it to False for an endpoint'
+    if c.partner.model and domain.seats == 1:
+        yield f'partner.model: {c.environment.name} has a single seat, so nobody plays the partner'
 
 
 def default_config(environment: str = 'sotopia') -> ConfigDict:
@@ -170,6 +216,19 @@ def validate(config: ConfigDict) -> None:
         if not holds:
             wrong.append(message)
 
+    def names(key: str, values: Sequence[str], words: Sequence[str]):
+        for value in values:
+            try:
+                known = value in words or names_model(value)
+            except ValueError as error:
+                wrong.append(f'{key}: {error}')
+                continue
+            require(known, f'{key} must be {", ".join(map(repr, words))} or a model, not {value!r}')
+
+    names('seats', c.seats, [kind for kind in STRATEGISTS if kind != 'react'])
+    names('evaluation.conditions', c.evaluation.conditions, ('none', 'prompted', 'policy', 'pool', 'react'))
+    names('evaluation.partner', [c.evaluation.partner], ('', 'self', 'none', 'prompted', 'pool'))
+    wrong += _remote_problems(c, domain)
     require(len(c.seats) == domain.seats,
             f'seats must name {domain.seats} strategist(s), one per seat, not {len(c.seats)}')
     require('policy' in c.seats, "one of the seats must be 'policy', or nothing is trained")
@@ -217,5 +276,9 @@ def validate(config: ConfigDict) -> None:
     require(c.lora.targets, f'lora.targets must be some of {TARGETS}')
     require(c.evaluation.episodes == 0 or c.evaluation.conditions,
             'evaluation.conditions are needed where evaluation.episodes > 0')
+    try:
+        remote_options(c.remote)
+    except InputError as error:
+        require(str(error) in wrong, str(error))
     if wrong:
         raise ConfigError('\n'.join(wrong))

@@ -4,27 +4,29 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
-from typing import Any, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from epo_jax import evaluate, records
+from epo_jax import evaluation, records
+from epo_jax.agents.remote import Remote, remote_options
 from epo_jax.compiled import run_program
 from epo_jax.config import has_results
 from epo_jax.defaults import MAY_DIFFER, validate
-from epo_jax.envs.base import check_environment, load_domain
+from epo_jax.envs.base import Domain, check_environment, load_domain
 from epo_jax.iteration import Experiment, IterationResult, check_trained, iteration_metrics
 from epo_jax.models.layout import stack
 from epo_jax.rl import objective, selfplay
 from epo_jax.rl.learner import Learner, TrainState, from_config
 from epo_jax.rl.selfplay import RunState, empty_memory, pool_size, uses_pool
-from epo_jax.roles import Roles, adapter, build_roles, pin_models, with_adapter_shape
+from epo_jax.roles import Roles, adapter, addresses, build_roles, pin_models, with_adapter_shape
 from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import InputError
@@ -34,6 +36,7 @@ from epo_jax.runtime.parallel import check_rows, make_mesh, named_sharding, para
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.stopping import StopSignals
 from epo_jax.runtime.timing import CompileCounter, Stopwatch
+from epo_jax.scores import Row
 from epo_jax.workdir import own_workdir, stop_if_requested
 
 
@@ -65,7 +68,7 @@ def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
             IterationResult(results, rows, verdict, credit, metrics))
 
 
-def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
+def run(config: ConfigDict, workdir: str) -> list[Row]:
     """Train and evaluate; resume from the last checkpoint in the workdir, if there is one.
 
     Returns:
@@ -74,6 +77,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     Raises:
       Stopped: SIGTERM or SIGINT arrived before the run was finished; the same call continues it.
       ConfigError, ProfileError, WeightsError, ...: the input is bad; nothing has been trained.
+      NoAccess, BudgetSpent, ReplayMiss: an endpoint cannot be used any further.
       TrainingError: a loss or gradient is not finite, or an iteration trains nothing.
     """
     validate(config)
@@ -81,6 +85,7 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     domain = load_domain(config.environment.name)
     check_environment(domain, config.environment)
     train, held_out = splits(domain.scenarios(config.scenarios, config.environment), config.evaluation.episodes > 0)
+    tested = evaluation.select(held_out, config, domain) if config.evaluation.episodes else []
     mesh = make_mesh(config.mesh)
     check_rows(mesh, {'rollout.batch': config.rollout.batch, 'learner.micro_batch': config.learner.micro_batch})
     workdir = pathlib.Path(workdir).absolute()
@@ -88,23 +93,15 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
     with (Progress(config.iterations) as progress, CompileCounter() as compilations,
           own_workdir(workdir, config, MAY_DIFFER if begun else tuple(config)) as save_config,
           contextlib.ExitStack() as stack):
-        # Models and learner
-        watch = Stopwatch()
-        with watch('load'):
-            roles = build_roles(config, mesh, domain)
+        exp = build_experiment(config, mesh, domain, stack.enter_context(open_remote(config, workdir)), progress)
         save_config()  # the inputs can be used
         signals = stack.enter_context(StopSignals(progress.line, 'this iteration'))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every))
         stop = functools.partial(stop_if_requested, signals, checkpoints)
-        progress.line(f'strategist: {roles.strategist.config.num_params:,} parameters on {mesh.size} '
-                      f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
-        for warning in roles.capacity_warnings(config):
-            progress.line(warning)
-        exp = Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
-                         param_shardings(roles.strategist.sampler(), mesh))
 
         # State: new, or restored from the last checkpoint
+        roles = exp.roles
         fresh = jax.jit(functools.partial(initial_state, exp.learner, mesh, config.seed))
 
         memory = replicated(empty_memory(config), mesh)
@@ -132,10 +129,14 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
                 state, result = run_iteration(exp, state, chosen, iteration)
                 saved = write_episodes(exp, result, iteration, workdir)
                 check_trained(result, saved, iteration, config.reward.outcome == 'judge')
-                metrics = iteration_metrics(result, saved) | watch.metrics() | {
+                last, stopping = iteration + 1 == config.iterations, hosts.any_process(signals.requested)
+                evaluated = {}
+                due = config.evaluation.every and (iteration + 1) % config.evaluation.every == 0
+                if due and not last and not stopping:
+                    evaluated = evaluate_policy(exp, state, tested, workdir, iteration + 1)
+                metrics = iteration_metrics(result, saved) | evaluated | exp.request_metrics() | exp.watch.metrics() | {
                     'time/compilations': compilations.count, 'time/compile': compilations.seconds}
                 writer.write(iteration + 1, metrics)
-                last, stopping = iteration + 1 == config.iterations, hosts.any_process(signals.requested)
                 checkpoints.save(iteration + 1, state, {}, force=last or stopping)
                 progress.line(summary(iteration + 1, metrics))
                 if stopping and not last:
@@ -143,11 +144,62 @@ def run(config: ConfigDict, workdir: str) -> list[evaluate.Row]:
         checkpoints.wait()
 
         # Evaluation
-        if not config.evaluation.episodes:
+        if not tested:
             return []
-        rows = evaluate.run_evaluation(exp, state, held_out, workdir, stop)
+        result = evaluation.run_evaluation(
+            exp, exp.sampling_params(state.train.params), state.snapshots, tested, workdir, 'evaluation',
+            f'iteration {config.iterations}', config.evaluation.conditions, stop)
+        evaluation.print_result(exp, result, tested)
+        exp.print_requests()
         progress.line(f'episodes: {workdir / "episodes"}')
-        return rows
+        return list(result.rows)
+
+
+@contextlib.contextmanager
+def open_remote(config: ConfigDict, workdir: pathlib.Path) -> Iterator[Optional[Remote]]:
+    """Yield the client of the endpoints that a configuration names; None if it names none.
+
+    The answers are kept in the folder `remote.cache`, by default the one named answers in the workdir.
+    """
+    named = addresses(config)
+    if not named:
+        yield None
+        return
+    options = remote_options(config.remote)
+    options = dataclasses.replace(options, cache=options.cache or str(workdir / 'answers'))
+    with Remote(options, process=jax.process_index(), processes=jax.process_count()) as remote:
+        for address in named:
+            remote.check(address)
+        yield remote
+
+
+def build_experiment(config: ConfigDict, mesh: Mesh, domain: Domain, remote: Optional[Remote],
+                     progress: Progress) -> Experiment:
+    """Load the models and build the parts of a run.
+
+    Raises:
+      InputError: a model cannot be used.
+    """
+    watch = Stopwatch()
+    with watch('load'):
+        roles = build_roles(config, mesh, domain, remote)
+    progress.line(f'strategist: {roles.strategist.config.num_params:,} parameters on {mesh.size} '
+                  f'{jax.default_backend()} device(s), {roles.strategist.dtype}')
+    for warning in roles.warnings:
+        progress.line(warning)
+    return Experiment(config, domain, roles, make_learner(config, roles), progress, watch,
+                      param_shardings(roles.strategist.sampler(), mesh), remote)
+
+
+def evaluate_policy(exp: Experiment, state: RunState, scenarios: Sequence[Any], workdir: pathlib.Path,
+                    step: int) -> dict[str, float]:
+    """Evaluate the policy during training; return the metrics. Its episodes go into episodes/evaluation_STEP.jsonl."""
+    result = evaluation.run_evaluation(
+        exp, exp.sampling_params(state.train.params), state.snapshots, scenarios, workdir, f'evaluation_{step:05d}',
+        f'iteration {step}', ('policy',))
+    row = result.rows[0]
+    return {'evaluation/outcome': row.mean / 10, 'evaluation/missing': row.missing} | {
+        f'evaluation/{name}': rows[0].mean for name, rows in result.dimensions.items()}
 
 
 def splits(scenarios: Sequence[Any], evaluate: bool) -> tuple[list[Any], list[Any]]:

@@ -14,13 +14,16 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from epo_jax import records
-from epo_jax.agents.base import Player, Seat
+from epo_jax.agents.base import Player, Reasoning, Seat
+from epo_jax.agents.remote import Remote
 from epo_jax.envs.base import Domain, Environment, EpisodeText
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.layout import sampling_params
+from epo_jax.overlap import play
 from epo_jax.rewards.outcome import load_outcome, with_outcome
-from epo_jax.rewards.process import Verdict, assess
+from epo_jax.rewards.process import Readings, Verdict, assess_episodes
 from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
+from epo_jax.rewards.remote_judge import RemoteJudge, to_readings
 from epo_jax.rl import selfplay
 from epo_jax.rl.batching import batches
 from epo_jax.rl.credit import assign
@@ -30,11 +33,18 @@ from epo_jax.rl.observe import observe
 from epo_jax.rl.selfplay import Match, RunState
 from epo_jax.rl.trajectory import Trajectory, trained_rows, trajectories
 from epo_jax.roles import Roles
-from epo_jax.rollout import Episodes, Table, encode, episode_keys, max_seat_turns, rollout_on_host
+from epo_jax.rollout import Episodes, Table, episode_keys, max_seat_turns
 from epo_jax.runtime.errors import InputError, TrainingError
 from epo_jax.runtime.hosts import fetch
 from epo_jax.runtime.progress import Progress
 from epo_jax.runtime.timing import Stopwatch
+from epo_jax.text import tokenizer as text
+from epo_jax.text.messages import conversation
+
+# What asks an actor to reason before it acts, and what surrounds its reasoning where it acts.
+REASONING = (
+    '\nBefore you act, think: in one or two sentences, write what matters now and what to do next. Do not act yet.',
+    '\nYou thought: ', '\nNow act.\n')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +123,7 @@ class Experiment:
       config, domain, roles, learner: the parts of the run.
       progress, watch: report progress and measure time.
       shardings: shardings of the parameters that are sampled with.
+      remote: the client of the endpoints; None where all models are local.
     """
 
     config: ConfigDict
@@ -122,6 +133,8 @@ class Experiment:
     progress: Progress
     watch: Stopwatch
     shardings: Any
+    remote: Optional[Remote] = None
+    _counted: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def base(self) -> Any:
@@ -157,15 +170,29 @@ class Experiment:
         policy = None if config.rollout.compiled else self.sampling_params(state.train.params)
         return [
             (match, self.table(tuple(
-                self.seat(kind, policy, state.snapshots, iteration) for kind in match.kinds), config.rollout.group))
+                self.seat(kind, kind == 'policy', policy, state.snapshots, iteration) for kind in match.kinds),
+                config.rollout.group))
             for match in selfplay.matches(config.seats, config.rollout.episodes, config.rollout.group)]
 
-    def seat(self, kind: str, policy: Any, snapshots: Sequence[Any], iteration: int) -> Seat:
-        """Return a seat with a strategist of a kind (see `selfplay.KINDS`); `policy` are the parameters in training."""
+    def seat(self, kind: str, ours: bool, policy: Any, snapshots: Sequence[Any], iteration: int) -> Seat:
+        """Return a seat.
+
+        Args:
+          kind: its strategist, see `selfplay.KINDS`.
+          ours: whether the seat is trained or tested, so that the actor plays it; the partner plays the others.
+          policy: the parameters in training, for the kind 'policy'.
+          snapshots: earlier parameters, for the kinds 'snapshot' and 'pool'.
+          iteration: its number, from which 'pool' draws.
+        """
         roles = self.roles
-        actor = Player(roles.actor_agent, roles.actor.params, roles.actor.tokenizer)
+        actor = roles.actor if ours else roles.partner
         if kind == 'none':
             return Seat(actor)
+        if kind == 'react':
+            encode = lambda part: tuple(text.encode(actor.tokenizer, part))
+            return Seat(actor, roles.reasoner, reasoning=Reasoning(*map(encode, REASONING)))
+        if kind not in selfplay.KINDS:
+            return Seat(actor, roles.advisors[kind])
         if kind == 'policy':
             params = policy
         elif kind == 'prompted' or not snapshots:  # the first snapshot is the model before training
@@ -195,23 +222,86 @@ class Experiment:
         keys = episode_keys(self.config.seed, iteration, np.array(match.episodes))
         count = lambda tokens: 0 if tokens is None else int(np.sum(np.asarray(tokens.length)))
         with self.watch('rollout'), self.progress.phase('rollout', unit='turns') as phase:
-            episodes, reasons = rollout_on_host(
-                table, encode(table, scenarios), keys, self.config.rollout.batch,
+            episodes, reasons = play(
+                table, scenarios, keys, self.config.rollout.batch, self._parts(table),
                 on_turn=lambda turn: phase.advance(
                     int(np.sum(turn.live)), count(turn.strategy) + count(turn.message)))
         return MatchResult(table, match, scenarios, episodes, reasons)
 
-    def judge(self, result: MatchResult, process: str) -> MatchResult:
-        """Add the verdict on every episode and seat; `process` is the method of the process reward."""
-        outcome, judge = self.config.reward.outcome, self.roles.judge
+    def _parts(self, table: Table) -> int:
+        """Return in how many parts a rollout is played; several processes must run the same programs in one order."""
+        if jax.process_count() > 1:
+            return 1
+        if self.config.rollout.parts:
+            return self.config.rollout.parts
+        return 1 if all(player.agent.on_device for player in table.players) else 2
+
+    def judge(self, result: MatchResult, process: str, every: bool = False) -> MatchResult:
+        """Add the verdict on every episode and seat.
+
+        Args:
+          result: what was played.
+          process: the method of the process reward.
+          every: whether a remote judge also rates seats that the environment has rewarded, for its other dimensions.
+        """
+        roles, outcome = self.roles, self.config.reward.outcome
+        turns = max_seat_turns(result.table.env)
         with self.watch('judge'), self.progress.phase('judge', unit='turns'):
-            prompts = judge_prompts(result.table, result.episodes, result.texts())
+            texts = result.texts()
+            prompts = judge_prompts(result.table, result.episodes, texts)
             if outcome not in ('judge', 'environment'):
                 prompts = with_outcome(prompts, load_outcome(outcome))
             rate = outcome == 'judge' and any(prompt.reward is None for prompt in prompts)
-            conversations = encode_prompts(
-                judge, prompts, max_seat_turns(result.table.env), process, read=rate or process == 'potential')
-            return dataclasses.replace(result, verdict=assess(judge, conversations, process, rate))
+            given = Readings()
+            if isinstance(roles.judge, RemoteJudge) and outcome == 'judge':
+                wanted = np.array([prompt.complete and (every or prompt.reward is None) for prompt in prompts])
+                ratings = roles.judge.rate(texts, wanted.reshape(-1, len(texts)).any(axis=0).tolist())
+                given = to_readings(ratings, self.domain.rubric)
+            if isinstance(roles.process_judge, RemoteJudge) and process == 'critical':
+                conversations = self._conversations(result)
+                given = dataclasses.replace(given, critical=lambda outcomes: roles.process_judge.critical(
+                    conversations, outcomes, self.config.environment.name, turns))
+            local = lambda judge: None if isinstance(judge, RemoteJudge) else judge
+            process_judge = None if roles.process_judge is roles.judge else local(roles.process_judge)
+            verdict = assess_episodes(
+                lambda judge, method, read: encode_prompts(judge, prompts, turns, method, read),
+                local(roles.judge), process_judge, process, rate, given)
+            return dataclasses.replace(result, verdict=verdict)
+
+    def _conversations(self, result: MatchResult) -> list[Sequence[str]]:
+        """Return the conversations of the trained strategists as texts, seat-major; () for every other seat."""
+        language, talks = self.roles.strategist, []
+        for rows in result.episodes.conversations:
+            for e in range(len(result.scenarios)):
+                talks.append(() if rows is None else conversation(
+                    rows.ids[e, :rows.length[e]].tolist(), rows.turn[e, :rows.length[e]].tolist(), language.tokenizer,
+                    language.chat))
+        return talks
+
+    def request_metrics(self) -> dict[str, float]:
+        """Return what endpoints were asked since the last call, by role, and what the answers cost."""
+        metrics: dict[str, float] = {}
+        for judge in {id(judge): judge for judge in (self.roles.judge, self.roles.process_judge)}.values():
+            metrics |= judge.take_metrics() if isinstance(judge, RemoteJudge) else {}
+        usage = {} if self.remote is None else {
+            role: {name: value for name, value in dataclasses.asdict(used).items() if name != 'losses'}
+            for role, used in self.remote.usage().items()}
+        for role, used in usage.items():
+            before = self._counted.get(role, {})
+            metrics |= {f'requests/{role}/{name}': value - before.get(name, 0) for name, value in used.items()}
+        self._counted = usage
+        return metrics
+
+    def print_requests(self) -> None:
+        """Print what was asked of endpoints since the run was started."""
+        usage = {} if self.remote is None else self.remote.usage()
+        if usage:
+            names = [field.name for field in dataclasses.fields(next(iter(usage.values()))) if field.name != 'losses']
+            self.progress.table('Requests to endpoints', ['role', *(name.replace('_', ' ') for name in names)], [
+                [role, *(getattr(used, name) for name in names)] for role, used in sorted(usage.items())])
+        for role, used in sorted(usage.items()):
+            for reason, count in used.losses.most_common(5):
+                self.progress.line(f'{role}: {count} without an answer: {reason}')
 
     def trained(self, results: Sequence[MatchResult]) -> tuple[Trajectory, Verdict]:
         """Return the trained conversations of all matches, and the verdict on them."""

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from epo_jax import testing
+from epo_jax.agents.address import parse_address
 from epo_jax.envs.base import Domain
 from epo_jax.models import hub, weights
 from epo_jax.models.config import ModelConfig
@@ -173,7 +174,8 @@ def pinned(path: str) -> str:
 
 def _hub_name(path: str) -> Optional[hub.HubName]:
     """Return the parts of the name of a repository; None for a path that exists and for other names."""
-    return None if pathlib.Path(path).exists() else hub.parse(path)
+    return None if parse_address(path) or pathlib.Path(path).exists() else hub.parse(path)
+
 
 
 def capacity_warnings(capacities: Mapping[str, tuple[int, ModelConfig]]) -> list[str]:

@@ -24,14 +24,18 @@ from ml_collections import config_flags
 from epo_jax import presets
 from epo_jax.runtime import command
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file or name, and :PRESET.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; a run that it already contains is resumed.')
-_LIST = flags.DEFINE_enum('list', None, ('credit', 'loss'), 'Print the methods of a kind, each with its source.')
-_HOSTS = flags.DEFINE_string('hosts', '', "The processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
+CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file or name, and :PRESET.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; a run that it already contains is resumed.')
+LIST = flags.DEFINE_enum('list', None, ('credit', 'loss'), 'Print the methods of a kind, each with its source.')
+HOSTS = flags.DEFINE_string('hosts', '', "The processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+def parse_flags(argv: Sequence[str], required: Sequence[str] = ('config', 'workdir')) -> list[str]:
     """Parse the command line, with packaged configurations by name and errors in one line.
+
+    Args:
+      argv: the command line.
+      required: the flags that must be given.
 
     Returns:
       The arguments that are not flags.
@@ -39,7 +43,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before a configuration file imports JAX
     argv = list(argv)
     if not any(arg.lstrip('-').startswith(('help', 'list')) for arg in argv[1:]):
-        for name in ('config', 'workdir'):  # before the configuration file is run, which takes seconds
+        for name in required:  # before the configuration file is run, which takes seconds
             if not any(arg.lstrip('-').partition('=')[0] == name for arg in argv[1:]):
                 command.fail(f'error: the flag --{name} is missing')
     try:
@@ -76,23 +80,26 @@ def methods(kind: str) -> str:
     return '\n'.join(f'{name:{width}}  {line}\n{"":{width}}  {source}' for name, line, source in found)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the configuration of the command line."""
+def start(argv: Sequence[str]) -> None:
+    """Prepare the process after the flags were parsed: no other arguments, quiet logs, a compilation cache, hosts."""
     if len(argv) > 1:
         command.fail(f'error: unexpected arguments: {" ".join(argv[1:])}')
-    if _LIST.value:
-        print(methods(_LIST.value))
-        return
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.FATAL)  # Orbax reports every file, and every error before it raises it
-    from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
     from epo_jax.runtime import hosts, timing
 
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
     timing.enable_compilation_cache(cache / 'epo_jax')
-    hosts.start(_HOSTS.value)
-    training = offline if 'data' in _CONFIG.value else experiment
-    training.run(_CONFIG.value, _WORKDIR.value)
+    hosts.start(HOSTS.value)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the configuration of the command line."""
+    start(argv)
+    from epo_jax import experiment, offline  # after the flags, so that --help does not wait for JAX
+
+    training = offline if 'data' in CONFIG.value else experiment
+    training.run(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == '__main__':

@@ -146,7 +146,8 @@ def run(config: ConfigDict, workdir: str) -> TrainState:
             abstract_state = learner.abstract_state()
             restored = checkpoints.resume(lambda _: abstract_state, progress.line)
             start, state, extra = restored or (0, initial_state(), extra)
-            progress.line(f'resumed from step {start} of {total}')
+            progress.line(f'resumed from step {start} of {total}' if restored else
+                          'the workdir holds no checkpoint yet: starting from the beginning')
         stop_if_requested(signals, checkpoints)
 
         # Steps

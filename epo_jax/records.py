@@ -10,6 +10,7 @@ from epo_jax.rl.credit.assign import Credit
 from epo_jax.rl.selfplay import Match
 from epo_jax.rl.trajectory import Trajectory
 from epo_jax.rollout import OBSERVATION, Episodes
+from epo_jax.runtime.secrets import redact
 
 
 def episode_records(match: Match, episodes: Episodes, texts: Sequence[EpisodeText], reasons: Mapping[int, str],
@@ -29,7 +30,7 @@ def episode_records(match: Match, episodes: Episodes, texts: Sequence[EpisodeTex
         rows = [s * len(texts) + e for s in range(len(match.kinds))]
         spoken = [iter(strategies[s][e]) for s in range(len(match.kinds))]
         seats = [{
-            **about, 'strategist': kind,
+            **about, 'strategist': redact(kind),
             'outcome': float(verdict.outcome[row]) if verdict.outcome_valid[row] else None,
             'judge': notes[row]} for about, kind, row in zip(text.facts['seats'], match.kinds, rows, strict=True)]
         records.append({

@@ -1,14 +1,17 @@
-"""Build the models of a run from its configuration: strategist, actor and judge."""
+"""Build the players and judges of a run from its configuration. Every role takes a local or a remote model."""
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from epo_jax.agents.base import Agent
+from epo_jax.agents.address import Address, parse_address
+from epo_jax.agents.base import Player
+from epo_jax.agents.host import HostAgent, Replies
 from epo_jax.agents.local import LocalAgent
+from epo_jax.agents.remote import Remote, Request
 from epo_jax.agents.scripted import Echo
 from epo_jax.envs.base import Domain
 from epo_jax.language import Language, activation_dtype, capacity_warnings, find_model, load_language, pinned
@@ -16,85 +19,201 @@ from epo_jax.models import hub, peft
 from epo_jax.models.lora import LoRA
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.rewards.judge import Judge
+from epo_jax.rewards.remote_judge import RemoteJudge
+from epo_jax.rl.selfplay import KINDS
 from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.hostcalls import Failure
 from epo_jax.runtime.parallel import param_shardings
 from epo_jax.text import tokenizer as text
+
+# A reply of an endpoint may take this many tokens of the local tokenizer for every token of its own.
+TOKENS_PER_TOKEN = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """The models of a run. Roles that use the same model share its weights.
+    """The players and judges of a run. Roles that use the same local model share its weights.
 
     Attributes:
-      strategist, actor: the language models.
-      strategist_agent, actor_agent: how they take part in an episode.
-      judge: the judge.
+      strategist: the model that is trained.
+      strategist_agent: how it takes part in an episode.
+      actor: who acts beside the strategist that is trained or tested.
+      partner: who acts in the other seats.
+      advisors: the other models that play as strategists, by the name that the configuration gives them.
+      reasoner: a second conversation of the actor's model, for its own reasoning; None where no seat needs it.
+      judge: rates outcomes; None where nothing is judged.
+      process_judge: gives process rewards; the same object as `judge` where both are the same model.
       adapter: the adapter from which training starts; None for a new one, or where the whole model is trained.
+      warnings: one line for every role whose conversations may get longer than its model supports.
     """
 
     strategist: Language
     strategist_agent: LocalAgent
-    actor: Language
-    actor_agent: Agent
-    judge: Judge
+    actor: Player
+    partner: Player
+    advisors: Mapping[str, Player]
+    reasoner: Optional[Player]
+    judge: Judge | RemoteJudge
+    process_judge: Judge | RemoteJudge
     adapter: Any = None
-
-    def capacity_warnings(self, config: ConfigDict) -> list[str]:
-        """Return one line for every role whose conversations may get longer than its model supports."""
-        actor = {} if self.actor.params is None else {
-            'actor.capacity': (config.actor.capacity, self.actor.config)}
-        return capacity_warnings({'strategist.capacity': (config.strategist.capacity, self.strategist.config), **actor,
-                                  'judge.capacity': (config.judge.capacity, self.judge.model.config)})
+    warnings: Sequence[str] = ()
 
 
-def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain) -> Roles:
-    """Load every model that the configuration names, each once.
+@dataclasses.dataclass
+class _Builder:
+    """Loads every model once, under its name and chat template."""
+
+    config: ConfigDict
+    mesh: Mesh
+    domain: Domain
+    remote: Optional[Remote]
+    languages: dict[tuple[str, str], Language] = dataclasses.field(default_factory=dict)
+    capacities: dict[str, tuple[int, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def strategist(self) -> Language:
+        return self.languages[self.config.model.path, self.config.model.chat_template]
+
+    def load(self, path: str, template: str, stacked: bool = False) -> Language:
+        """Return the model of a name; '' is the model of the strategist with its chat template."""
+        model = self.config.model
+        path, template = path or model.path, template or ('' if path else model.chat_template)
+        if (path, template) not in self.languages:
+            self.languages[path, template] = load_language(
+                path, template, activation_dtype(model.dtype), self.mesh, self.domain, stacked
+                ).with_params(seed=self.config.seed)
+        return self.languages[path, template]
+
+    def player(self, role: str, model: str, template: str, settings: ConfigDict, prefixes: Sequence[str] = (),
+               closing: str = '') -> Player:
+        """Return a player.
+
+        Args:
+          role: its role, for costs and messages.
+          model: the name of its model, see `language.load_language`, or NAME@URL.
+          template: its chat template.
+          settings: its group of keys for sampling.
+          prefixes: how its replies may begin, see `LocalAgent.prefixes`.
+          closing: see `TextEnvironment.closing`.
+        """
+        if address := parse_address(model):
+            return remote_player(self.remote, address, role, settings, self.strategist.tokenizer, closing)
+        language = self.load(model, template)
+        self.capacities.setdefault(f'{role}.capacity', (settings.capacity, language.config))
+        return Player(local_agent(language, settings, self.config.rollout.chunk, prefixes, closing), language.params,
+                      language.tokenizer)
+
+    def judge(self, role: str, settings: ConfigDict) -> Judge | RemoteJudge:
+        """Return the judge of a role, 'judge' or 'process'."""
+        if address := parse_address(settings.model):
+            return RemoteJudge(self.remote, address, role, self.domain.rubric)
+        language = self.load(settings.model, settings.chat_template)
+        self.capacities[f'{role}.capacity'] = settings.capacity, language.config
+        return Judge(language.sampler(), language.params, language.tokenizer, language.chat, settings.capacity,
+                     self.domain.seats * self.config.rollout.batch, self.config.rollout.chunk)
+
+
+def build_roles(config: ConfigDict, mesh: Mesh, domain: Domain, remote: Optional[Remote] = None) -> Roles:
+    """Load every local model that the configuration names, each once.
 
     Args:
       config: configuration of the run.
       mesh: over which parameters are sharded.
       domain: the environment.
+      remote: the client of remote models; None if the configuration names none.
 
     Raises:
       InputError: actor.choose_action is set, but the environment has no kinds of action.
       ModelNotFoundError, HubError, WeightsError, TokenizerError, ChatTemplateError: a model cannot be used.
     """
-    dtype = activation_dtype(config.model.dtype)
-    load = lambda path, template, stacked=False: load_language(
-        path, template, dtype, mesh, domain, stacked).with_params(seed=config.seed)
-    strategist = load(config.model.path, config.model.chat_template, config.lora.rank > 0)
-    loaded = {(config.model.path, config.model.chat_template): strategist}
+    build = _Builder(config, mesh, domain, remote)
+    strategist = build.load('', '', config.lora.rank > 0)
+    strategist_player = build.player('strategist', '', '', config.strategist)
+    env = domain.text_environment and domain.text_environment(config.environment)
+    if config.actor.choose_action and not (env and env.prefixes):
+        raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
+    prefixes, closing = env.prefixes if env and config.actor.choose_action else (), env.closing if env else ''
 
-    def language(role):
-        name = (role.model or config.model.path,
-                role.chat_template or ('' if role.model else config.model.chat_template))
-        if name not in loaded:
-            loaded[name] = load(*name)
-        return loaded[name]
+    def actor(role: str, settings: ConfigDict) -> Player:
+        if settings.model == 'echo':
+            return Player(Echo(config.actor.max_tokens), None, strategist.tokenizer)
+        return build.player(role, settings.model, settings.chat_template, config.actor, prefixes, closing)
 
-    judge, chunk = language(config.judge), config.rollout.chunk
-    if config.actor.model == 'echo':
-        actor, actor_agent = dataclasses.replace(strategist, params=None), Echo(config.actor.max_tokens)
-    else:
-        env = domain.text_environment and domain.text_environment(config.environment)
-        actor = language(config.actor)
-        if config.actor.choose_action and not (env and env.prefixes):
-            raise InputError(f'actor.choose_action: {config.environment.name} has no kinds of action to choose from')
-        prefixes = env.prefixes if env and config.actor.choose_action else ()
-        actor_agent = local_agent(actor, config.actor, chunk, prefixes, env.closing if env else '')
+    advisors = {name: build.player('strategist', name, '', config.strategist)
+                for name in strategists(config) if name not in KINDS}
+    reasoner = None
+    if 'react' in strategists(config):
+        settings = config.strategist.copy_and_resolve_references()
+        settings.capacity = config.actor.capacity  # it reads what the actor reads
+        reasoner = build.player('actor', config.actor.model, config.actor.chat_template, settings)
+    player = actor('actor', config.actor)
+    judge = build.judge('judge', config.judge)
     roles = Roles(
-        strategist, local_agent(strategist, config.strategist, chunk), actor, actor_agent,
-        Judge(judge.sampler(), judge.params, judge.tokenizer, judge.chat, config.judge.capacity,
-              domain.seats * config.rollout.batch, chunk),
-        _initial_adapter(config, strategist))
-    if config.reward.outcome == 'judge' or config.reward.process != 'none':
-        roles.judge.check()
-    for model in (strategist, actor, judge) if config.rollout.compiled else ():
+        strategist, strategist_player.agent, player,
+        actor('partner', config.partner) if config.partner.model else player, advisors, reasoner, judge,
+        build.judge('process', config.process) if config.process.model else judge,
+        _initial_adapter(config, strategist), capacity_warnings(build.capacities))
+    asked = [roles.judge] * (config.reward.outcome == 'judge') + [roles.process_judge] * (
+        config.reward.process != 'none')
+    for local in (model for model in asked if isinstance(model, Judge)):
+        local.check()
+    for model in build.languages.values() if config.rollout.compiled else ():
         if (model.chat.user_lead, model.chat.reply_lead) != (text.CONTINUATION, text.CONTINUATION):
             raise InputError(f'rollout.compiled: the chat template of {model.path} puts a space before messages, which '
                              'only a host loop joins to their first token; choose another chat_template, or set '
                              'rollout.compiled=False')
     return roles
+
+
+def strategists(config: ConfigDict) -> tuple[str, ...]:
+    """Return the strategists that a configuration names, in training and in evaluation, each once."""
+    c = config.evaluation
+    evaluated = (*c.conditions, *((c.partner,) if c.partner not in ('', 'self') else ())) if c.episodes else ()
+    return tuple(dict.fromkeys((*config.seats, *evaluated)))
+
+
+def model_names(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield every model that a configuration names, as (key, name); '' stands for another role's model."""
+    yield 'model.path', config.model.path
+    for role in ('actor', 'partner', 'judge', 'process'):
+        yield f'{role}.model', config[role].model
+    for name in strategists(config):
+        if name not in KINDS:
+            yield 'seats' if name in config.seats else 'evaluation.conditions', name
+
+
+def addresses(config: ConfigDict) -> list[Address]:
+    """Return the endpoints that a configuration names."""
+    return [address for _, name in model_names(config) if (address := parse_address(name))]
+
+
+def remote_player(remote: Remote, address: Address, role: str, settings: ConfigDict, tokenizer: Any,
+                  closing: str = '') -> Player:
+    """Return a player whose messages an endpoint writes.
+
+    Args:
+      remote: the client.
+      address: the endpoint and its model.
+      role: its role, for costs.
+      settings: its group of keys for sampling, of which temperature, max_tokens and one_line count.
+      tokenizer: the tokenizer in which its messages are exchanged.
+      closing: see `TextEnvironment.closing`.
+    """
+    agent = HostAgent(remote_replies(remote, address, role, settings.temperature, settings.max_tokens), tokenizer,
+                      TOKENS_PER_TOKEN * settings.max_tokens, settings.one_line, closing)
+    return Player(agent, None, tokenizer)
+
+
+def remote_replies(remote: Remote, address: Address, role: str, temperature: float, max_tokens: int) -> Replies:
+    """Return the replies of an endpoint. A conversation that it does not continue fails, and its episode ends."""
+    def replies(histories, seeds):
+        answers = remote.complete([
+            Request(address, role, tuple(history), temperature, max_tokens, seed)
+            for history, seed in zip(histories, seeds, strict=True)])
+        return [answer if isinstance(answer, Failure) else
+                Failure(f'{address}: {answer.problem}') if answer.text is None else answer.text for answer in answers]
+
+    return replies
 
 
 def local_agent(language: Language, role: ConfigDict, chunk: int, prefixes=(), closing: str = '') -> LocalAgent:
@@ -136,8 +255,13 @@ def pin_models(config: ConfigDict) -> ConfigDict:
       HubError: a repository cannot be read.
     """
     config = config.copy_and_resolve_references()
-    for group, key in ((config.model, 'path'), (config.actor, 'model'), (config.judge, 'model'), (config.lora, 'init')):
+    groups = (config.actor, 'model'), (config.partner, 'model'), (config.judge, 'model'), (config.process, 'model')
+    for group, key in ((config.model, 'path'), (config.lora, 'init'), *groups):
         group[key] = pinned(group[key])
+    pin = lambda names: tuple(name if name in KINDS else pinned(name) for name in names)
+    config.seats, config.evaluation.conditions = pin(config.seats), pin(config.evaluation.conditions)
+    if config.evaluation.partner not in ('', 'self'):
+        config.evaluation.partner, = pin([config.evaluation.partner])
     return config
 
 

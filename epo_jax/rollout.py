@@ -164,13 +164,16 @@ def turn(table: Table, state: TableState, seat: int) -> tuple[TableState, Turn]:
     content, strategy, cues = [observation.actor], None, table.env.cues(state.env, seat)
 
     if strategist is not None:
+        reasoning = table.seats[seat].reasoning
+        tell = lambda part: keep(repeat(part, len(live)), live)
+        read = [observation.strategist] if reasoning is None else [observation.actor, tell(reasoning.request)]
+        cue = keep(cues.strategist, reasoning is None)
         strategists[seat], strategy = strategist.agent.respond(
-            strategist.params, strategists[seat], [observation.strategist], cues.strategist, None, state.keys,
-            agent_number(seat, False), live)
+            strategist.params, strategists[seat], read, cue, None, state.keys, agent_number(seat, False), live)
         strategy = on_host(strategy)
         cause = blame(cause, strategist.agent.failed(strategists[seat]), 1 + agent_number(seat, False))
-        before, after = (keep(repeat(part, len(live)), live) for part in table.env.advice(seat))
-        content += [before, translate(strategy, strategist, actor), after]
+        before, after = table.env.advice(seat) if reasoning is None else (reasoning.before, reasoning.after)
+        content += [tell(before), translate(strategy, strategist, actor), tell(after)]
     elif table.advice_width:
         before, after = (repeat(part, len(live)) for part in table.env.advice(seat))
         content += [keep(part, False) for part in (before, repeat([0] * table.advice_width, len(live)), after)]
@@ -235,7 +238,7 @@ def encode(table: Table, scenarios: Sequence[Any]) -> Any:
     group = table.group
     if len(scenarios) % group or any(scenario is not scenarios[i - i % group] for i, scenario in enumerate(scenarios)):
         raise ValueError(f'{len(scenarios)} scenarios are not groups of {group} episodes with the same scenario')
-    return table.env.encode(scenarios, [seat.strategist is not None for seat in table.seats])
+    return table.env.encode(scenarios, [seat.advised for seat in table.seats])
 
 
 def open_table(table: Table, batch: int, count: int, keys) -> tuple[TableState, Episodes]:
@@ -301,7 +304,7 @@ def refill(table: Table, state: TableState, episodes: Episodes, queue: Any,
         env, first = table.env.reset(env, queue, episode, rows)
         begin = lambda player, memory, opening: player and player.agent.begin(
             player.params, memory, opening, rows, table.group)
-        strategists = tuple(begin(seat.strategist, memory, opening.strategist)
+        strategists = tuple(begin(seat.strategist, memory, opening[seat.reasoning is not None])
                             for seat, memory, opening in zip(table.seats, strategists, first, strict=True))
         actors = tuple(begin(seat.actor, memory, opening.actor)
                        for seat, memory, opening in zip(table.seats, actors, first, strict=True))

@@ -15,7 +15,7 @@ import transformers
 
 from epo_jax import testing
 from epo_jax.agents.base import Player, Seat
-from epo_jax.agents.host import HostAgent
+from epo_jax.agents.host import HostAgent, each
 from epo_jax.agents.local import LocalAgent
 from epo_jax.envs.base import Observation, TextEnvironment, TextStep
 from epo_jax.envs.host import HostEnvironment
@@ -124,6 +124,9 @@ class Script(TextEnvironment):
     def judge_prompt(self, state, seat):
         return f'{state[0].name} {seat}'
 
+    def overview(self, state, messages):
+        return f'{state[0].name}: ' + ' '.join(line for _, line in self.transcript(state, messages))
+
     def describe(self, scenario, state):
         return {'scenario': state[0].name, 'seats': [{'name': 'A'}, {'name': 'B'}]}
 
@@ -158,7 +161,7 @@ def local():
 def host(reply, tokens=None, timeout=None):
     """Return a player whose replies are reply(history, seed)."""
     tokens = tokens or tokenizer()
-    return Player(HostAgent(reply, tokens, 40, timeout), None, tokens)
+    return Player(HostAgent(each(reply, timeout), tokens, 40), None, tokens)
 
 
 def plan(history, seed):

@@ -31,7 +31,7 @@ def table_of(environment, temperature):
     learner = experiment.make_learner(config, roles)
     exp = Experiment(config, domain, roles, learner, Progress(1), Stopwatch(),
                      param_shardings(roles.strategist.sampler(), mesh))
-    table = exp.table((exp.seat('policy', roles.strategist.params, (), 0),) * len(config.seats))
+    table = exp.table((exp.seat('policy', True, roles.strategist.params, (), 0),) * len(config.seats))
     return table, domain.scenarios('', config.environment)
 
 

@@ -81,9 +81,11 @@ def parts():
     mesh = make_mesh((1, 1, 1))
     roles = build_roles(config, mesh, load_domain('sotopia'))
     replies = tuple(tuple(encode(roles.actor.tokenizer, reply)) for reply in REPLIES)
+    actor = roles.actor.replace(agent=Reciter(replies, 60))
     # Scaled logits, so that the answers of the judge differ: it calls some turns critical and others not.
     params = dict(roles.judge.params, final_norm=jax.tree.map(lambda x: -12 * x, roles.judge.params['final_norm']))
-    roles = dataclasses.replace(roles, actor_agent=Reciter(replies, 60), judge=roles.judge.replace(params=params))
+    judge = roles.judge.replace(params=params)
+    roles = dataclasses.replace(roles, actor=actor, partner=actor, judge=judge, process_judge=judge)
     return config, roles, mesh, make_learner(config, roles)
 
 

@@ -183,8 +183,8 @@ def test_a_run_stops_at_an_iteration_that_trains_nothing(tmp_path, monkeypatch, 
         def build(*args):
             roles = build_roles(*args)
             bad = jax.tree.map(lambda x: x.at[0].set(float('nan')), roles.actor.params['final_norm'])
-            return dataclasses.replace(roles, actor=dataclasses.replace(
-                roles.actor, params=dict(roles.actor.params, final_norm=bad)))
+            actor = roles.actor.replace(params=dict(roles.actor.params, final_norm=bad))
+            return dataclasses.replace(roles, actor=actor, partner=actor)
         build_roles = experiment.build_roles
         monkeypatch.setattr(experiment, 'build_roles', build)
     with pytest.raises(TrainingError, match=f'iteration 1 trains nothing: {message}'):

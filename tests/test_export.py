@@ -169,7 +169,7 @@ def rate(rows):
     from epo_jax.rewards.process import assess
     from epo_jax.rewards.prompts import JudgePrompt, encode_prompts
     unrated = [row for row in rows if row['score'] is None]
-    judge = LocalJudge('smollm2', 'sotopia', 1024, 4)._judge
+    judge = LocalJudge('smollm2', 'sotopia', 1024, 4, None)._judge
     texts = [[m['value'] for m in row['conversations']] for row in unrated]
     prompts = [JudgePrompt(t[0], 0, tuple((i % 2, line) for i, line in enumerate(t[1:])), tuple(t[1::2]), None, True)
                for t in texts]

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 
-from fake_endpoint import BAD_ANSWERS, FAILURES, pick, serve, strategies_in
+from fake_endpoint import BAD_ANSWERS, FAILURES, SLOW, pick, serve, strategies_in
 import pytest
 
 from epo_jax import label
 from epo_jax.data.rows import BadRows, read_rows
+from epo_jax.rewards import critical
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -59,12 +60,12 @@ def unreliable(prompt, seed):
 
 
 def failures(prompt):
-    return [pick(f'failure {i} {prompt}', FAILURES) for i in range(pick('count' + prompt, (0, 1, 1, 2)))]
+    slow = [failure for failure, row in zip(SLOW, ('Row 7,', 'Row 11,')) if row in prompt]
+    return slow + [pick(f'failure {i} {prompt}', FAILURES) for i in range(pick('count' + prompt, (0, 1, 1, 2)))]
 
 
 def arguments(data, out, url, *more):
-    return [f'--data={data}', f'--out={out}', '--domain=sotopia', f'--judge={url}', '--backoff=0.01', '--timeout=0.4',
-            *more]
+    return [f'--data={data}', f'--out={out}', '--domain=sotopia', f'--judge={url}', '--backoff=0.01', '--timeout=3', *more]
 
 
 def check(path, rows):
@@ -76,8 +77,8 @@ def check(path, rows):
         assert row['score'] == raw['score']
         assert [m['value'] for m in row['conversations']] == [m['value'] for m in raw['conversations']]
         assert [m['index'] for m in row['conversations']] == list(range(len(raw['conversations'])))
-        prompt = label.critical.question(
-            raw['conversations'], raw['score'], label.sharegpt.Layout(), 'sotopia')
+        texts = [message['value'] for message in raw['conversations']]
+        prompt = critical.question(texts, raw['score'], critical.wording('sotopia'), range(1, len(texts), 2))
         if pick('times' + prompt, (0, 0, 1, 2, 3)) == 3:
             assert 'location' not in row and row['location_missing']
             missing += 1
@@ -92,44 +93,42 @@ def test_endpoint_failures_do_not_lose_duplicate_or_mislabel_rows(tmp_path, caps
     before = data.read_bytes()
     with serve(unreliable, failures) as server:
         label.main(arguments(data, out, server.url, '--concurrency=16', '--retries=6'))
-    missing = check(out, rows)
-    assert 0 < missing < 40 and data.read_bytes() == before
-    assert len(server.requests) == len(set(server.requests))  # no answer was paid for twice
-    kinds = {failure for prompt, _ in server.requests for failure in failures(prompt)}
-    assert kinds == set(FAILURES)
-    assert f'labeled {60 - missing} of 60 conversations' in capsys.readouterr().out
-    with serve(lambda prompt, seed: 1 / 0) as other:  # all answers are saved, so there are no requests
-        label.main(arguments(data, tmp_path / 'labeled.json', other.url))
-    assert not other.times and check(out, rows) == missing
+        missing = check(out, rows)
+        assert 0 < missing < 40 and data.read_bytes() == before
+        assert len(server.requests) == len(set(server.requests))  # no answer was paid for twice
+        kinds = {failure for prompt, _ in server.requests for failure in failures(prompt)}
+        assert kinds == set(FAILURES) | set(SLOW)
+        assert f'labeled {60 - missing} of 60 conversations' in capsys.readouterr().out
+        asked = len(server.times)
+        label.main(arguments(data, out, server.url))  # all answers are saved, so there are no requests
+        assert len(server.times) == asked and check(out, rows) == missing
 
 
-def test_killed_twenty_times_gives_the_same_file(tmp_path):
+def test_killed_again_and_again_gives_the_same_file(tmp_path):
     rows = [conversation(n, 1 + n % 5) for n in range(120)]
     data = write(tmp_path / 'raw.json', rows)
     with serve(unreliable) as server:
         label.main(arguments(data, tmp_path / 'whole.json', server.url))
-    rng, out = random.Random(0), tmp_path / 'killed.json'
-    paid = 0
+    rng, out, kills = random.Random(0), tmp_path / 'killed.json', 0
     with serve(unreliable, delay=0.05) as server:
         command = [sys.executable, '-m', 'epo_jax.label', *arguments(data, out, server.url, '--concurrency=4')]
         start = lambda: subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        kills = 0
-        while kills < 20:
+        while kills < 6:
             process = start()
-            time.sleep(rng.uniform(0.05, 0.3))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            if kills % 2:  # while it starts
+                time.sleep(rng.uniform(0.05, 0.5))
+            target = len(server.times) + rng.randrange(1, 20)
+            while not kills % 2 and process.poll() is None and len(server.times) < target:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
             process.communicate()
             kills += process.returncode == -signal.SIGKILL
-            if out.exists():  # it finished; the next kills hit the start and the writing of the file
-                out.unlink()
         process = start()
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         # Only requests that were in flight at a kill are repeated.
-        paid = len(server.requests) - len(set(server.requests))
+        assert len(server.requests) - len(set(server.requests)) <= 6 * 4
     assert out.read_bytes() == (tmp_path / 'whole.json').read_bytes()
-    assert paid <= 20 * 4
     check(out, rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'killed.json', 'killed.json.answers.sqlite', 'raw.json', 'whole.json', 'whole.json.answers.sqlite']
@@ -200,8 +199,12 @@ def test_a_refused_request_is_not_repeated(tmp_path):
 
 def test_endpoint_that_is_down_stops_the_run(tmp_path):
     data = write(tmp_path / 'raw.json', [conversation(n, 2) for n in range(200)])
-    with pytest.raises(SystemExit, match='did not answer 10 rows in succession'):
-        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9/v1', '--retries=1'))
+    with pytest.raises(SystemExit, match='cannot connect to .*127.0.0.1:9/v1: ConnectionRefusedError'):
+        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9/v1'))
+    with serve(honest, lambda prompt: ['503'] * 9) as server:
+        with pytest.raises(SystemExit, match='did not answer 10 requests in succession'):
+            label.main(arguments(data, tmp_path / 'out.json', server.url, '--retries=1', '--concurrency=2'))
+    assert not (tmp_path / 'out.json').exists()
 
 
 def test_bad_rows_are_named_or_skipped(tmp_path, capsys):
@@ -228,11 +231,12 @@ def test_the_input_is_never_overwritten(tmp_path):
         label.main(arguments(data, tmp_path, 'http://127.0.0.1:9'))
 
 
-@pytest.mark.parametrize('cache', ['raw.json', 'nowhere/answers'])
+@pytest.mark.parametrize('cache', ['raw.json', 'raw.sqlite'])
 def test_a_file_that_is_not_a_database_is_named(tmp_path, cache):
+    (tmp_path / 'raw.sqlite').write_text('no database ' * 100)
     data = write(tmp_path / 'raw.json', [conversation(0, 1)])
     before = data.read_bytes()
-    with pytest.raises(SystemExit, match=f'cannot keep the answers in .*/{cache} '):
+    with pytest.raises(SystemExit, match=f'cannot keep the answers in .*/{cache} .*'):
         label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', f'--cache={tmp_path}/{cache}'))
     assert data.read_bytes() == before
 
@@ -247,11 +251,65 @@ def test_other_domains(tmp_path, domain):
     assert [row['location'] for row in labeled] == [[3, 5]] * 6  # the canned OK is not a strategy
 
 
-@pytest.mark.parametrize('prices', ['1', '1,2,3', 'a,b'])
-def test_prices_that_are_not_two_numbers_are_refused(tmp_path, prices):
+@pytest.mark.parametrize('flag, message', [
+    ('--prices=1', "--prices must be two numbers, .* not '1'"), ('--prices=1,2,3', '--prices must be two numbers'),
+    ('--prices=a,b', '--prices must be two numbers'), ('--prices=-1,2', '--prices must be two numbers'),
+    ('--prices=nan,2', '--prices must be two numbers'), ('--budget=nan', '--budget must be at least 0; it is nan'),
+    ('--budget=-1', '--budget must be at least 0'), ('--budget=1', '--budget needs --prices'),
+    ('--timeout=0', '--timeout must be above 0'), ('--concurrency=0', '--concurrency must be at least 1'),
+    ('--retries=-1', '--retries must be at least 0'), ('--backoff=inf', '--backoff must be at least 0'),
+    ('--header=Authorization: Bearer SECRET', '--header'), ('--body=[]', '--body must be a JSON object'),
+    ('--judge=ftp://me:SECRET@host', 'is not an http or https URL'), ('--judge=smollm2', "must be 'local', NAME@URL or a"),
+    ('--judge=https://', 'is not an http or https URL'), ('--judge=x@http://host --model=y', 'names the model already')])
+def test_flags_that_cannot_be_used_are_refused(tmp_path, flag, message):
     data = write(tmp_path / 'raw.json', [conversation(0, 1)])
-    with pytest.raises(SystemExit, match=f"--prices must be two numbers, .* not '{prices}'"):
-        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', f'--prices={prices}'))
+    flags = flag.split(' --')
+    with pytest.raises(SystemExit, match=message) as error:
+        label.main(arguments(data, tmp_path / 'out.json', 'http://127.0.0.1:9', flags[0], *('--' + f for f in flags[1:])))
+    assert 'SECRET' not in str(error.value) and 'remote.' not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ['raw.json']
+
+
+def test_the_judge_is_a_model_at_an_endpoint_with_options(tmp_path, monkeypatch):
+    monkeypatch.setenv('AZURE_KEY', 'secret')
+    data, out = write(tmp_path / 'raw.json', [conversation(0, 1)]), tmp_path / 'out.json'
+    with serve(honest) as server:
+        label.main(arguments(data, out, f'a@b@{server.url}?api-version=1', '--header=api-key: $AZURE_KEY',
+                             '--body={"seed": null, "temperature": null}'))
+        label.main(arguments(data, out, f'{server.url}/?api-version=1', '--model=a@b', '--body={"seed": null, '
+                             '"temperature": null}'))
+        assert len(server.times) == 1  # the same address
+        label.main(arguments(data, out, f'a@b@{server.url}/other'))
+        assert len(server.times) == 2  # answers of another address are not taken
+    assert server.paths[0] == '/v1/chat/completions?api-version=1' and server.headers[0]['api-key'] == 'secret'
+    assert set(server.bodies[0]) == {'model', 'messages', 'max_tokens'} and server.bodies[0]['model'] == 'a@b'
+
+
+def said(status, message):
+    return status, {'error': {'message': message}}, {}
+
+
+def cut_off(content):
+    return 200, {'choices': [{'finish_reason': 'length', 'message': {'content': content}}]}, {}
+
+
+@pytest.mark.parametrize('failure, reason', [
+    (said(402, 'Insufficient Balance'), 'HTTP 402'), (said(400, 'API key not valid.'), 'API key not valid'),
+    (said(400, 'Invalid model'), 'Invalid model'), (said(405, 'Method Not Allowed'), 'HTTP 405'),
+    ((308, {}, {}), 'redirects'), (said(200, 'insufficient credits'), 'insufficient credits'),
+    (said(400, 'odd'), 'odd .5 requests in succession'), (cut_off(None), 'no row is labeled'),
+    (cut_off('<think>Perhaps {"indexes": [1]}? No'), 'no row is labeled'),
+    (cut_off('{"indexes": [1]} or rather'), 'no row is labeled')])
+def test_an_endpoint_that_recovers_is_asked_for_every_row(tmp_path, failure, reason):
+    rows = [conversation(n, 2) for n in range(12)]
+    data, out = write(tmp_path / 'raw.json', rows), tmp_path / 'out.json'
+    with serve(honest) as server:
+        server.always = failure
+        with pytest.raises(SystemExit, match=reason):
+            label.main(arguments(data, out, server.url, '--attempts=2'))
+        server.always = None
+        label.main(arguments(data, out, server.url))
+    assert all('location' in row for row in json.loads(out.read_text()))
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])

@@ -51,12 +51,12 @@ def test_every_role_is_compared_with_its_own_model(tmp_path):
     config.actor.model = save_model(tmp_path / 'b', max_positions=1024)
     config.judge.model = save_model(tmp_path / 'c', max_positions=4096)
     found = roles.build_roles(config, make_mesh((1, 1, 1)), load_domain('sotopia'))
-    assert found.capacity_warnings(config) == [
+    assert found.warnings == [
         'warning: strategist.capacity is 4096 tokens, but the model supports at most 2048',
         'warning: actor.capacity is 4096 tokens, but the model supports at most 1024']
     config.actor.model = 'echo'
     found = roles.build_roles(config, make_mesh((1, 1, 1)), load_domain('sotopia'))
-    assert len(found.capacity_warnings(config)) == 1
+    assert len(found.warnings) == 1
 
 
 @pytest.mark.parametrize('stacked', [False, True])

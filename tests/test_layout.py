@@ -5,11 +5,11 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'epo_jax'
 LAYERS = (
-    'main cli label prepare export episodes plan serve tools',
-    'experiment compiled iteration evaluate offline runs',
-    'roles language defaults presets data',
-    'rl rewards records',
-    'branching',
+    'main cli evaluate label prepare export episodes plan serve tools',
+    'experiment compiled iteration evaluation requests offline runs',
+    'roles language defaults presets model_names data',
+    'rl rewards records scores',
+    'branching overlap',
     'rollout',
     'envs agents',
     'text models',

@@ -76,11 +76,11 @@ def test_training_starts_from_the_model_that_peft_merges(folders):
         hidden, _ = model.apply({'params': params}, ids, positions)
         return np.asarray(model.apply({'params': params}, hidden, method='logits'))
     for params in (exp.sampling_params(state.params), exp.params_before_training(),
-                   exp.seat('prompted', None, (), 0).strategist.params,
-                   exp.seat('snapshot', None, (), 0).strategist.params):
+                   exp.seat('prompted', True, None, (), 0).strategist.params,
+                   exp.seat('snapshot', True, None, (), 0).strategist.params):
         np.testing.assert_allclose(logits(params), expected, atol=1e-4 * np.abs(expected).max())
     assert np.abs(logits(exp.roles.strategist.params) - expected).max() > 0.01 * np.abs(expected).max()
-    assert exp.seat('prompted', None, (), 0).actor.params is exp.roles.strategist.params
+    assert exp.seat('prompted', True, None, (), 0).actor.params is exp.roles.strategist.params
 
 
 @pytest.mark.slow

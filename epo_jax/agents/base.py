@@ -6,7 +6,7 @@ Strategists and actors have the same interface: a strategist replies with a stra
 Axis letters: B slots (each has one conversation at a time), K tokens of one message, C choices.
 """
 
-from typing import Any, Optional, Protocol, Sequence
+from typing import Any, NamedTuple, Optional, Protocol, Sequence
 
 from flax import struct
 from jaxtyping import Bool, Key
@@ -83,6 +83,19 @@ class Player:
         return (chat.user_lead, chat.reply_lead) if chat else (CONTINUATION, CONTINUATION)
 
 
+class Reasoning(NamedTuple):
+    """How an actor reasons before it acts, as ids of its tokenizer.
+
+    Attributes:
+      request: what is put after an observation, to ask for the reasoning.
+      before, after: what surrounds the reasoning in what the actor reads before it acts.
+    """
+
+    request: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 @struct.dataclass
 class Seat:
     """One participant of an episode; a pytree of parameters.
@@ -91,8 +104,16 @@ class Seat:
       actor: the player that acts.
       strategist: the player that gives the actor a strategy before every action, or None.
       trained: whether the strategist is trained on its conversation.
+      reasoning: if it is set, the strategist is a second conversation of the actor's own model, which reads what the
+        actor reads and writes its reasoning in place of a strategy.
     """
 
     actor: Player
     strategist: Optional[Player] = None
     trained: bool = struct.field(pytree_node=False, default=False)
+    reasoning: Optional[Reasoning] = struct.field(pytree_node=False, default=None)
+
+    @property
+    def advised(self) -> bool:
+        """Return whether the actor is told of a strategist."""
+        return self.strategist is not None and self.reasoning is None

@@ -1,327 +1,349 @@
-"""A client for OpenAI-compatible endpoints that enforces limits of rate, time and cost.
+"""A client of remote models: chat completions of OpenAI-compatible endpoints within limits of rate, time and dollars.
 
-Calls block, and many threads can share a client. `Client.reply` is a reply function for HostAgent; `Client.complete`
-labels files. Temporary failures (no connection, 408, 409, 425, 429, 5xx, a response that is not JSON, a timeout) are
-retried with exponential backoff, or after the time that the endpoint requests.
+    with Remote(remote_options(config.remote)) as remote:
+        answers = remote.complete([Request(parse_address('gpt-4o@https://api.openai.com/v1'), 'judge', messages, ...)])
+
+`complete` blocks, and all its requests run at once in an event loop of their own thread. Temporary failures (no
+connection, 408, 409, 425, 429, 5xx, a response that is no completion, a timeout) are retried with exponential backoff,
+or after the time that the endpoint asks for. What concerns one request only becomes a Failure in its place; what
+concerns all of them raises an error that ends the run. Parameters that an endpoint does not know are left out.
 """
 
+import asyncio
+import collections
 import contextlib
 import dataclasses
-import email.utils
-import http.client
 import json
+import logging
 import random
-import socket
+import re
+import sys
 import threading
 import time
-from typing import Any, Callable, Mapping, Optional, Sequence
-import urllib.parse
+from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, Union
 
-from epo_jax.runtime.secrets import read_key, redact
+from epo_jax.agents.address import Address, parse_address
+from epo_jax.agents.answers import Answers, AnswersError, Entry, ReplayMiss
+from epo_jax.agents.completions import Kind, Problem, brief, read_completion, whole
+from epo_jax.agents.endpoint import Endpoint, Unreachable
+from epo_jax.agents.limits import Budget, BudgetSpent, retry_after
+from epo_jax.agents.questions import Answer, Refused, Request, Usage
+from epo_jax.agents.remote_options import REMOTE_KEYS, RemoteOptions, remote_options
+from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.hostcalls import Failure
+from epo_jax.runtime.secrets import redact
 
-# HTTP statuses below 500 that are retried, and statuses after which no request will succeed.
-TEMPORARY = (408, 409, 425, 429)
-PERMANENT = (401, 403, 404)
+__all__ = ['Address', 'Answer', 'AnswersError', 'BudgetSpent', 'Failure', 'NoAccess', 'REMOTE_KEYS', 'Refused',
+           'Remote', 'RemoteOptions', 'ReplayMiss', 'Request', 'Unavailable', 'Usage', 'parse_address',
+           'remote_options']
 
-
-class RemoteError(RuntimeError):
-    """A completion failed. The message says why."""
-
-
-class Unavailable(RemoteError):
-    """The endpoint failed repeatedly. A later request may succeed."""
-
-
-class RequestRefused(RemoteError):
-    """The endpoint rejects this request permanently, for example because it is too long."""
-
-
-class NoAccess(RemoteError):
-    """The endpoint rejects all requests: wrong key, wrong address, unknown model or no credit."""
+GIVE_UP = 10      # requests in succession that failed after all retries; then the endpoint counts as down
+REFUSALS = 5      # requests in succession that were refused for an unknown reason; then it concerns all of them
+HOPELESS = 2      # retries where no connection was ever possible, or the certificate is wrong
+LONG_WAIT = 10.0  # seconds from which a wait is announced
+QUIET = 60.0      # seconds between two lines about failures of one address
 
 
-class BudgetSpent(RemoteError):
-    """The next request could exceed the budget."""
+class NoAccess(InputError):
+    """The endpoint rejects all requests: wrong key, URL, model or parameter, or no credit."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """An endpoint: model, request parameters, limits and prices.
-
-    Attributes:
-      url: base URL such as https://host/v1; '/v1' is appended if the URL has no path.
-      model: name of the model at the endpoint.
-      key_variable: environment variable that contains the API key; if it is not set, no key is sent.
-      temperature: sampling temperature.
-      max_tokens: maximum number of tokens of an answer; 0 means the limit of the endpoint.
-      timeout: maximum time of a request in seconds, from connecting to the last byte.
-      retries: maximum number of retries of a request.
-      backoff: time before the first retry in seconds; it doubles with every retry.
-      longest_wait: maximum time before a retry in seconds.
-      concurrency: maximum number of simultaneous requests.
-      requests_per_minute: maximum rate of requests; 0 means no limit.
-      tokens_per_minute: maximum rate of tokens; 0 means no limit.
-      prices: dollars per million prompt tokens, and dollars per million completion tokens.
-      budget: maximum cost in dollars; 0 means no limit.
-    """
-
-    url: str
-    model: str
-    key_variable: str = 'OPENAI_API_KEY'
-    temperature: float = 0.7
-    max_tokens: int = 1024
-    timeout: float = 120.0
-    retries: int = 8
-    backoff: float = 1.0
-    longest_wait: float = 60.0
-    concurrency: int = 8
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
-    prices: tuple[float, float] = (0.0, 0.0)
-    budget: float = 0.0
-
-    def __post_init__(self):
-        url = urllib.parse.urlsplit(self.url)
-        if url.scheme not in ('http', 'https') or not url.hostname:
-            raise ValueError(f'{redact(self.url)!r} is not an http or https URL')
-        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
-            raise ValueError(
-                'concurrency and timeout must be positive and retries must not be negative, but they are '
-                f'{self.concurrency}, {self.timeout:g} and {self.retries}')
-        if self.budget and not any(self.prices):
-            raise ValueError('a budget requires prices: dollars per million prompt tokens and completion tokens')
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the cost of a request in dollars."""
-        return (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
+class Unavailable(InputError):
+    """The endpoint failed again and again, or the client was stopped. The same requests may succeed later."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """A completion. `text` is None if the model declined to answer."""
+class Remote(contextlib.AbstractContextManager):
+    """The client of a process. It is thread-safe: all threads share its limits."""
 
-    text: Optional[str]
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Client:
-    """A thread-safe client that enforces the limits of an endpoint."""
-
-    def __init__(self, endpoint: Endpoint, spent: float = 0.0, clock: Callable[[], float] = time.monotonic,
-                 sleep: Optional[Callable[[float], Any]] = None):
-        """Create a client.
+    def __init__(self, options: RemoteOptions, process: int = 0, processes: int = 1,
+                 say: Optional[Callable[[str], None]] = None, clock: Callable[[], float] = time.monotonic,
+                 sleep: Optional[Callable[[float], Awaitable[None]]] = None):
+        """Open the record of answers and start the thread.
 
         Args:
-          endpoint: the endpoint.
-          spent: dollars spent in earlier runs, which count toward the budget.
-          clock: function that returns the time in seconds.
-          sleep: function that waits for some seconds; None waits until `stop` is called or the time is over.
+          options: the settings.
+          process: number of this process among those of the run, each of which has its own client.
+          processes: number of processes, which share the rates and the budget equally.
+          say: prints a line; None prints to stderr.
+          clock: returns the time in seconds.
+          sleep: waits for some seconds; None waits until the time is over or the client is stopped.
 
         Raises:
-          SecretError: the API key cannot be sent.
+          AnswersError: the record of answers cannot be used.
         """
-        self.endpoint, self._key = endpoint, read_key(endpoint.key_variable)
-        self._stopped = threading.Event()
-        self._clock, self._sleep = clock, sleep or self._stopped.wait
-        self._slots = threading.BoundedSemaphore(endpoint.concurrency)
-        self._lock = threading.Lock()
-        self._spent, self._reserved, self._retried = spent, 0.0, 0
-        self._next_request = self._next_tokens = self._paused_until = -float('inf')
+        self.options = options
+        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._clock, self._sleep, self._processes = clock, sleep, processes
+        self._answers = Answers(options.cache, process, options.replay) if options.cache else None
+        earlier = sum(self._answers.spent().values()) if self._answers else 0.0
+        share = earlier + (options.budget - earlier) / processes if options.budget else 0.0
+        self._budget = Budget(share, earlier)
+        self._body_fields = options.body_fields()
+        self._endpoints: dict[Address, Endpoint] = {}
+        self._usage: dict[str, Usage] = collections.defaultdict(Usage)
+        self._asking: dict[str, asyncio.Task] = {}
+        self._fatal: Optional[InputError] = None
+        self._ended, self._settled = asyncio.Event(), asyncio.Event()
+        for name in ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'openai'):  # they log URLs and headers with keys
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name='remote models', daemon=True)
+        self._thread.start()
 
     @property
     def spent(self) -> float:
-        """Return the dollars spent so far, including earlier runs."""
-        return self._spent
+        """Return the dollars spent, earlier runs with the same record included."""
+        return self._budget.spent
 
-    @property
-    def retried(self) -> int:
-        """Return the number of retries so far."""
-        return self._retried
+    def usage(self) -> dict[str, Usage]:
+        """Return what each role asked and spent through this client."""
+        return {role: dataclasses.replace(usage, losses=usage.losses.copy())
+                for role, usage in dict(self._usage).items()}
+
+    def check(self, address: Address) -> None:
+        """Check that an address can be asked, without asking it.
+
+        Raises:
+          InputError: its key cannot be sent, a header's variable is not set, or a price is missing.
+        """
+        if not self.options.replay:
+            self._run(self._endpoint_of(address))
+
+    def complete(self, requests: Sequence[Request]) -> list[Union[Answer, Failure]]:
+        """Ask all requests at once and return the results in order.
+
+        A request that failed after all retries, or that the endpoint rejects for its own content (Refused), has a
+        Failure in its place.
+
+        Raises:
+          NoAccess: the endpoint rejects all requests.
+          Unavailable: the endpoint failed again and again, or `stop` was called.
+          BudgetSpent: the next request could exceed the budget.
+          ReplayMiss: a request is not in the record that is replayed.
+          AnswersError: the record cannot be read or written.
+        """
+        return self._run(self._complete(requests))
 
     def stop(self) -> None:
-        """Make waiting calls fail. Requests that were already sent are completed."""
-        self._stopped.set()
+        """Make calls of `complete` raise, as soon as the requests that were already sent are answered and saved."""
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._end, Unavailable('the client was stopped'))
 
-    def reply(self, history: Sequence[tuple[str, str]], seed: int) -> str:
-        """Return the next message of a conversation. This method is a `Reply` for `epo_jax.agents.host`.
+    def close(self) -> None:
+        """End all requests and close the record."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        if not self._thread.is_alive():
+            self._loop.close()
+        if self._answers:
+            self._answers.close()
 
-        Args:
-          history: the messages so far as (role, text).
-          seed: the random seed.
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
 
-        Raises:
-          RemoteError: the request failed, or the model declined to answer.
-        """
-        answer = self.complete([{'role': role, 'content': content} for role, content in history], seed)
-        if answer.text is None:
-            raise RequestRefused('the model declined to answer')
-        return answer.text
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def complete(self, messages: Sequence[Mapping[str, str]], seed: int) -> Answer:
-        """Request a chat completion.
+    async def _shut_down(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for endpoint in self._endpoints.values():
+            await endpoint.close()
 
-        Args:
-          messages: the conversation, in the format of OpenAI.
-          seed: the random seed. The endpoint may ignore it.
+    async def _complete(self, requests: Sequence[Request]) -> list[Union[Answer, Failure]]:
+        # Errors wait for the other requests: those in flight are paid for, and their answers are saved.
+        results = await asyncio.gather(*map(self._answer, requests), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
 
-        Raises:
-          BudgetSpent: the request could exceed the budget.
-          NoAccess: the endpoint rejects all requests.
-          RequestRefused: the endpoint rejects this request permanently.
-          Unavailable: all retries failed, or the client was stopped.
-        """
-        end = self.endpoint
-        body = {'model': end.model, 'messages': list(messages), 'temperature': end.temperature, 'seed': seed}
-        if end.max_tokens:
-            body['max_tokens'] = end.max_tokens
-        # The number of tokens is not known before the answer. A token rarely has fewer than three bytes of prose.
-        expected = sum(len(message['content'].encode()) for message in messages) // 3 + 16
-        with self._slots, self._reserve(end.cost(expected, end.max_tokens or 4096)):
-            answer = self._send(json.dumps(body).encode(), expected + end.max_tokens // 4)
-            with self._lock:
-                self._spent += end.cost(answer.prompt_tokens, answer.completion_tokens)
-                actual = answer.prompt_tokens + answer.completion_tokens
-                if end.tokens_per_minute:
-                    self._next_tokens += 60 * (actual - expected - end.max_tokens // 4) / end.tokens_per_minute
-        return answer
+    async def _answer(self, request: Request) -> Union[Answer, Failure]:
+        """Return the result of a request; equal requests at the same time are asked once."""
+        record = self._record(request)
+        key = json.dumps(record, sort_keys=True)
+        task = self._asking.get(key)
+        shared = task is not None
+        if task is None:
+            task = self._asking[key] = asyncio.ensure_future(self._find(request, record))
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
+        found, cached = await asyncio.shield(task)
+        result = found
+        if isinstance(found, Entry) and found.refusal is not None:
+            result = Refused(found.refusal)
+        elif isinstance(found, Entry):
+            said = read_completion(json.loads(found.response))
+            result = Answer(said.text, said.problem, said.cut, found.prompt_tokens, found.completion_tokens,
+                            cached or shared, said.refused)
+        self._usage[request.role].count(result)
+        return result
 
-    @contextlib.contextmanager
-    def _reserve(self, max_cost: float):
-        """Reserve the maximum cost of a request until it is completed."""
-        with self._lock:
-            if self.endpoint.budget and self._spent + self._reserved + max_cost > self.endpoint.budget:
-                raise BudgetSpent(f'the next request may cost ${max_cost:.4f} and could exceed the budget of '
-                                  f'${self.endpoint.budget:g} (${self._spent:.4f} is spent); increase the budget')
-            self._reserved += max_cost
+    async def _find(self, request: Request, record: Mapping[str, Any]) -> tuple[Union[Entry, Failure], bool]:
+        """Return the entry of a request, and whether it was in the record already."""
+        if self._answers and (entry := await asyncio.to_thread(self._answers.get, record)) is not None:
+            return entry, True
+        if self.options.replay:
+            last = request.messages[-1][1] if request.messages else ''
+            raise ReplayMiss(
+                f'{self.options.cache} holds no answer to a request of the {request.role} to {request.address} (seed '
+                f'{request.seed}, attempt {request.attempt}): {redact(brief(last[-200:]))!r}; run without '
+                'remote.replay to ask it')
         try:
-            yield
-        finally:
-            with self._lock:
-                self._reserved -= max_cost
-
-    def _send(self, body: bytes, tokens: int) -> Answer:
-        """Send a request, with retries, until it succeeds or fails permanently."""
-        end, problem = self.endpoint, ''
-        for attempt in range(end.retries + 1):
-            self._wait_for_turn(tokens)
-            if self._stopped.is_set():
-                reason = f' (last problem: {problem})' if problem else ''
-                raise Unavailable(f'the client was stopped after {attempt} attempt(s){reason}')
-            wait = min(end.backoff * 2**attempt, end.longest_wait) * random.uniform(0.5, 1)
-            try:
-                status, headers, data = self._post(body)
-            except (OSError, http.client.HTTPException) as error:
-                problem = redact(f'{type(error).__name__}: {error}', self._key)
-            else:
-                if status == 200:
-                    try:
-                        return _read_answer(data, len(body))
-                    except ValueError as error:
-                        problem = f'the response is not a chat completion ({error})'
-                else:
-                    problem = f'HTTP {status}: {_reason(data, self._key)}'
-                    if status in PERMANENT or b'insufficient_quota' in data:
-                        raise NoAccess(f'{redact(end.url, self._key)}, model {end.model!r}: {problem}')
-                    if status not in TEMPORARY and status < 500:
-                        raise RequestRefused(problem)
-                    wait = self._retry_delay(headers, wait)
-            if attempt < end.retries:
-                with self._lock:
-                    self._retried += 1
-                self._sleep(wait)
-        raise Unavailable(f'no answer after {end.retries + 1} attempt(s); last problem: {problem}')
-
-    def _retry_delay(self, headers: Mapping[str, str], default: float) -> float:
-        """Return the seconds before a retry. If a Retry-After header sets them, all threads pause."""
-        delay = _retry_after(headers.get('retry-after'))
-        if delay is None:
-            return default
-        with self._lock:
-            self._paused_until = max(self._paused_until, self._clock() + delay)
-        return delay
-
-    def _wait_for_turn(self, tokens: int) -> None:
-        """Wait until the rate limits and the endpoint allow a request of this many tokens."""
-        end = self.endpoint
-        with self._lock:
-            now = self._clock()
-            start = max(now, self._paused_until, self._next_request if end.requests_per_minute else now,
-                        self._next_tokens if end.tokens_per_minute else now)
-            if end.requests_per_minute:
-                self._next_request = start + 60 / end.requests_per_minute
-            if end.tokens_per_minute:
-                self._next_tokens = max(self._next_tokens, start) + 60 * tokens / end.tokens_per_minute
-        if start > now:
-            self._sleep(start - now)
-
-    def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one request that takes at most `timeout` seconds; return status, headers in lower case, and data."""
-        end, url = self.endpoint, urllib.parse.urlsplit(self.endpoint.url)
-        path = (url.path.rstrip('/') or '/v1').removesuffix('/chat/completions') + '/chat/completions'
-        connection_class = http.client.HTTPSConnection if url.scheme == 'https' else http.client.HTTPConnection
-        connection = connection_class(url.hostname, url.port, timeout=end.timeout)
-        headers = {'Content-Type': 'application/json', 'Accept': 'application/json'}
-        if self._key:
-            headers['Authorization'] = f'Bearer {self._key}'
-        late = threading.Event()
-
-        def shut_down():  # the timeout of a socket restarts with every byte that a slow endpoint sends
-            late.set()
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-        timer = threading.Timer(end.timeout, shut_down)
-        timer.daemon = True
-        timer.start()
-        try:
-            connection.request('POST', path, body, headers)
-            response = connection.getresponse()
-            data = response.read()
-            if late.is_set():
-                raise TimeoutError(f'no answer within {end.timeout:g} s')
-            return response.status, {name.lower(): value for name, value in response.getheaders()}, data
-        except (OSError, http.client.HTTPException, AttributeError) as error:
-            if late.is_set() or isinstance(error, TimeoutError):
-                raise TimeoutError(f'no answer within {end.timeout:g} s') from error
+            endpoint = await self._endpoint_of(request.address)
+            async with endpoint.slots:
+                entry = await self._ask(endpoint, request)
+            if isinstance(entry, Entry) and self._answers:
+                await asyncio.to_thread(self._answers.put, request.role, record, entry)
+        except InputError as error:
+            self._end(error)
             raise
+        return entry, False
+
+    async def _endpoint_of(self, address: Address) -> Endpoint:
+        if address not in self._endpoints:
+            self._endpoints[address] = Endpoint(address, self.options, self._processes)
+        return self._endpoints[address]
+
+    def _end(self, error: InputError) -> None:
+        self._fatal = self._fatal or error
+        self._ended.set()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wake the requests that wait for a part of the budget."""
+        self._settled.set()
+        self._settled = asyncio.Event()
+
+    def _check(self) -> None:
+        if self._fatal is not None:
+            raise type(self._fatal)(str(self._fatal))
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, or raise the error that ended the client."""
+        if self._sleep is not None:
+            await self._sleep(seconds)
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), seconds)
+        self._check()
+
+    def _record(self, request: Request) -> dict[str, Any]:
+        """Return what identifies a request."""
+        tokens = request.max_tokens + self.options.reasoning_tokens if request.max_tokens else 0
+        return {
+            'url': request.address.public_url, 'model': request.address.name, 'role': request.role,
+            'messages': [[role, whole(text)] for role, text in request.messages], 'temperature': request.temperature,
+            'max_tokens': tokens, 'seed': request.seed % 2**31, 'attempt': request.attempt,
+            'response_format': self._response_format(request), 'body': self._body_fields}
+
+    def _response_format(self, request: Request) -> Optional[dict[str, Any]]:
+        if request.schema is None or self.options.structured == 'off':
+            return None
+        if self.options.structured == 'json_object':
+            return {'type': 'json_object'}
+        return {'type': 'json_schema', 'json_schema': {'name': re.sub(r'\W', '_', request.role) or 'answer',
+                                                       'schema': dict(request.schema), 'strict': True}}
+
+    def _body(self, endpoint: Endpoint, request: Request) -> tuple[dict[str, Any], set[str]]:
+        """Return the body of a request, and its parameters that can be left out."""
+        record = self._record(request)
+        optional = {'temperature': record['temperature'], 'seed': record['seed'],
+                    endpoint.tokens_name: record['max_tokens'] or None, 'response_format': record['response_format']}
+        optional = {name: value for name, value in optional.items()
+                    if value is not None and name not in endpoint.dropped and name not in self._body_fields}
+        fields = {name: value for name, value in self._body_fields.items() if value is not None}
+        messages = [{'role': role, 'content': text} for role, text in record['messages']]
+        return {'model': request.address.name, 'messages': messages} | optional | fields, set(optional)
+
+    async def _ask(self, endpoint: Endpoint, request: Request) -> Union[Entry, Failure]:
+        """Ask within the budget and return what came back, with its cost."""
+        # The number of tokens is not known before the answer. A token rarely has fewer than three bytes of prose.
+        prompt = sum(len(text.encode(errors='replace')) for _, text in request.messages) // 3 + 16
+        longest = request.max_tokens + self.options.reasoning_tokens if request.max_tokens else 4096
+        reserved = endpoint.cost(prompt, longest)
+        self._check()
+        while not self._budget.reserve(reserved):
+            await self._settled.wait()
+            self._check()
+        dollars = 0.0
+        try:
+            expected = prompt + (longest // 4 if request.max_tokens else 0)
+            entry = await self._try(endpoint, request, prompt, expected)
+            if isinstance(entry, Entry) and entry.refusal is None:
+                dollars = entry.dollars
+                endpoint.pace.correct(entry.prompt_tokens + entry.completion_tokens - expected)
+                usage = self._usage[request.role]
+                usage.prompt_tokens += entry.prompt_tokens
+                usage.completion_tokens += entry.completion_tokens
+                usage.dollars += dollars
+                usage.unpriced += endpoint.price is None
+            return entry
         finally:
-            timer.cancel()
-            connection.close()
+            self._budget.settle(reserved, dollars)
+            self._settle()
 
+    async def _try(self, endpoint: Endpoint, request: Request, prompt: int, expected: int) -> Union[Entry, Failure]:
+        """Send a request until it succeeds or fails for good."""
+        options, attempts = self.options, 0
+        while True:
+            start = endpoint.pace.reserve(self._clock(), expected)
+            while (left := max(start, endpoint.pace.paused_until) - self._clock()) > 0:
+                await self._wait(left)
+            self._check()
+            body, optional = self._body(endpoint, request)
+            attempts += 1
+            wait = min(options.backoff * 2.0**min(attempts - 1, 60), options.longest_wait) * random.uniform(0.5, 1)
+            try:
+                outcome, headers = await endpoint.send(body, optional, prompt)
+            except Unreachable as error:
+                outcome, headers = Problem(Kind.TEMPORARY, str(error)), {}
+                if error.certificate or error.connecting and not endpoint.reached:
+                    if attempts > min(options.retries, HOPELESS):
+                        raise NoAccess(f'cannot connect to {endpoint.address}: {error}') from error
+            if isinstance(outcome, Entry):
+                endpoint.failures = endpoint.refusals = 0
+                return outcome
+            kind, text = outcome.kind, f'{endpoint.address}: {outcome.text}'
+            if kind is Kind.PARAMETER:
+                attempts -= 1
+                if instead := endpoint.refuse(outcome.parameter):
+                    self._say(f'{text}; {outcome.parameter} is refused, so {instead}')
+            elif kind is Kind.ACCESS:
+                raise NoAccess(text)
+            elif kind is Kind.CONTENT:
+                return Entry(None, outcome.text)
+            elif kind is Kind.UNKNOWN:
+                endpoint.refusals += 1
+                if endpoint.refusals >= REFUSALS:
+                    raise NoAccess(f'{text} ({endpoint.refusals} requests in succession)')
+                return Failure(outcome.text)
+            elif attempts > options.retries:
+                endpoint.failures += 1
+                reason = f'no answer after {attempts} attempt(s); last problem: {outcome.text}'
+                if endpoint.failures >= GIVE_UP:
+                    raise Unavailable(f'{endpoint.address} did not answer {endpoint.failures} requests in succession: '
+                                      f'{reason}')
+                return Failure(reason)
+            else:
+                self._usage[request.role].retried += 1
+                await self._wait(self._announce(endpoint, text, headers, wait, attempts))
 
-def _read_answer(data: bytes, request_bytes: int) -> Answer:
-    """Parse a chat completion, or raise ValueError if it is invalid."""
-    try:
-        content = json.loads(data)
-        message = content['choices'][0]['message']
-        text = message.get('content')
-        usage = content.get('usage') or {}
-        prompt_tokens = usage.get('prompt_tokens', request_bytes // 3)
-        completion_tokens = usage.get('completion_tokens', len(text or '') // 3 + 1)
-        declined = bool(message.get('refusal')) or not isinstance(text, str)
-        return Answer(None if declined else text, int(prompt_tokens), int(completion_tokens))
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f'{type(error).__name__}: {error}') from error
-
-
-def _reason(data: bytes, key: str) -> str:
-    """Return the error message in a response as one short line, which may not repeat the API key."""
-    text: Any = data.decode('utf-8', errors='replace')
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        text = json.loads(text)['error']['message']
-    return ' '.join(redact(str(text), key).split())[:200] or 'no error message'
-
-
-def _retry_after(value: Optional[str]) -> Optional[float]:
-    """Return the seconds that a Retry-After header, a number or a date, requests; None if it is missing or invalid."""
-    if value is None:
-        return None
-    try:
-        return max(float(value), 0.0) if float(value) < float('inf') else None
-    except ValueError:
-        pass
-    try:
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
+    def _announce(self, endpoint: Endpoint, text: str, headers: Mapping[str, str], wait: float,
+                  attempts: int) -> float:
+        """Return the seconds before the next attempt, and say why, but not too often."""
+        now, asked = self._clock(), retry_after(headers, time.time())
+        if asked is not None:
+            wait = min(asked, self.options.longest_wait)
+            if endpoint.pace.pause(now, wait) and asked >= LONG_WAIT:
+                self._say(f'{text}; the endpoint asks to wait {asked:g} s, and all requests to it wait {wait:g} s')
+                endpoint.quiet_until = now + QUIET
+        if now >= endpoint.quiet_until and (attempts > 1 or wait >= LONG_WAIT or not endpoint.reached):
+            self._say(f'{text}; asking again in {wait:.1f} s')
+            endpoint.quiet_until = now + QUIET
+        return wait

@@ -17,41 +17,6 @@ from epo_jax.runtime import command
 from epo_jax.runtime.locks import claim
 
 
-def split_messages(ids: Sequence[int], turn: Sequence[int], chat) -> list[list[int]]:
-    """Split a session into messages that alternate between user and assistant, without the template around them.
-
-    An assistant message includes the cue that the reply was started with, if there was one. Everything after the last
-    reply is dropped.
-
-    Args:
-      ids: Token ids of the session.
-      turn: Per position, t for tokens sampled in turn t, -1 for context.
-      chat: Chat segments of the model.
-
-    Returns:
-      The token ids of every message.
-
-    Raises:
-      ValueError: If the ids do not match the chat template.
-    """
-    messages, position = [], 0
-    for t in range(max(turn, default=-1) + 1):
-        begin = list(turn).index(t)
-        end = begin + sum(number == t for number in turn)
-        context = list(ids[position:begin])
-        if t and context[:1] == [chat.end] and ids[position - 1] != chat.end:
-            context = context[1:]  # the previous reply hit its length limit; its end token was added as context
-        opening, close = list(chat.between if t else chat.open), list(chat.close)
-        places = [i for i in range(len(opening), len(context) - len(close) + 1) if context[i:i + len(close)] == close]
-        if context[:len(opening)] != opening or not places:
-            raise ValueError(f"turn {t} does not match the run's chat template")
-        place = places[-1]
-        reply = context[place + len(close):] + list(ids[begin:end])
-        messages += [context[len(opening):place], reply[:-1] if reply[-1] == chat.end else reply]
-        position = end
-    return messages
-
-
 def message_texts(ids: Sequence[int], turn: Sequence[int], tokenizer, chat) -> tuple[list[str], bool]:
     """Decode the messages of a session.
 
@@ -67,11 +32,10 @@ def message_texts(ids: Sequence[int], turn: Sequence[int], tokenizer, chat) -> t
     Raises:
       ValueError: If the ids do not match the chat template.
     """
-    from epo_jax.text.tokenizer import decode
+    from epo_jax.text.messages import decode_messages, split_messages
 
     messages = split_messages(ids, turn, chat)
-    leads = (chat.user_lead, chat.reply_lead)
-    texts = [decode(tokenizer, message, leads[i % 2]) for i, message in enumerate(messages)]
+    texts = decode_messages(messages, tokenizer, chat)
     return texts, any(ids != list(message) for ids, message in zip(chat.encode(tokenizer, texts), messages))
 
 

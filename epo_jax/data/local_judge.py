@@ -6,8 +6,11 @@ from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
+from epo_jax.agents.answers import Answers, Entry
 from epo_jax.data import sharegpt
+from epo_jax.data.labels import Item, Label
 from epo_jax.language import activation_dtype, load_language
+from epo_jax.rewards import critical
 from epo_jax.rewards.judge import Judge
 from epo_jax.rewards.process import assess
 from epo_jax.rewards.prompts import JudgePrompt, encode_prompts
@@ -19,7 +22,7 @@ TURNS = 8  # turns are padded to a multiple of this, to compile fewer programs
 class LocalJudge:
     """A model that decides by the probabilities of Yes and No whether a strategy was critical."""
 
-    def __init__(self, model: str, domain: str, capacity: int, batch: int):
+    def __init__(self, model: str, domain: str, capacity: int, batch: int, answers: Answers):
         """Load the model.
 
         Args:
@@ -27,6 +30,7 @@ class LocalJudge:
           domain: One of `sharegpt.DOMAINS`.
           capacity: Length of the longest conversation in tokens.
           batch: Conversations to judge at a time.
+          answers: Record of the answers.
 
         Raises:
           InputError: If there is no such model, or the model, its tokenizer or its chat template cannot be used.
@@ -36,48 +40,54 @@ class LocalJudge:
             model=language.sampler(), params=language.params, tokenizer=language.tokenizer, chat=language.chat,
             capacity=capacity, batch=batch)
         self._judge.check()
-        self._domain, self._batch, self._capacity = domain, batch, capacity
+        self._answers, self._name, self._domain, self._batch, self._capacity = answers, model, domain, batch, capacity
 
-    def ask(self, source: sharegpt.Source, items: Iterator[Any], answers: Any,
-            report: Callable[[Any, str], None], stop: Callable[[], None] = lambda: None) -> dict[str, str]:
-        """Judge every row that has no answer yet.
-
-        Args:
-          source: The file and its layout.
-          items: Its rows (`epo_jax.label.Item`).
-          answers: Database that receives the answers (`epo_jax.label.Answers`).
-          report: Function that shows the progress, from a position in the file and a text.
-          stop: Function that is called between two groups of rows, and may raise an error to stop.
-
-        Returns:
-          An empty dict: every row gets an answer, or a reason why it has none.
-        """
-        rows = 0
+    def labels(self, source: sharegpt.Source, items: Iterator[Item],
+               stop: Callable[[], None]) -> Iterator[tuple[Item, Label]]:
+        """See `epo_jax.data.labels.LabelJudge.labels`."""
         while group := list(itertools.islice(items, self._batch)):
             stop()
             # Groups are the same in every run, so a resumed run computes the same numbers.
-            if any(answers.get(item.key, 0) is None for item in group):
-                prompts = [judge_prompt(item, source.layout, self._domain) for item in group]
-                turns = -(-max(len(item.strategies) for item in group) // TURNS) * TURNS
-                conversations = encode_prompts(self._judge, prompts, turns, 'critical', read=False)
-                verdict = assess(self._judge, conversations, 'critical', rate=False)
-                notes = verdict.notes()
-                for n, item in enumerate(group):
-                    count = len(item.strategies)
-                    if not verdict.valid[n, :count].all():
-                        problem = f"does not fit the judge's capacity of {self._capacity} tokens"
-                        answers.put(item.key, 0, None, problem, 0.0)
-                        continue
-                    chosen = np.flatnonzero(verdict.process[n, :count])
-                    answers.put(item.key, 0, json.dumps({
-                        'indexes': [item.strategies[t] for t in chosen],
-                        'probabilities': notes[n]['critical']}), None, 0.0)
-            rows += len(group)
-            report(group[-1].span, f'{rows} rows')
-        return {}
+            if any(self._answers.get(self._request(item)) is None for item in group):
+                self._judge_group(group, source.layout)
+            for item in group:
+                entry = self._answers.get(self._request(item))
+                if entry.response is None:
+                    yield item, Label(None, entry.refusal)
+                else:
+                    yield item, Label(*critical.read_answer(entry.response, item.strategies))
+
+    def describe(self) -> str:
+        """See `epo_jax.data.labels.LabelJudge.describe`."""
+        return ''
+
+    @property
+    def spent(self) -> float:
+        """See `epo_jax.data.labels.LabelJudge.spent`."""
+        return 0.0
+
+    def _request(self, item: Item) -> dict[str, Any]:
+        return {'judge': self._name, 'capacity': self._capacity, 'question': item.question}
+
+    def _judge_group(self, group: Sequence[Item], layout: sharegpt.Layout) -> None:
+        """Save the answers for some rows."""
+        prompts = [judge_prompt(item, layout, self._domain) for item in group]
+        turns = -(-max(len(item.strategies) for item in group) // TURNS) * TURNS
+        conversations = encode_prompts(self._judge, prompts, turns, 'critical', read=False)
+        verdict = assess(self._judge, conversations, 'critical', rate=False)
+        notes = verdict.notes()
+        for n, item in enumerate(group):
+            count = len(item.strategies)
+            if verdict.valid[n, :count].all():
+                chosen = np.flatnonzero(verdict.process[n, :count])
+                entry = Entry(json.dumps({'indexes': [item.strategies[t] for t in chosen],
+                                          'probabilities': notes[n]['critical']}))
+            else:
+                entry = Entry(None, f"does not fit the judge's capacity of {self._capacity} tokens")
+            self._answers.put('label', self._request(item), entry)
 
 
-def judge_prompt(item: Any, layout: sharegpt.Layout, domain: str) -> JudgePrompt:
+def judge_prompt(item: Item, layout: sharegpt.Layout, domain: str) -> JudgePrompt:
     """Return the judge's view of a row: the first user messages, then the strategies and the reply to each."""
     texts: Sequence[str] = [message[layout.content] for message in item.messages]
     first = item.strategies[0]

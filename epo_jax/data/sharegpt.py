@@ -16,12 +16,13 @@ import math
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Union
 
+from epo_jax.rewards.critical import WORDINGS
 from epo_jax.runtime.errors import InputError
 
-DOMAINS = ('sotopia', 'webshop', 'alfworld', 'general')
+DOMAINS = tuple(WORDINGS)
 
-# Largest score of a conversation: SOTOPIA's goal rating, the reward of the environment, or any outcome.
-BEST = {'sotopia': 10, 'webshop': 1, 'alfworld': 1, 'general': 1}
+# Largest score of a conversation: SOTOPIA's goal rating, or the reward of the environment.
+BEST = {domain: words.best for domain, words in WORDINGS.items()}
 
 INFO = 'dataset_info.json'
 
@@ -221,3 +222,9 @@ def is_acknowledgement(conversation: Sequence[Mapping[str, Any]], layout: Layout
     """Return whether message 1 is not a strategy but the canned "OK" that WebShop and ALFWorld dialogs start with."""
     return (domain in ('webshop', 'alfworld') and conversation[1][layout.content].strip(' .!').lower() == 'ok'
             and len(conversation) > 2)
+
+
+def strategy_indexes(conversation: Sequence[Mapping[str, Any]], layout: Layout, domain: str) -> tuple[int, ...]:
+    """Return the indexes of the messages that are strategies."""
+    first = 3 if is_acknowledgement(conversation, layout, domain) else 1
+    return tuple(range(first, len(conversation), 2))

@@ -124,6 +124,13 @@ class TextEnvironment:
         """
         raise NotImplementedError
 
+    def overview(self, state: Any, messages: Sequence[tuple[int, str]]) -> str:
+        """Return what a judge of all seats reads: what each of them knows and wants, and what happened.
+
+        '' lets the judge read the `judge_prompt` of every seat and the transcript. Arguments as in `transcript`.
+        """
+        return ''
+
     def describe(self, scenario: Any, state: Any) -> Mapping[str, Any]:
         """Return facts for the record of an episode, as JSON.
 
@@ -161,6 +168,7 @@ class EpisodeText:
       judge_prompts: by seat, see TextEnvironment.judge_prompt; () where the environment is not judged.
       events: names of events to count.
       failure: why the environment cut the episode off, or None.
+      overview: see TextEnvironment.overview.
     """
 
     facts: Mapping[str, Any]
@@ -168,6 +176,7 @@ class EpisodeText:
     judge_prompts: Sequence[str] = ()
     events: Sequence[str] = ()
     failure: Optional[str] = None
+    overview: str = ''
 
 
 class Environment(Protocol):
@@ -248,6 +257,26 @@ class Environment(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Dimension:
+    """What a chat model rates as judge of an episode, with a whole number.
+
+    Attributes:
+      name: in lower case, with underscores between words.
+      low, high: range of the scores.
+      description: what to rate, and what the ends of the range mean.
+    """
+
+    name: str
+    low: int
+    high: int
+    description: str
+
+
+# How well a seat reached its goal. Every rubric has a dimension of this name, which gives the outcome.
+GOAL = Dimension('goal', 0, 10, 'How well was the goal reached? 0: not at all; 10: completely.')
+
+
+@dataclasses.dataclass(frozen=True)
 class Domain:
     """What an experiment needs to know about an environment. A config names a module with a `DOMAIN` of this type.
 
@@ -270,6 +299,7 @@ class Domain:
         compared.
       situation: scenario -> what it has in common with others from which it is not independent, such as the same story
         with another cast; an evaluation covers all situations and resamples them as a whole.
+      rubric: what a chat model rates for every seat, `GOAL` among it.
     """
 
     seats: int
@@ -284,14 +314,24 @@ class Domain:
     scratch_model: Optional[Callable[[], tuple[ModelConfig, Any, ChatSegments]]] = None
     variant: Callable[[ConfigDict], str] = lambda environment: environment.name
     situation: Callable[[Any], Hashable] = lambda scenario: scenario.id
+    rubric: tuple[Dimension, ...] = (GOAL,)
 
 
 def check_environment(domain: Domain, options: ConfigDict) -> None:
-    """Check that a domain's text environment keeps its contract.
+    """Check that a domain's rubric and text environment keep their contracts.
 
     Raises:
-      InputError: it is not a TextEnvironment, has the wrong number of seats, or is judged without a judge_prompt.
+      InputError: the rubric has no goal, a name twice, or a range that is empty; or the text environment is not a
+        TextEnvironment, has the wrong number of seats, or is judged without a judge_prompt.
     """
+    names = [dimension.name for dimension in domain.rubric]
+    if GOAL.name not in names or len(set(names)) < len(names):
+        raise InputError(f"{options.name}: the rubric of a Domain must have a dimension 'goal' and no name twice; it "
+                         f'has {names}')
+    for dimension in domain.rubric:
+        if not dimension.low < dimension.high:
+            raise InputError(f'{options.name}: the rubric rates {dimension.name} from {dimension.low} to '
+                             f'{dimension.high}; the first number must be the smaller one')
     if domain.text_environment is None:
         return
     env = domain.text_environment(options)

@@ -101,7 +101,7 @@ class HostEnvironment:
           StepError: the environment does not return a state and an observation for every seat.
           TooLongError: a first observation is longer than `width`.
         """
-        advised = [seat.strategist is not None for seat in self.seats]
+        advised = [seat.advised for seat in self.seats]
         state, observations = state.copy(), self._no_observations(len(rows))
 
         def reset(b):
@@ -211,7 +211,7 @@ class HostEnvironment:
             return EpisodeText(
                 self.env.describe(scenarios[b], episode), self.env.transcript(episode, state.messages[b]),
                 [self.env.judge_prompt(episode, seat) for seat in seats] if judged else (), state.events[b],
-                state.failures[b])
+                state.failures[b], self.env.overview(episode, state.messages[b]) if judged else '')
 
         episodes = hosts.share(_local(state), episode_text)
         return [episodes[b] for b in range(len(state.episodes))]

@@ -5,6 +5,7 @@ One function serves a host loop (NumPy arrays) and a compiled iteration (traced 
 Axis letters: N judged conversations (one per episode and seat), T turns of that seat.
 """
 
+import dataclasses
 from typing import Any, Callable, Optional
 
 from flax import struct
@@ -35,6 +36,8 @@ class Verdict:
       potential: probability that the goal is reached, before the first turn and after each; None if not asked.
       critical: probability that each turn was critical; None if not asked.
       graded: how much each turn contributed to the outcome, in [0, 1]; None if not asked.
+      dimensions: scores in the dimensions of a rubric, NaN where they are missing; None if not asked.
+      comments: what else the judge said about each conversation, a dict for its record (object[N], on the host only).
     """
 
     process: Float[Array, 'N T']
@@ -46,6 +49,8 @@ class Verdict:
     potential: Optional[Float[Array, 'N T+1']] = None
     critical: Optional[Float[Array, 'N T']] = None
     graded: Optional[Float[Array, 'N T']] = None
+    dimensions: Optional[dict[str, Float[Array, ' N']]] = None
+    comments: Optional[Any] = None
 
     def __getitem__(self, rows: Any) -> 'Verdict':
         """Return the verdict on some of the conversations."""
@@ -64,15 +69,59 @@ class Verdict:
                 note['critical'] = [number(p) for p in self.critical[n, :count]]
             if self.graded is not None:
                 note['graded'] = [number(p) for p in self.graded[n, :count]]
-            notes.append(note)
+            if self.dimensions is not None:
+                note['scores'] = {name: number(scores[n]) for name, scores in self.dimensions.items()}
+            notes.append(note | (self.comments[n] if self.comments is not None else {}))
         return notes
 
 
-def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate: bool) -> Verdict:
+@dataclasses.dataclass(frozen=True)
+class Readings:
+    """What judges outside of the program said, on the host; None where no such judge was asked.
+
+    Attributes:
+      outcome: how well the goal was reached, in [0, 1]; NaN where it is missing.
+      critical: function from the outcomes f[N], NaN where they are missing, to f[N, T], which asks for critical turns:
+        1 for those that were, 0 for the others, NaN where the answer is missing.
+      dimensions, comments: see Verdict.
+    """
+
+    outcome: Optional[Float[Array, ' N']] = None
+    critical: Optional[Callable[[np.ndarray], Float[Array, 'N T']]] = None
+    dimensions: Optional[dict[str, Float[Array, ' N']]] = None
+    comments: Optional[Any] = None
+
+
+# Maps a judge (None: no judge), the method of the process reward and whether the judge reads the transcript in stages
+# to what it reads: `encode_prompts` or `gather_prompts` of some episodes.
+Encode = Callable[[Optional[Judge], str, bool], JudgeInput]
+
+
+def assess_episodes(encode: Encode, judge: Optional[Judge], process_judge: Optional[Judge], method: str, rate: bool,
+                    given: Readings = Readings()) -> Verdict:
+    """Judge finished episodes, with one local judge, with two, or with judges outside of the program.
+
+    Args:
+      encode: see Encode.
+      judge: the judge of outcomes; None where it is not asked.
+      process_judge: the judge for the process reward; None if it is the judge of outcomes, which then reads the
+        episodes only once.
+      method, rate, given: see `assess`.
+    """
+    rate = rate and given.outcome is None
+    asked = 'none' if given.critical else method
+    if process_judge is None or asked == 'none':
+        return assess(judge, encode(judge, asked, rate or asked == 'potential'), method, rate, None, given)
+    process = process_judge, encode(process_judge, asked, asked == 'potential')
+    return assess(judge, encode(judge, 'none', rate), method, rate, process, given)
+
+
+def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate: bool,
+           process: Optional[tuple[Judge, JudgeInput]] = None, given: Readings = Readings()) -> Verdict:
     """Judge finished conversations.
 
-    The outcome is the environment's own reward where there is one, else the judge's rating / 10. The process reward
-    of a turn is by `method`:
+    The outcome is the environment's own reward where there is one, else what is given, else the judge's rating / 10.
+    The process reward of a turn is by `method`:
 
     `potential`: before the seat's first turn and after each (with the replies to it), the judge's probability that the
     goal has been reached; the reward of a turn is the change of this probability. IGPO's information
@@ -88,6 +137,8 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
       conversations: what the judge reads.
       method: one of METHODS.
       rate: whether the judge rates the conversations that have no reward; otherwise they have no outcome.
+      process: another judge for the process reward, and what it reads; None if it is the same judge.
+      given: answers of judges outside of the program.
 
     Raises:
       ValueError: the method is unknown.
@@ -96,27 +147,40 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
         raise ValueError(f'the process reward must be one of {", ".join(METHODS)}, not {method!r}')
     xp = array_module(conversations.reward)
     mask, reward = conversations.turn_mask, conversations.reward
-    process, outcome, potential, critical, graded = xp.zeros(mask.shape, reward.dtype), reward, None, None, None
-    if method == 'potential' or rate:
-        reached, rating = _in_batches(judge, conversations.stages, lambda part: read_stages(
-            judge, jax.tree.map(lambda x: xp.moveaxis(x, 1, 0), part), xp.bool_(method == 'potential'), rate))
-        outcome = xp.where(xp.isfinite(reward), reward, rating / 10)  # NaN without a rating
+    values, outcome, potential = xp.zeros(mask.shape, reward.dtype), reward, None
+    critical = graded = None
+    rate, follow = rate and given.outcome is None, method == 'potential'
+    if rate or follow and process is None:
+        reached, rating = _read(judge, conversations, follow and process is None, rate)
+    if follow and process is not None:
+        reached, _ = _read(*process, True, False)
+    if rate or given.outcome is not None:
+        outcome = xp.where(xp.isfinite(reward), reward, rating / 10 if rate else given.outcome)  # NaN where missing
     if method == 'potential':
         potential = xp.where(xp.pad(mask, ((0, 0), (1, 0)), constant_values=True), reached, xp.nan)
-        process = xp.diff(potential, axis=1)
-    if method in QUESTIONS:  # without an outcome, the question names a score that nobody gave
-        message, known = _with_score(judge, *conversations.question, outcome), ~xp.isnan(outcome)[:, None]
+        values = xp.diff(potential, axis=1)
+    known = ~xp.isnan(outcome)[:, None]
+    if method in QUESTIONS and given.critical is None:  # without an outcome, the question names a score nobody gave
+        other, seen = process or (judge, conversations)
+        message = _with_score(other, *seen.question, outcome)
     if method == 'critical':
-        critical = _in_batches(judge, (message, mask), lambda part: name_critical(judge, *part))
-        process = xp.where(xp.isnan(critical) | ~known, xp.nan, critical >= 0.5)
+        critical = (_in_batches(other, (message, mask), lambda part: name_critical(other, *part))
+                    if given.critical is None else given.critical(np.where(conversations.complete, outcome, np.nan)))
+        values = xp.where(xp.isnan(critical) | ~known, xp.nan, critical >= 0.5)
     if method == 'graded':
-        graded = _in_batches(judge, (message, mask), lambda part: grade_strategies(judge, *part))
-        process = xp.where(known, graded * outcome[:, None], xp.nan)
-    valid = mask & conversations.complete[:, None] & xp.isfinite(process)
+        graded = _in_batches(other, (message, mask), lambda part: grade_strategies(other, *part))
+        values = xp.where(known, graded * outcome[:, None], xp.nan)
+    valid = mask & conversations.complete[:, None] & xp.isfinite(values)
     outcome_valid = conversations.complete & xp.isfinite(outcome)
     return Verdict(
-        xp.where(valid, process, 0), valid, xp.where(outcome_valid, outcome, 0), outcome_valid, xp.isfinite(reward),
-        mask, potential, critical, graded)
+        xp.where(valid, values, 0), valid, xp.where(outcome_valid, outcome, 0), outcome_valid, xp.isfinite(reward),
+        mask, potential, critical, graded, given.dimensions, given.comments)
+
+
+def _read(judge: Judge, conversations: JudgeInput, ask: bool, rate: bool) -> tuple[Any, Any]:
+    """Return what `read_stages` returns about all conversations."""
+    return _in_batches(judge, conversations.stages, lambda part: read_stages(
+        judge, jax.tree.map(lambda x: array_module(x).moveaxis(x, 1, 0), part), np.bool_(ask), rate))
 
 
 def _with_score(judge: Judge, before: Tokens, after: Tokens, outcome) -> Tokens:

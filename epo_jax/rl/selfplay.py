@@ -13,8 +13,8 @@ from epo_jax.rl.learner import TrainState
 from epo_jax.runtime import streams
 
 # The strategist of a seat: the policy in training, its last snapshot, a random snapshot from the pool, the model before
-# training, or none.
-KINDS = ('policy', 'snapshot', 'pool', 'prompted', 'none')
+# training, none, or none but with an actor that reasons before it acts. Every other name is that of a model.
+KINDS = ('policy', 'snapshot', 'pool', 'prompted', 'none', 'react')
 
 
 @struct.dataclass
@@ -37,7 +37,7 @@ class Match:
     """The strategists of the seats for some of an iteration's episodes.
 
     Attributes:
-      kinds: one of KINDS for each seat; every 'policy' seat is trained.
+      kinds: one of KINDS, or a model, for each seat.
       episodes: numbers of the episodes within the iteration.
     """
 
@@ -52,7 +52,7 @@ def matches(kinds: Sequence[str], episodes: int, group: int) -> list[Match]:
     matches get equal shares of the groups; the first ones get one group more where the number does not divide.
 
     Args:
-      kinds: one of KINDS for each seat.
+      kinds: one of KINDS, or a model, for each seat.
       episodes: number of episodes, a multiple of `group`.
       group: number of neighboring episodes that share a scenario; a match plays whole groups.
     """

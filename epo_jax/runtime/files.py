@@ -65,6 +65,21 @@ def write_jsonl(path: Union[str, Path], rows: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows))
 
 
+def append_jsonl(path: Union[str, Path], rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a file with one JSON object per line; they are on disk when this returns.
+
+    If the process is killed meanwhile, the file may end with an incomplete line, which `cut_jsonl` removes.
+
+    Raises:
+      ValueError, TypeError: as in `write_jsonl`.
+    """
+    data = ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows)
+    with naming(path), open(path, 'ab') as file:
+        file.write(data.encode('utf-8'))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line.
 

@@ -106,14 +106,27 @@ def share(rows: Iterable[int], call: Callable[[int], Any]) -> dict[int, Any]:
       {row: call(row)}, the same in all processes.
 
     Raises:
-      Exception: a call of this process raised it.
-      HostsError: a call of another process raised an error; the message names the process.
+      Exception, HostsError: see `share_all`.
+    """
+    return share_all(lambda: {row: call(row) for row in rows})
+
+
+def share_all(call: Callable[[], dict[int, Any]]) -> dict[int, Any]:
+    """Call a function in every process, and return the results of all of them as one dict.
+
+    Args:
+      call: returns the results for the rows of this process by row; no row may belong to two processes. Results must
+        be picklable, unless there is only one process.
+
+    Raises:
+      Exception: the call of this process raised it.
+      HostsError: the call of another process raised an error; the message names the process.
     """
     if jax.process_count() == 1:
-        return {row: call(row) for row in rows}
+        return call()
     failure = None
     try:
-        data = pickle.dumps(({row: call(row) for row in rows}, ''))
+        data = pickle.dumps((call(), ''))
     except Exception as error:  # raised below, after the other processes are notified; else they would wait forever
         failure, data = error, pickle.dumps(({}, f'{type(error).__name__}: {error}'))
     results = [pickle.loads(content) for content in _gather(data)]

@@ -9,9 +9,8 @@ from epo_jax.runtime.errors import InputError
 HIDDEN = '***'
 # A password may hold characters that should have been escaped.
 _PASSWORD = re.compile(r'(\b[a-zA-Z][\w+.-]*://)(?:[^/?#\s\'"]*|[^/?#\s\'":@]*:[^\s\'"]*)@')
-_PARAMETER = re.compile(
-    r'([?&;][\w.-]*(?:key|token|secret|passw|signature|\bsig|credential|auth|\bpwd)[\w.-]*=)[^&;#\s\'"]+',
-    re.IGNORECASE)
+_SECRET_NAME = r'[\w.-]*(?:key|token|secret|passw|signature|\bsig|credential|auth|\bpwd)[\w.-]*'
+_PARAMETER = re.compile(rf'([?&;]{_SECRET_NAME}=)[^&;#\s\'"]+', re.IGNORECASE)
 _HEADER = re.compile(r'\b(Bearer|Basic)(\s+)[\w.~+/=-]{8,}')
 
 
@@ -31,6 +30,11 @@ def read_key(variable: str) -> str:
             raise SecretError(f'the API key in ${variable} has a character that is not allowed in a key, '
                               f'U+{ord(character):04X} at position {position}; set the variable again')
     return key
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a parameter or header of this name holds a secret."""
+    return re.fullmatch(_SECRET_NAME, name, re.IGNORECASE) is not None
 
 
 def redact(text: str, *secrets: str) -> str:

@@ -15,7 +15,7 @@ from epo_jax.serve.loading import Loaded
 from epo_jax.serve.protocol import BadRequest, ChatRequest
 from epo_jax.serve.texts import TextStream
 from epo_jax.text import tokenizer as text
-from epo_jax.text.messages import MessagesError, encode_messages
+from epo_jax.text.rendering import MessagesError, encode_messages
 
 
 class AnswerError(Exception):

@@ -41,7 +41,7 @@ def read_outcomes(record: str) -> dict[str, list[float]]:
 
 
 def compare_arms(outcomes: Mapping[str, Sequence[float]], samples: int = 2000, seed: int = 0) -> list[Any]:
-    """Return an `evaluate.Row` for each arm; the difference to the first arm is of independent conversations.
+    """Return an `scores.Row` for each arm; the difference to the first arm is of independent conversations.
 
     An arm with a single conversation has no interval.
 
@@ -50,7 +50,7 @@ def compare_arms(outcomes: Mapping[str, Sequence[float]], samples: int = 2000, s
       samples: number of bootstrap samples, which draw conversations of each arm.
       seed: of the samples.
     """
-    from epo_jax.evaluate import Row
+    from epo_jax.scores import Row
     rng = streams.generator('arms', seed)
     means = {arm: 10 * np.asarray(x)[rng.integers(0, len(x), (samples, len(x)))].mean(axis=1)
              for arm, x in outcomes.items()}
@@ -91,7 +91,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument('--out', help='.json or .jsonl file to write')
     args = parser.parse_args(argv)
     with command.one_line_errors():
-        from epo_jax.evaluate import table_of
+        from epo_jax.scores import table_of
         columns, cells = table_of(compare_arms(read_outcomes(args.record)))
         widths = [max(map(len, column)) for column in zip(columns, *cells)]
         for line in (columns, *cells):

@@ -1,61 +1,52 @@
-"""Conversations of any roles as ids, for prompts that come from outside: each message is rendered where it stands.
+"""Split a conversation in tokens into the messages that it was made of."""
 
-Training needs conversations that only grow, and splits a template into segments (text/chat.py). A prompt of a client
-may also have a system message, or two messages of a role in a row. Here, the template renders markers in the places of
-the messages, and the text around them and the messages are encoded separately. What looks like a control token in a
-message therefore stays ordinary text.
-"""
+from typing import Any, Sequence
 
-import re
-from typing import Mapping, Optional, Sequence
-
-import jinja2
-from transformers import PreTrainedTokenizerBase
-
-from epo_jax.runtime.errors import InputError
-from epo_jax.text.chat import DATE, FIXED_DATE, ChatSegments
-from epo_jax.text.tokenizer import encode, tokenize
+from epo_jax.text.chat import ChatSegments
+from epo_jax.text.tokenizer import decode
 
 
-class MessagesError(InputError):
-    """Messages that a chat template cannot render; the message says why."""
+def split_messages(ids: Sequence[int], turn: Sequence[int], chat: ChatSegments) -> list[list[int]]:
+    """Split a session into messages that alternate between user and assistant, without the template around them.
 
-
-def encode_messages(tokenizer: PreTrainedTokenizerBase, template: Optional[str], chat: ChatSegments,
-                    messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Return the ids of a conversation up to the beginning of the assistant's next message.
+    An assistant message includes the cue that the reply was started with, if there was one. Everything after the last
+    reply is dropped.
 
     Args:
-      tokenizer: the tokenizer.
-      template: the chat template in Jinja.
-      chat: its segments. Messages that alternate between user and assistant are put together from them, so that their
-        ids are those of training.
-      messages: each with 'role' and 'content'.
+      ids: token ids of the session.
+      turn: per position, t for tokens sampled in turn t, -1 for context.
+      chat: chat segments of the model.
+
+    Returns:
+      The token ids of every message.
 
     Raises:
-      MessagesError: the template refuses these roles, or leaves a message out.
+      ValueError: the ids do not match the chat template.
     """
-    roles = [message['role'] for message in messages]
-    if len(roles) % 2 and all(role == ('user', 'assistant')[i % 2] for i, role in enumerate(roles)):
-        return chat.join(chat.encode(tokenizer, [message['content'] for message in messages]))
-    if template is None:
-        raise MessagesError('the model has no chat template, so messages must alternate between user and assistant')
-    source = FIXED_DATE + template if 'strftime_now' in template else template
-    try:
-        text = tokenizer.apply_chat_template(
-            [{'role': role, 'content': f'\ue000{i}\ue001'} for i, role in enumerate(roles)], chat_template=source,
-            tokenize=False, add_generation_prompt=True, fixed_date=DATE)
-    except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, KeyError) as error:
-        raise MessagesError(f'the chat template of the model cannot render the roles {", ".join(roles)}: '
-                            f'{error}') from error
-    parts = re.split('\ue000(\\d+)\ue001', text)
-    if parts[1::2] != [str(i) for i in range(len(messages))]:
-        raise MessagesError('the chat template of the model does not render the roles in the order '
-                            f'{", ".join(roles)}')
-    leads = [chat.reply_lead if role == 'assistant' else chat.user_lead for role in (*roles, 'assistant')]
-    ids = []
-    for i, (part, lead) in enumerate(zip(parts[::2], leads)):
-        ids += tokenize(tokenizer, part.removesuffix(lead.space), fresh=i == 0, ordinary=False)
-        if i < len(messages):
-            ids += encode(tokenizer, messages[i]['content'], lead)
-    return ids
+    messages, position = [], 0
+    for t in range(max(turn, default=-1) + 1):
+        begin = list(turn).index(t)
+        end = begin + sum(number == t for number in turn)
+        context = list(ids[position:begin])
+        if t and context[:1] == [chat.end] and ids[position - 1] != chat.end:
+            context = context[1:]  # the previous reply hit its length limit; its end token was added as context
+        opening, close = list(chat.between if t else chat.open), list(chat.close)
+        places = [i for i in range(len(opening), len(context) - len(close) + 1) if context[i:i + len(close)] == close]
+        if context[:len(opening)] != opening or not places:
+            raise ValueError(f"turn {t} does not match the run's chat template")
+        place = places[-1]
+        reply = context[place + len(close):] + list(ids[begin:end])
+        messages += [context[len(opening):place], reply[:-1] if reply[-1] == chat.end else reply]
+        position = end
+    return messages
+
+
+def decode_messages(messages: Sequence[Sequence[int]], tokenizer: Any, chat: ChatSegments) -> list[str]:
+    """Return the texts of messages that alternate between user and assistant."""
+    leads = (chat.user_lead, chat.reply_lead)
+    return [decode(tokenizer, message, leads[i % 2]) for i, message in enumerate(messages)]
+
+
+def conversation(ids: Sequence[int], turn: Sequence[int], tokenizer: Any, chat: ChatSegments) -> list[str]:
+    """Return the messages of a session as text, see `split_messages`."""
+    return decode_messages(split_messages(ids, turn, chat), tokenizer, chat)

@@ -18,6 +18,7 @@ from epo_jax.data.sharegpt import DataError, messages, trajectory_score
 from epo_jax.defaults import default_config
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text.chat import chat_segments
+from epo_jax.text.messages import conversation, split_messages
 from epo_jax.text.tokenizer import encode
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,11 +45,12 @@ def test_messages_are_recovered_from_token_ids(cue, unended):
     texts = ['Hello\nthere', f'{cue} be kind', 'A said: x\nB said: y', f'{cue} ask', '', f'{cue} é']
     ids, turn = session(texts, cue, unended)
     after = [*CHAT.between, *encode(TOKENIZER, 'nobody answers this')]
-    found = episodes.split_messages(ids + after, turn + [-1] * len(after), CHAT)
+    found = split_messages(ids + after, turn + [-1] * len(after), CHAT)
     assert found == [encode(TOKENIZER, text) for text in texts]
-    assert episodes.split_messages([], [], CHAT) == []
+    assert split_messages([], [], CHAT) == []
+    assert conversation(ids, turn, TOKENIZER, CHAT) == texts
     with pytest.raises(ValueError, match="turn 0 does not match the run's chat template"):
-        episodes.split_messages(ids[3:], turn[3:], CHAT)
+        split_messages(ids[3:], turn[3:], CHAT)
 
 
 def run_with(path, records):

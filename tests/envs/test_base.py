@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from epo_jax.defaults import default_config
-from epo_jax.envs.base import DOMAINS, Domain, TextEnvironment, check_environment, load_domain
+from epo_jax.envs.base import DOMAINS, GOAL, Dimension, Domain, TextEnvironment, check_environment, load_domain
 from epo_jax.runtime.errors import InputError
 
 OPTIONS = ConfigDict({'name': 'game'})
@@ -49,7 +49,10 @@ def test_environments_that_keep_the_contract_pass(case):
     (domain(None), 'game: NoneType must be a subclass of .*TextEnvironment'),
     (domain(Game(), seats=1), 'game: Game has 2 seats, but its Domain has 1'),
     (domain(Game(), seats=3), 'game: Game has 2 seats, but its Domain has 3'),
-    (domain(Unjudged(), seats=1), 'game: Unjudged has no judge_prompt; .* judged=False')])
+    (domain(Unjudged(), seats=1), 'game: Unjudged has no judge_prompt; .* judged=False'),
+    (domain(Game(), rubric=()), "game: the rubric of a Domain must have a dimension 'goal'"),
+    (domain(Game(), rubric=(GOAL, GOAL)), 'game: the rubric .* no name twice'),
+    (domain(None, text_environment=None, rubric=(GOAL, Dimension('wit', 5, 5, ''))), 'game: the rubric rates wit from 5')])
 def test_environments_that_break_the_contract_are_refused(case, message):
     with pytest.raises(InputError, match=message):
         check_environment(case, OPTIONS)

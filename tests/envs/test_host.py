@@ -74,7 +74,7 @@ def test_texts_contain_the_transcript_and_the_reason_of_a_failure():
     assert step.failed.tolist() == [False, True]
     finished, failed = env.texts(cases, state)
     assert finished.lines == ((0, '0:Hi;'), (1, '1:Hi;')) and finished.failure is None
-    assert finished.judge_prompts == ['two 0', 'two 1']
+    assert finished.judge_prompts == ['two 0', 'two 1'] and finished.overview == 'two: 0:Hi; 1:Hi;'
     assert finished.facts['scenario'] == 'two' and finished.events == ('event0', 'event1')
     assert failed.lines == ((0, '0:Ho;'),) and failed.failure == 'RuntimeError: the script says so'
 

@@ -252,6 +252,61 @@ def test_no_judge_is_needed_if_every_reward_is_known():
     assert verdict.notes()[1] == {'by_rule': True, 'rating': 2.5}
 
 
+def separate(outcome_judge, process_judge, method, rate=True, given=process.Readings()):
+    """Return the verdict of two judges in a host loop on PROMPTS, and how each was asked to read them."""
+    reads = []
+
+    def encode_for(judge, method, read):
+        reads.append((judge, method, read))
+        return encode_prompts(judge, PROMPTS, TURNS, method, read)
+
+    return process.assess_episodes(encode_for, outcome_judge, process_judge, method, rate, given), reads
+
+
+@pytest.mark.parametrize('method', ['potential', 'critical', 'none'])
+def test_one_judge_for_the_outcome_and_another_one_for_the_process(method):
+    rater = judge()
+    critic = dataclasses.replace(rater, params=jax.tree.map(lambda x: 0.7 * x, rater.params))
+    verdict, reads = separate(rater, critic, method)
+    assert [read for j, _, read in reads if j is rater] == [True]
+    assert [(m, read) for j, m, read in reads if j is critic] == {
+        'potential': [('potential', True)], 'critical': [('critical', False)], 'none': []}[method]
+    by_rater = assess(rater, PROMPTS, TURNS, 'none')
+    np.testing.assert_allclose(verdict.outcome, by_rater.outcome, atol=TOLERANCE)
+    # The critic alone, with the outcomes that the rater found.
+    rewarded = [dataclasses.replace(p, reward=float(o)) for p, o in zip(PROMPTS, by_rater.outcome, strict=True)]
+    by_critic, by_rater = (assess(j, rewarded, TURNS, method) for j in (critic, rater))
+    np.testing.assert_allclose(verdict.process, by_critic.process, atol=TOLERANCE)
+    np.testing.assert_array_equal(verdict.valid, by_critic.valid)
+    assert not verdict.rewarded.any() and by_critic.rewarded.all()
+    if method != 'none':
+        found, alone, other = (np.asarray(getattr(v, method)) for v in (verdict, by_critic, by_rater))
+        np.testing.assert_allclose(found, alone, atol=TOLERANCE)
+        assert np.nanmax(np.abs(found - other)) > 100 * TOLERANCE
+
+
+def test_a_single_judge_reads_the_episodes_once():
+    verdict, reads = separate(judge(), None, 'potential')
+    assert reads == [(judge(), 'potential', True)]
+    together = assess(judge(), PROMPTS, TURNS, 'potential')
+    np.testing.assert_array_equal(verdict.process, together.process)
+    np.testing.assert_array_equal(verdict.outcome, together.outcome)
+
+
+def test_given_outcomes_replace_ratings_but_not_rewards():
+    outcome = np.array([0.3, np.nan, 0.9])
+    verdict, reads = separate(None, judge(), 'potential', given=process.Readings(outcome=outcome))
+    assert reads[-1] == (None, 'none', False)
+    np.testing.assert_array_equal(verdict.outcome, [0.3, 0, 0.9])
+    assert verdict.outcome_valid.tolist() == [True, False, True] and verdict.notes()[1]['rating'] is None
+    np.testing.assert_allclose(verdict.process, assess(judge(), PROMPTS, TURNS, 'potential').process, atol=TOLERANCE)
+    rewarded = tuple(dataclasses.replace(p, reward=0.5) for p in PROMPTS[:1]) + PROMPTS[1:]
+    encode_for = lambda judge, method, read: encode_prompts(judge, rewarded, TURNS, method, read)
+    verdict = process.assess_episodes(encode_for, None, None, 'none', True, process.Readings(outcome=outcome))
+    np.testing.assert_array_equal(verdict.outcome, [0.5, 0, 0.9])
+    assert verdict.rewarded.tolist() == [True, False, False]
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'shapley'"):
         assess(judge(), PROMPTS, TURNS, 'shapley')

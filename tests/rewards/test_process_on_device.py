@@ -15,7 +15,7 @@ from epo_jax.envs.sotopia.profiles import load_scenarios
 from epo_jax.envs.sotopia.tokens import TokenSotopia
 from epo_jax.models.transformer import Transformer
 from epo_jax.rewards.judge import Judge
-from epo_jax.rewards.process import assess
+from epo_jax.rewards.process import assess, assess_episodes
 from epo_jax.rewards.prompts import encode_prompts, gather_prompts, judge_prompts
 from epo_jax.rollout import Episodes, Table
 from epo_jax.text.chat import chat_segments
@@ -73,6 +73,26 @@ def test_verdicts_of_both_drivers_are_equal(played, method):
         probabilities = np.asarray(getattr(device, method))
         np.testing.assert_allclose(probabilities, getattr(host, method), atol=2e-5)
         assert np.ptp(probabilities[np.isfinite(probabilities)]) > 1e-3
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def two_judges_on_device(rater, critic, table, queue, episodes, method):
+    encode = lambda judge, method, read: gather_prompts(judge, table, queue, episodes, method, read)
+    return assess_episodes(encode, rater, critic, method, True)
+
+
+@pytest.mark.parametrize('method', ['critical', pytest.param('potential', marks=pytest.mark.slow)])
+def test_verdicts_of_two_judges_are_those_of_the_host(played, method):
+    rater, table, queue, episodes, prompts = played
+    critic = rater.replace(params=jax.tree.map(lambda x: 0.7 * x, rater.params))
+    device = two_judges_on_device(rater, critic, table, queue, episodes, method)
+    encode = lambda judge, method, read: encode_prompts(judge, prompts, 3, method, read)
+    host, alone = (assess_episodes(encode, rater, other, method, True) for other in (critic, None))
+    np.testing.assert_array_equal(device.valid, host.valid)
+    for name in ('outcome', 'process', method):
+        np.testing.assert_allclose(getattr(device, name), getattr(host, name), atol=2e-5)
+    np.testing.assert_allclose(host.outcome, alone.outcome, atol=2e-5)
+    assert np.nanmax(np.abs(getattr(host, method) - getattr(alone, method))) > 1e-3
 
 
 def test_rewards_replace_ratings(played):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from epo_jax import label
-from epo_jax.agents.remote import Client, Endpoint, RequestRefused
+from epo_jax.agents.remote import Address, Remote, RemoteOptions, Request
 from epo_jax.config import open_workdir
 from epo_jax.defaults import default_config
 from epo_jax.runtime.secrets import SecretError, read_key, redact
@@ -28,7 +28,7 @@ def test_a_key_has_no_blanks_around_it(monkeypatch, value, key):
 def test_a_key_that_no_header_can_hold_is_refused_without_repeating_it(monkeypatch, value):
     monkeypatch.setenv('SOME_KEY', value)
     with pytest.raises(SecretError, match=r'the API key in \$SOME_KEY has a character .* at position [23]') as error:
-        Client(Endpoint('http://host', 'm', key_variable='SOME_KEY'))
+        RemoteOptions(key_variable='SOME_KEY').api_key(Address('m', 'http://host'))
     assert 'sk' not in str(error.value)
 
 
@@ -98,12 +98,12 @@ def test_labelling_leaves_no_secret_anywhere(tmp_path, monkeypatch, capsys, stat
 
 def test_the_messages_of_a_client_and_the_saved_configuration_hold_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv('OPENAI_API_KEY', KEY)
-    with telltale(400) as host:
-        with pytest.raises(RequestRefused) as error:
-            Client(Endpoint(f'http://{host}', 'm', retries=0)).complete([{'role': 'user', 'content': 'x'}], 0)
-    assert KEY not in str(error.value) and 'Bearer' in str(error.value)
+    with telltale(400) as host, Remote(RemoteOptions()) as remote:
+        request = Request(Address('m', f'http://{host}'), 'actor', (('user', 'x'),), 0.7, 8, 0)
+        failure, = remote.complete([request])
+    assert KEY not in str(failure) and 'Bearer' in failure.reason
     with pytest.raises(ValueError) as error:
-        Endpoint(f'ftp://me:{KEY}@host', 'm')
+        Address('m', f'ftp://me:{KEY}@host')
     assert KEY not in str(error.value) and '***@host' in str(error.value)
     config = default_config()
     config.actor.model = f'https://me:{KEY}@host/v1?api_key={KEY}'

@@ -23,7 +23,7 @@ from epo_jax.serve.engine import Options
 from epo_jax.serve.texts import TextStream
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text.chat import chat_segments
-from epo_jax.text.messages import MessagesError, encode_messages
+from epo_jax.text.rendering import MessagesError, encode_messages
 from epo_jax.text.tokenizer import CONTINUATION, decode, encode, tokenize
 
 HELLO = [{'role': 'user', 'content': 'Hello!'}]

@@ -104,6 +104,12 @@ class Sotopia(TextEnvironment):
         """See TextEnvironment.judge_prompt."""
         return prompts.judge_opening(state.scenario, seat)
 
+    def overview(self, state: Dialogue, messages: Sequence[tuple[int, str]]) -> str:
+        """See TextEnvironment.overview."""
+        lines = zip(self.transcript(state, messages), state.actions, strict=True)
+        return prompts.overview(
+            state.scenario, [line for (_, line), (_, action) in lines if action.kind != 'none'])
+
     def describe(self, scenario: Scenario, state: Dialogue) -> dict[str, Any]:
         """See TextEnvironment.describe."""
         return describe(scenario)

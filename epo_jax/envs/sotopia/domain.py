@@ -9,6 +9,7 @@ from epo_jax.envs.base import Domain
 from epo_jax.envs.sotopia.actions import KINDS
 from epo_jax.envs.sotopia.dialogue import Sotopia
 from epo_jax.envs.sotopia.profiles import Scenario, load_scenarios
+from epo_jax.envs.sotopia.rubric import RUBRIC
 from epo_jax.envs.sotopia.tokens import TokenSotopia
 
 
@@ -44,4 +45,4 @@ DOMAIN = Domain(
         'short': Key(False, 'short prompts, for small models'),
         'begun': Key(False, 'prefill the replies of the models with \'Strategy:\' and \'NAME said: "\'')},
     check=check, scenarios=scenarios, text_environment=text_environment, device_environment=device_environment,
-    rewarded=False, situation=lambda scenario: scenario.environment)
+    rewarded=False, situation=lambda scenario: scenario.environment, rubric=RUBRIC)

@@ -4,6 +4,8 @@ They give the same information in the same places as the prompts of SOTOPIA and 
 Changing any of these texts changes results.
 """
 
+from typing import Sequence
+
 from epo_jax.envs.sotopia.actions import KINDS, WORDS, Action
 from epo_jax.envs.sotopia.profiles import ACQUAINTANCE, BY_NAME, FRIEND, Character, Scenario
 
@@ -45,10 +47,9 @@ def about_other(person: Character, relationship: int) -> str:
 
 
 def _in_public(person: Character) -> str:
-    if not person.age:  # a person without a profile
-        return f'{person.name}. {person.public_info}'.strip()
-    noun = ' '.join(filter(None, (person.gender.lower(), person.occupation)))
-    return f'{person.name} is a {person.age}-year-old {noun}. {person.public_info}'.strip()
+    age = f'{person.age} years old' if person.age else ''
+    facts = ', '.join(filter(None, (person.gender.lower(), age, person.occupation)))
+    return f'{person.name}{f" ({facts})" if facts else ""}. {person.public_info}'.strip()
 
 
 def context(scenario: Scenario, seat: int, short: bool = False) -> str:
@@ -151,3 +152,21 @@ def judge_opening(scenario: Scenario, seat: int) -> str:
         f"{own.first_name}'s goal: {goals[seat]}",
         f"{other.first_name}'s goal: {goals[1 - seat]}",
         'Conversation:'))
+
+
+def overview(scenario: Scenario, lines: Sequence[str]) -> str:
+    """Return what the judge of both seats reads: the situation, all that each character knows and wants, and the lines.
+
+    Args:
+      scenario: the scenario.
+      lines: of the transcript, without those in which somebody did nothing.
+    """
+    first, second = scenario.characters
+    goals = scenario.judge_goals or scenario.goals
+    relation = RELATIONSHIPS[scenario.relationship] + (f' {scenario.story}' if scenario.story else '')
+    return '\n'.join((
+        f'Situation: {scenario.judge_text or scenario.text}',
+        f'{first.first_name} and {second.first_name}: {relation}',
+        *(f'About {person.first_name}: {about_self(person)}' for person in (first, second)),
+        *(f"{person.first_name}'s goal: {goal}" for person, goal in zip((first, second), goals, strict=True)),
+        '', 'Conversation:', *(lines or ['(Nobody said or did anything.)'])))

@@ -250,8 +250,10 @@ class TokenSotopia:
                 ids = state.lines.ids[e, a, :state.lines.length[e, a]].tolist()
                 lines.append((a % 2, text.decode(self.tokenizer, ids)))
                 events += from_code(KINDS[state.kinds[e, a]], '', state.events[e, a]).events
+            shown = [line for a, (_, line) in enumerate(lines) if KINDS[state.kinds[e, a]] != 'none']
             episodes.append(EpisodeText(
-                describe(scenario), lines, [prompts.judge_opening(scenario, seat) for seat in (0, 1)], events))
+                describe(scenario), lines, [prompts.judge_opening(scenario, seat) for seat in (0, 1)], events,
+                overview=prompts.overview(scenario, shown)))
         return episodes
 
 

@@ -52,6 +52,7 @@ def play(rules, scenario, messages):
     finished = jax.tree.map(lambda x: np.asarray(x)[1:], state)
     [episode] = env.texts([scenario], finished)
     assert tuple(episode.lines) == rules.transcript(dialogue, ()) and episode.events == events
+    assert episode.overview == rules.overview(dialogue, ())
     assert list(episode.judge_prompts) == [rules.judge_prompt(dialogue, seat) for seat in (0, 1)]
     return env, queue, finished, episode
 

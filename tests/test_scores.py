@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from epo_jax.envs.base import load_domain
-from epo_jax.envs.sotopia.profiles import load_scenarios
-from epo_jax.evaluate import Row, by_category, choose, compare, table_of, to_json
 from epo_jax.runtime import streams
+from epo_jax.scores import Row, by_category, by_dimension, compare, table_of, to_json
 
 NAN = np.nan
 SCORES = {
@@ -93,26 +91,6 @@ def test_scores_of_a_single_situation_have_no_interval():
         assert table_of(rows)[1][0][1] == '3.00'
 
 
-@pytest.mark.parametrize('count', [1, 7, 16, 17, 40, 80, 200])
-def test_every_situation_is_evaluated_once_before_any_is_evaluated_again(count):
-    casts = [(situation, cast) for situation in range(16) for cast in range(2 + situation % 5)]
-    for seed in range(5):
-        chosen = choose(casts, lambda cast: cast[0], count, seed)
-        assert len(set(chosen)) == len(chosen) == min(count, len(casts))
-        times = [sum(situation == n for situation, _ in chosen) for n in range(16)]
-        for n in range(16):
-            assert max(times) - times[n] <= 1 or times[n] == 2 + n % 5  # all its casts
-    assert choose(casts, lambda cast: cast[0], count, 0) != choose(casts, lambda cast: cast[0], count, 1)
-    assert choose(casts, lambda cast: cast[0], count, 0)[:5] == choose(casts, lambda cast: cast[0], 5, 0)[:count]
-
-
-def test_the_default_evaluation_of_sotopia_covers_all_held_out_situations():
-    domain = load_domain('sotopia')
-    held_out = [scenario for scenario in load_scenarios() if scenario.split == 'held_out']
-    chosen = choose(held_out, domain.situation, 16, 0)
-    assert len({scenario.environment for scenario in chosen}) == len({s.environment for s in held_out}) == 16
-
-
 def test_without_variance_an_interval_is_a_single_point():
     rows = compare({'a': np.full((5, 2), 4.0), 'b': np.full((5, 2), 6.5)}, range(5), 50, 0)
     assert (rows[0].mean, rows[0].low, rows[0].high) == (4, 4, 4)
@@ -128,7 +106,9 @@ def test_conditions_without_scores_or_common_seats_have_no_mean():
 
 def test_json_contains_table_and_scores():
     rows = compare(SCORES, range(4), 100, 0)
-    data = json.loads(to_json(rows, SCORES, 'home', CATEGORIES), parse_constant=reject)
+    dimensions = {'goal': rows, 'overall': compare({'none': np.full((4, 2), NAN)}, range(4), 10, 0)}
+    data = json.loads(to_json({'environment': 'home'}, rows, SCORES, CATEGORIES, dimensions), parse_constant=reject)
+    assert data['dimensions']['goal'] == data['table'] and data['dimensions']['overall'][0]['mean'] is None
     assert [row['condition'] for row in data['table']] == ['none', 'policy']
     assert data['table'][0]['difference'] is None
     assert data['table'][1]['difference'] == pytest.approx(rows[1].difference)
@@ -139,7 +119,7 @@ def test_json_contains_table_and_scores():
 
 def test_json_has_null_for_missing_scores():
     scores = {'none': np.array([[1.0, 2.0]]), 'policy': np.full((1, 2), NAN)}
-    data = json.loads(to_json(compare(scores, [0], 20, 0), scores, 'home', ['talk']), parse_constant=reject)
+    data = json.loads(to_json({}, compare(scores, [0], 20, 0), scores, ['talk'], {}), parse_constant=reject)
     row = data['table'][1]
     assert (row['mean'], row['low'], row['high']) == (None, None, None) and row['missing'] == 2
     assert row['difference'] in (None, [None, None, None])
@@ -153,8 +133,19 @@ def test_table_cells():
                      ['policy', '5.25 [4.00, 6.00]', '+1.25 [-0.50, +2.00]', '7', '1']]
 
 
+def test_a_table_of_dimensions():
+    columns, cells = by_dimension({'goal': compare(SCORES, range(4), 100, 0),
+                                   'secret': compare({name: -values for name, values in SCORES.items()}, range(4), 9, 0)})
+    assert columns == ['dimension', 'none', 'policy', 'difference']
+    assert [row[0] for row in cells] == ['goal', 'secret']
+    assert cells[0][1].startswith('4.29 [') and cells[1][1].startswith('-4.29 [')
+    assert cells[0][3].startswith('+1.00 [') and cells[1][3].startswith('-1.00 [')
+
+
 def test_means_by_category():
-    columns, cells = by_category(SCORES | {'all': np.full((4, 2), NAN)}, CATEGORIES)
+    columns, cells = by_category(
+        SCORES | {'all': np.full((4, 2), NAN)}, [(name, *(('hard',) * (name == 'buy'))) for name in CATEGORIES])
     assert columns == ['category', 'episodes', 'none', 'policy', 'all']
     none, policy = (np.nanmean(SCORES[name][[1, 2]]) for name in ('none', 'policy'))
-    assert cells[0] == ['buy', '2', f'{none:.2f}', f'{policy:.2f}', ''] and cells[1][:2] == ['talk', '2']
+    assert cells[0] == ['buy', '2', f'{none:.2f}', f'{policy:.2f}', ''] and cells[2][:2] == ['talk', '2']
+    assert cells[1] == ['hard', *cells[0][1:]]

@@ -4,25 +4,44 @@ Messages are numbered from 0, as in `location`. The question shows the numbers o
 """
 
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any, NamedTuple, Sequence
 
-from epo_jax.data import sharegpt
 from epo_jax.envs.replies import cut_reasoning, find_objects
 
-# By domain: what an assistant message is called, its plural, the setting, and the meaning of the score.
-WORDS = {
-    'sotopia': ('strategy', 'strategies',
-                'An adviser privately gives one of two people who talk with each other a strategy before each turn '
-                'of that person.', "how well that person's goal was reached, from 0 (not at all) to 10 (completely)"),
-    'webshop': ('thought', 'thoughts',
-                'An adviser gives an agent that shops online a thought before each of its actions.',
-                'how well what was bought fits what was asked for, from 0 (not at all) to 1 (completely)'),
-    'alfworld': ('thought', 'thoughts',
-                 'An adviser gives an agent that does a household task a thought before each of its actions.',
-                 '1 if the task was done, else 0'),
-    'general': ('strategy', 'strategies',
-                'An adviser privately gives an agent a strategy before each of its messages in a conversation.',
-                'how well the goal was reached, from 0 (not at all) to 1 (completely)'),
+
+class Wording(NamedTuple):
+    """How the question is worded for an environment.
+
+    Attributes:
+      noun, nouns: what a message of the strategist is called, and its plural.
+      setting: who advises whom.
+      scale: the meaning of the score.
+      best: the score of an outcome of 1.
+    """
+
+    noun: str
+    nouns: str
+    setting: str
+    scale: str
+    best: int
+
+
+WORDINGS = {
+    'sotopia': Wording(
+        'strategy', 'strategies',
+        'An adviser privately gives one of two people who talk with each other a strategy before each turn of that '
+        'person.', "how well that person's goal was reached, from 0 (not at all) to 10 (completely)", 10),
+    'webshop': Wording(
+        'thought', 'thoughts', 'An adviser gives an agent that shops online a thought before each of its actions.',
+        'how well what was bought fits what was asked for, from 0 (not at all) to 1 (completely)', 1),
+    'alfworld': Wording(
+        'thought', 'thoughts',
+        'An adviser gives an agent that does a household task a thought before each of its actions.',
+        '1 if the task was done, else 0', 1),
+    'general': Wording(
+        'strategy', 'strategies',
+        'An adviser privately gives an agent a strategy before each of its messages in a conversation.',
+        'how well the goal was reached, from 0 (not at all) to 1 (completely)', 1),
 }
 
 
@@ -30,33 +49,37 @@ class AnswerError(ValueError):
     """An answer that does not identify the critical strategies."""
 
 
-def strategy_indexes(conversation: Sequence[Mapping[str, Any]], layout: sharegpt.Layout,
-                     domain: str) -> tuple[int, ...]:
-    """Return the indexes of the messages that are strategies."""
-    first = 3 if sharegpt.is_acknowledgement(conversation, layout, domain) else 1
-    return tuple(range(first, len(conversation), 2))
+def wording(environment: str) -> Wording:
+    """Return the wording for an environment, which may be one that only its user knows."""
+    return WORDINGS.get(environment, WORDINGS['general'])
 
 
-def question(conversation: Sequence[Mapping[str, Any]], score: float, layout: sharegpt.Layout, domain: str) -> str:
+def question(texts: Sequence[str], score: float, words: Wording, strategies: Sequence[int]) -> str:
     """Return the prompt that asks a judge for the critical strategies of a conversation.
 
     Args:
-      conversation: Messages that `sharegpt.messages` has checked.
-      score: Score of the conversation on the scale of its domain.
-      layout: Names of the keys of a message.
-      domain: One of `sharegpt.DOMAINS`.
+      texts: the messages, alternately to the strategist and by it.
+      score: score of the conversation on the scale of its environment.
+      words: see `wording`.
+      strategies: indexes of the messages to choose from.
     """
-    noun, nouns, setting, scale = WORDS[domain]
-    strategies = strategy_indexes(conversation, layout, domain)
-    lines = [f'[{i}] {noun}: {message[layout.content]}' if i in strategies else message[layout.content]
-             for i, message in enumerate(conversation)]
+    lines = [f'[{i}] {words.noun}: {text}' if i in strategies else text for i, text in enumerate(texts)]
     return '\n'.join((
-        setting + f' Here is all of it. The {nouns} have a number in brackets; between them stands what the adviser '
-        'was told and what happened.', '-----', *lines, '-----', f'The final score is {score}: {scale}.',
-        f'Which of the {nouns} were critical for the outcome, so that without them it would have been clearly '
+        words.setting + f' Here is all of it. The {words.nouns} have a number in brackets; between them stands what '
+        'the adviser was told and what happened.', '-----', *lines, '-----',
+        f'The final score is {score:g}: {words.scale}.',
+        f'Which of the {words.nouns} were critical for the outcome, so that without them it would have been clearly '
         'different? Answer with a JSON object and nothing else: {"reasoning": "why, in a few sentences", '
-        f'"indexes": [the numbers in brackets of the critical {nouns}]}}. The numbers to choose from are '
+        f'"indexes": [the numbers in brackets of the critical {words.nouns}]}}. The numbers to choose from are '
         f'{", ".join(map(str, strategies))}; an empty list means that none was critical.'))
+
+
+def schema(strategies: Sequence[int]) -> dict[str, Any]:
+    """Return the JSON schema of an answer, in the subset that endpoints support for strict structured output."""
+    return {
+        'type': 'object', 'required': ['reasoning', 'indexes'], 'additionalProperties': False,
+        'properties': {'reasoning': {'type': 'string'},
+                       'indexes': {'type': 'array', 'items': {'type': 'integer', 'enum': list(strategies)}}}}
 
 
 def read_answer(text: str, strategies: Sequence[int]) -> tuple[tuple[int, ...], str]:

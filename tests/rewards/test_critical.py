@@ -1,12 +1,11 @@
 """Parsing answers about critical turns."""
 
-import json
 import time
 
 import pytest
 
-from epo_jax.data.critical import AnswerError, question, read_answer, resolve, strategy_indexes
-from epo_jax.data.sharegpt import DOMAINS, Layout
+from epo_jax.data.sharegpt import DOMAINS, Layout, strategy_indexes
+from epo_jax.rewards.critical import AnswerError, question, read_answer, resolve, schema, wording
 
 FIVE = (1, 3, 5, 7, 9)
 
@@ -55,19 +54,26 @@ def test_the_canned_ok_is_not_a_strategy():
         resolve((1,), (3, 5))
 
 
-@pytest.mark.parametrize('domain', DOMAINS)
+@pytest.mark.parametrize('domain', [*DOMAINS, 'my.own.game'])
 def test_the_question_shows_all_messages_and_all_numbers(domain):
     first = 'OK' if domain in ('webshop', 'alfworld') else 'Be kind.'
     texts = ['Read this.', first, 'The task is {this}.', 'Try that.', 'It [3] happened.', 'Go on.']
     conversation = [{'from': ('human', 'gpt')[i % 2], 'value': text} for i, text in enumerate(texts)]
-    before = json.dumps(conversation)
-    prompt = question(conversation, 0.5, Layout(), domain)
     strategies = strategy_indexes(conversation, Layout(), domain)
     assert strategies == ((3, 5) if domain in ('webshop', 'alfworld') else (1, 3, 5))
+    prompt = question(texts, 0.5, wording(domain), strategies)
     assert all(text in prompt for text in texts) and 'score is 0.5' in prompt
-    assert json.dumps(conversation) == before
     assert all(f'[{i}] ' in prompt and texts[i] in prompt for i in strategies)
     assert ', '.join(map(str, strategies)) in prompt
+
+
+def test_a_whole_score_has_no_decimals():
+    assert 'score is 7:' in question(['a', 'b'], 7.000000000000001, wording('sotopia'), (1,))
+
+
+def test_the_schema_allows_the_strategies_only():
+    indexes = schema((3, 5))['properties']['indexes']
+    assert indexes['items'] == {'type': 'integer', 'enum': [3, 5]}
 
 
 def test_reasoning_is_no_answer():
