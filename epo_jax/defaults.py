@@ -176,8 +176,8 @@ def _remote_problems(c: ConfigDict, domain: Domain) -> Iterator[str]:
         yield 'rollout.compiled needs all models on the device; set it to False, or name local models'
     process = 'process.model' if c.process.model else 'judge.model'
     if remote.get(process) and c.reward.process in ('potential', 'graded'):
-        yield (f"reward.process={c.reward.process!r} reads probabilities of a local model, and {process} is an endpoint; set "
-               "reward.process='critical', or process.model to a local model")
+        yield (f'reward.process={c.reward.process!r} reads probabilities of a local model, and {process} is an '
+               "endpoint; set reward.process='critical', or process.model to a local model")
     if c.actor.choose_action and (remote.get('actor.model') or remote.get('partner.model')):
         yield 'actor.choose_action samples from a local model; set it to False for an endpoint'
     if c.partner.model and domain.seats == 1:

@@ -42,7 +42,7 @@ def branched(table, queue, keys, batch, siblings):
     return episodes, values(outcomes), tokens
 
 
-@pytest.mark.parametrize('environment', ('bargain', 'bargain_selfplay'))
+@pytest.mark.parametrize('environment', ('bargain', pytest.param('bargain_selfplay', marks=pytest.mark.slow)))
 def test_branching_does_not_change_the_episodes(environment):
     table, scenarios = table_of(environment, 1.0)
     keys, queue = episode_keys(0, 0, np.arange(6)), encode(table, scenarios[:6])

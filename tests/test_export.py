@@ -102,8 +102,10 @@ GEMMA = GemmaConfig(**vars(dummy_config()) | dict(
     qk_norm=True, sliding_window=64, local_layers=(True, False), query_scale=8.0, logit_cap=20.0))
 
 
-@pytest.mark.parametrize('model, rank', [(dummy_config(), 0), (dummy_config(), 2), (GEMMA, 0), (GEMMA, 2)],
-                         ids=['llama', 'llama adapter', 'gemma', 'gemma adapter'])
+@pytest.mark.parametrize('model, rank', [
+    pytest.param(dummy_config(), 0, id='llama'),
+    pytest.param(dummy_config(), 2, id='llama adapter', marks=pytest.mark.slow),
+    pytest.param(GEMMA, 0, id='gemma', marks=pytest.mark.slow), pytest.param(GEMMA, 2, id='gemma adapter')])
 def test_online_runs_with_and_without_an_adapter(model, rank, tmp_path):
     base, work = tmp_path / 'base', tmp_path / 'run'
     weights.save(base, model, dummy_params(model, stacked=True))

@@ -38,7 +38,8 @@ def test_attention_equals_its_formula(window):
         attend(q, keys, values, positions, window), literal(q, keys, values, positions, window), atol=1e-5)
 
 
-@pytest.mark.parametrize('count, window', [(100, None), (256, None), (300, None), (513, 40), (2300, None)])
+@pytest.mark.parametrize('count, window', [(100, None), (256, None), (300, None), (513, 40), pytest.param(
+    2300, None, marks=pytest.mark.slow)])
 def test_attention_by_blocks_has_the_same_value_and_gradient(count, window):
     """2,300 positions make blocks of 288, the last of which is smaller."""
     q, keys, values = inputs(count, count)
