@@ -308,7 +308,8 @@ class Experiment:
         rows = [trajectories(result.table, result.episodes, np.array(result.match.episodes),
                              self.config.rollout.group) for result in results]
         # The judge's comments are text for the records, and no program takes them.
-        verdicts = [result.verdict.replace(comments=None)[trained_rows(result.table, len(result.scenarios))] for result in results]
+        verdicts = [result.verdict.replace(comments=None)[trained_rows(result.table, len(result.scenarios))]
+                    for result in results]
         join = lambda *xs: np.concatenate(xs)
         return jax.tree.map(join, *rows), jax.tree.map(join, *verdicts)
 
