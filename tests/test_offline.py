@@ -200,7 +200,7 @@ def test_bad_data_stops_before_training(tmp_path, capfd):
 def test_learner_defaults_are_the_same_values_in_every_configuration():
     shared = dict(
         learning_rate=1e-6, schedule='cosine', warmup_ratio=0.03, clip=1.0, weight_decay=0.0, b1=0.9, b2=0.999,
-        batch=32, micro_batch=1, length_bucket=256)
+        batch=32, micro_batch=1, length_bucket=256, optimizer='adamw')
     assert offline.default_config().learner.to_dict() == shared | dict(epochs=3, window=16, summation='mean')
     assert default_config().learner.to_dict() == shared | dict(epochs=1, entropy=0.0, chunk=256, offload=False)
 

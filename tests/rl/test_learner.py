@@ -144,7 +144,9 @@ def test_moments_in_host_memory_do_not_change_the_step():
         rows = make_rows(seed=seed)
         (state, metrics), (offloaded, other_metrics) = LEARNER.step(state, rows), offloading.step(offloaded, rows)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, other_metrics)
-        assert_trees_close(offloaded, state, 1e-5)
+        # The programs round differently, and Adam divides by the size of the gradient, so that for gradients near zero
+        # rounding is a part of the learning rate.
+        assert_trees_close(offloaded, state, 5e-3 * LEARNER.learning_rate)
         moments = adam(offloaded.optimizer)
         assert kinds((moments.mu, moments.nu)) == {'pinned_host'}
         assert kinds((offloaded.params, offloaded.step, moments.count, state)) == {'device'}

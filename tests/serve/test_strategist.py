@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from epo_jax.agents.base import Player, Seat
-from epo_jax.agents.host import HostAgent
+from epo_jax.agents.host import HostAgent, each
 from epo_jax.defaults import default_config
 from epo_jax.envs.alfworld import prompts as alfworld_prompts
 from epo_jax.envs.base import load_domain
@@ -51,7 +51,7 @@ def played(loaded, options, scenario, reply, seat):
         said.append(reply(len(said)))
         return said[-1]
 
-    actor = Player(HostAgent(act, language.tokenizer, 60), None, language.tokenizer)
+    actor = Player(HostAgent(each(act), language.tokenizer, 60), None, language.tokenizer)
     agent = local_agent(language, loaded.config.strategist, 64)
     seats = [Seat(actor)] * domain.seats
     seats[seat] = Seat(actor, Player(agent, language.params, language.tokenizer), trained=True)
