@@ -43,9 +43,6 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
       NoAccess, BudgetSpent, ReplayMiss: an endpoint cannot be used any further.
     """
     from epo_jax import evaluation, experiment, requests
-    from epo_jax.defaults import validate
-    from epo_jax.envs.base import check_environment, load_domain
-    from epo_jax.roles import pin_models, with_adapter_shape
     from epo_jax.runtime import hosts
     from epo_jax.runtime.errors import InputError, Stopped
     from epo_jax.runtime.parallel import make_mesh
@@ -53,8 +50,7 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
     from epo_jax.runtime.stopping import StopSignals
     from epo_jax.workdir import own_workdir
 
-    validate(config)
-    config = with_adapter_shape(pin_models(config))
+    config, domain = experiment.prepare(config)
     conditions = config.evaluation.conditions
     if 'policy' in conditions and not workdir:
         raise InputError("evaluation.conditions: 'policy' needs --workdir, the run whose policy is evaluated; without "
@@ -62,8 +58,6 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
     if 'pool' in (*conditions, config.evaluation.partner):
         raise InputError("evaluation: 'pool' needs the snapshots of a run in training; choose another condition or "
                          'partner')
-    domain = load_domain(config.environment.name)
-    check_environment(domain, config.environment)
     scenarios = [s for s in domain.scenarios(config.scenarios, config.environment) if s.split == 'held_out']
     if not scenarios or not config.evaluation.episodes:
         raise InputError('there is nothing to evaluate: '
@@ -103,13 +97,10 @@ def _policy(exp: Any, workdir: str) -> tuple[str, Any]:
     from epo_jax.runtime.errors import InputError
 
     saved = runs.read_config(workdir)
-    if runs.is_offline(saved):
-        shared = ('model',)
-    else:
-        shared = SAME_AS_RUN
-    plain = lambda config: {name: from_json(to_json(config))[name] for name in shared}
-    differ = [f'{group}.{key}' for group in shared for key, value in plain(exp.config)[group].items()
-              if plain(saved)[group].get(key) != value]
+    groups = ('model',) if runs.is_offline(saved) else SAME_AS_RUN
+    given, trained = (from_json(to_json(config)) for config in (exp.config, saved))
+    differ = [f'{group}.{key}' for group in groups for key, value in given[group].items()
+              if trained[group].get(key) != value]
     if differ:
         raise InputError(f'--workdir: the run in {workdir} has other values of {", ".join(differ)} than the '
                          'configuration; pass those of the run')

@@ -95,11 +95,6 @@ class EpisodeLog:
         self.records += records
         self._known |= {_identity(record) for record in records}
 
-    def remove(self) -> None:
-        """Remove the file."""
-        if hosts.is_primary():
-            self._path.unlink(missing_ok=True)
-
 
 def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return (record['condition'], tuple(record['tested']), record['repetition'], record.get('partner'),
@@ -114,11 +109,13 @@ class Result:
       rows: the table.
       dimensions: the table of every dimension that a judge rated, and of their mean, 'overall'.
       records: of all episodes.
+      protocol: what must be the same where scores are compared, see `describe_protocol`.
     """
 
     rows: Sequence[statistics.Row]
     dimensions: Mapping[str, Sequence[statistics.Row]]
     records: Sequence[Mapping[str, Any]]
+    protocol: Mapping[str, Any]
 
 
 def run_evaluation(exp: Experiment, policy: Any, snapshots: Sequence[Any], scenarios: Sequence[Any],
@@ -149,7 +146,7 @@ def run_evaluation(exp: Experiment, policy: Any, snapshots: Sequence[Any], scena
         records = log.records
         if hosts.is_primary():
             write_jsonl(finished, records)
-    result = summarize(records, conditions, scenarios, config, domain)
+    result = summarize(records, conditions, scenarios, config, domain, protocol)
     if hosts.is_primary():
         write_atomically(summary, statistics.to_json(
             {'key': key, 'environment': protocol['environment'], 'protocol': protocol}, result.rows,
@@ -305,7 +302,7 @@ def scores_of(records: Sequence[Mapping[str, Any]], conditions: Sequence[str], e
 
 
 def summarize(records: Sequence[Mapping[str, Any]], conditions: Sequence[str], scenarios: Sequence[Any],
-              config: ConfigDict, domain: Domain) -> Result:
+              config: ConfigDict, domain: Domain, protocol: Mapping[str, Any]) -> Result:
     """Return the scores in the records of an evaluation."""
     repetitions = config.evaluation.repetitions
     episodes = len(scenarios) * repetitions
@@ -319,13 +316,12 @@ def summarize(records: Sequence[Mapping[str, Any]], conditions: Sequence[str], s
         scores['overall'] = {
             condition: overall({name: scores[name][condition] for name in names}) for condition in conditions}
     return Result(rows, {name: statistics.compare(values, situations, config.evaluation.bootstrap, config.seed)
-                         for name, values in scores.items() if len(names) > 1}, records)
+                         for name, values in scores.items() if len(names) > 1}, records, protocol)
 
 
 def print_result(exp: Experiment, result: Result, scenarios: Sequence[Any]) -> None:
     """Print the tables of an evaluation."""
-    config, domain, line = exp.config, exp.domain, exp.progress.line
-    protocol = describe_protocol(config, domain, scenarios)
+    config, domain, line, protocol = exp.config, exp.domain, exp.progress.line, result.protocol
     conditions = [row.condition for row in result.rows]
     exp.progress.table(f'Goal scores on held-out scenarios of {protocol["environment"]}',
                        *statistics.table_of(result.rows))

@@ -80,10 +80,7 @@ def run(config: ConfigDict, workdir: str) -> list[Row]:
       NoAccess, BudgetSpent, ReplayMiss: an endpoint cannot be used any further.
       TrainingError: a loss or gradient is not finite, or an iteration trains nothing.
     """
-    validate(config)
-    config = with_adapter_shape(pin_models(config))
-    domain = load_domain(config.environment.name)
-    check_environment(domain, config.environment)
+    config, domain = prepare(config)
     train, held_out = splits(domain.scenarios(config.scenarios, config.environment), config.evaluation.episodes > 0)
     tested = evaluation.select(held_out, config, domain) if config.evaluation.episodes else []
     mesh = make_mesh(config.mesh)
@@ -153,6 +150,19 @@ def run(config: ConfigDict, workdir: str) -> list[Row]:
         exp.print_requests()
         progress.line(f'episodes: {workdir / "episodes"}')
         return list(result.rows)
+
+
+def prepare(config: ConfigDict) -> tuple[ConfigDict, Domain]:
+    """Check a configuration; return it with commits and adapter shapes filled in, and its environment.
+
+    Raises:
+      InputError: the configuration or its environment cannot be used.
+    """
+    validate(config)
+    config = with_adapter_shape(pin_models(config))
+    domain = load_domain(config.environment.name)
+    check_environment(domain, config.environment)
+    return config, domain
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def _shown(text: str) -> str:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f'{name} is no JSON number')
+    raise ValueError(f'{name} is not a JSON number')
 
 
 def _key(name: str, meaning: str, allowed: Any = None) -> Key:

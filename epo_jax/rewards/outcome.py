@@ -1,11 +1,11 @@
 """Outcomes computed by a user's function."""
 
 import dataclasses
-import importlib
 from typing import Callable, Sequence
 
 from epo_jax.rewards.prompts import JudgePrompt
 from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.functions import import_function
 
 # Finished episodes, one JudgePrompt per seat -> the outcome of each, in [0, 1].
 Outcome = Callable[[Sequence[JudgePrompt]], Sequence[float]]
@@ -17,13 +17,9 @@ def load_outcome(name: str) -> Outcome:
     Raises:
       InputError: there is no such function.
     """
-    module, _, function = name.partition(':')
     try:
-        outcome = getattr(importlib.import_module(module), function)
-        if not callable(outcome):
-            raise ValueError(f'it is a {type(outcome).__name__}, not a function')
-        return outcome
-    except Exception as error:  # a user's module may raise anything
+        return import_function(name)
+    except ValueError as error:
         raise InputError(f"there is no outcome function {name!r} ({error}); reward.outcome must be 'judge', "
                          "'environment' or 'package.module:function'") from None
 

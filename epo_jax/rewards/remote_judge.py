@@ -171,14 +171,7 @@ class RemoteJudge:
         """
         unique = list({question.prompt: question for question in questions if question}.values())
         local = np.flatnonzero(hosts.local_slots(len(unique))).tolist()
-        results: dict[int, _Asked] = {}
-
-        def result(i):  # the first call asks; an error in it reaches the other processes through `share`
-            if not results:
-                results.update(zip(local, self._ask([unique[j] for j in local]), strict=True))
-            return results[i]
-
-        shared = hosts.share(local, result)
+        shared = hosts.share_all(lambda: dict(zip(local, self._ask([unique[i] for i in local]), strict=True)))
         asked = {question.prompt: shared[i] for i, question in enumerate(unique)}
         answers = [asked[question.prompt].answer if question else NOT_ASKED for question in questions]
         missing = [answer.reason for answer in answers if isinstance(answer, Missing) and answer != NOT_ASKED]

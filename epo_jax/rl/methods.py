@@ -6,12 +6,12 @@ A credit rule or a loss is a function. Each of its parameters is either an input
 """
 
 import dataclasses
-import importlib
 import inspect
 import re
 from typing import Any, Callable, Mapping
 
 from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.functions import import_function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +70,12 @@ def find(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Calla
     """
     if name in table:
         return table[name]
-    module, colon, attribute = name.partition(':')
     choices = f"choose one of {', '.join(table)}, or give 'package.module:function'"
-    if not colon:
+    if ':' not in name:
         raise InputError(f'{what}: there is no method {name!r}; {choices}')
     try:
-        function = getattr(importlib.import_module(module), attribute)
-        if not callable(function):
-            raise TypeError(f'it is a {type(function).__name__}, not a function')
-        return function
-    except Exception as error:  # a user's module may raise anything
+        return import_function(name)
+    except ValueError as error:
         raise InputError(f'{what}: there is no function {name!r} ({error}); {choices}') from None
 
 

@@ -10,7 +10,6 @@ SIGTERM or SIGINT (Ctrl-C) stops it after the answers in progress.
 """
 
 import argparse
-import importlib
 import os
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Callable, Optional, Sequence
 from epo_jax.data.sharegpt import DOMAINS
 from epo_jax.runtime import command
 from epo_jax.runtime.errors import InputError
+from epo_jax.runtime.functions import import_function
 from epo_jax.runtime.secrets import read_key, redact as redact_secrets
 
 
@@ -141,14 +141,10 @@ def required_key(flag: str, variable: str) -> str:
 
 def load_function(name: str) -> Callable[[str], str]:
     """Return the function of a name 'package.module:function'."""
-    module, _, function = name.partition(':')
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        return import_function(name)
+    except ValueError as error:
         raise InputError(f'--redact: there is no function {name!r} ({error}); give package.module:function') from error
-    if not callable(found):
-        raise InputError(f'--redact: {name} is not a function')
-    return found
 
 
 if __name__ == '__main__':

@@ -148,7 +148,7 @@ class Engine:
     Attributes:
       options: its sizes.
       counts: what was done so far, by name: requests, finished, cancelled, refused, failed, tokens_read,
-        tokens_reused, tokens_sampled, steps, steps_slots (sampled tokens would fill so many with all slots in use).
+        tokens_reused, tokens_sampled, steps, steps_slots (tokens that these steps could sample with all slots in use).
     """
 
     def __init__(self, model: Decoder, params: Any, options: Options = Options()):

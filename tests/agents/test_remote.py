@@ -578,7 +578,7 @@ def test_closing_ends_everything_at_once():
     (dict(prices=('m=nan,2',)), 'remote.prices'), (dict(prices=('=1,2',)), 'remote.prices'),
     (dict(prices=('m=1,2', 'm=1,2')), 'remote.prices'), (dict(prices=(1,)), 'remote.prices must be text'),
     (dict(body='{'), 'remote.body must be a JSON object; it is not JSON'), (dict(body='[1]'), 'remote.body must be a'),
-    (dict(body='{"a": NaN}'), 'NaN is no JSON number'), (dict(body='{"stream": true}'), 'remote.body must not set stream'),
+    (dict(body='{"a": NaN}'), 'NaN is not a JSON number'), (dict(body='{"stream": true}'), 'remote.body must not set stream'),
     (dict(body='{"n": 2, "model": ""}'), 'must not set model, n'),
     (dict(body='{"api_key": "SECRET"}'), 'must not hold secrets, as in api_key'),
     (dict(headers=('X',)), "remote.headers must be 'Name: value'"), (dict(headers=('X: a\nb',)), 'remote.headers'),

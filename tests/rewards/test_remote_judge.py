@@ -152,12 +152,13 @@ def test_every_process_asks_its_part_and_gets_everything(monkeypatch, processes)
     for index in range(processes):  # what each process contributes
         monkeypatch.setattr(remote_judge.hosts, 'local_slots', lambda slots, index=index: (
             np.arange(slots) * processes // slots == index))
-        monkeypatch.setattr(remote_judge.hosts, 'share', lambda rows, call: shares.append({
-            row: call(row) for row in rows}) or {row: remote_judge._Asked(Missing('elsewhere')) for row in range(5)})
+        monkeypatch.setattr(remote_judge.hosts, 'share_all', lambda call: shares.append(call()) or {
+            row: remote_judge._Asked(Missing('elsewhere')) for row in range(5)})
         judge(lambda request: form(GOOD)).rate([episode(i) for i in range(5)], [True] * 5)
     assert sorted(row for share in shares for row in share) == list(range(5))
     everything = {row: asked for share in shares for row, asked in share.items()}
-    monkeypatch.setattr(remote_judge.hosts, 'share', lambda rows, call: everything)
+    monkeypatch.setattr(remote_judge.hosts, 'local_slots', lambda slots: np.zeros(slots, bool))
+    monkeypatch.setattr(remote_judge.hosts, 'share_all', lambda call: everything | call())
     idle = judge(lambda request: pytest.fail('asked again'))
     ratings = idle.rate([episode(i) for i in range(5)], [True] * 5)
     assert all([rating.scores for rating in seats] == GOOD for seats in ratings)
