@@ -17,11 +17,8 @@ from typing import Any, Optional, Sequence
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from epo_jax import main as training
 from epo_jax.runtime import command
 
-OUT = flags.DEFINE_string('out', None, 'Directory of the evaluation; one that it already contains is continued.')
-DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the largest number of requests, tokens and dollars, and stop.')
 SAME_AS_RUN = ('model', 'lora', 'strategist')  # groups of keys
 
 
@@ -108,12 +105,22 @@ def _policy(exp: Any, workdir: str) -> tuple[str, Any]:
     return f'{pathlib.Path(workdir).name} after {step}', exp.sampling_params(params)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the command, see the module docstring."""
-    training.start(argv)
-    run(training.CONFIG.value, OUT.value, training.WORKDIR.value, DRY_RUN.value)
+def main() -> None:
+    """Run the command, see the module docstring.
+
+    Its flags are defined here, so that a program with flags of its own can import `run`.
+    """
+    from epo_jax import main as training
+
+    out = flags.DEFINE_string('out', None, 'Directory of the evaluation; one that it already contains is continued.')
+    dry_run = flags.DEFINE_bool('dry_run', False, 'Print the largest number of requests, tokens and dollars, and stop.')
+
+    def evaluate(argv: Sequence[str]) -> None:
+        training.start(argv)
+        run(training.CONFIG.value, out.value, training.WORKDIR.value, dry_run.value)
+
+    app.run(evaluate, flags_parser=functools.partial(training.parse_flags, required=('config', 'out')))
 
 
 if __name__ == '__main__':
-    parse = functools.partial(training.parse_flags, required=('config', 'out'))
-    command.run(lambda: app.run(main, flags_parser=parse))
+    command.run(main)
