@@ -1,5 +1,7 @@
 """The command line: packaged configurations by name, and errors in one line before anything is loaded."""
 
+import itertools
+import json
 import os
 import pathlib
 import re
@@ -14,10 +16,43 @@ from epo_jax import cli, presets
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(module, *flags, cwd=ROOT):
+FORKS = """
+import json, os, runpy, sys, warnings
+import epo_jax.experiment, epo_jax.serve  # and with them what takes seconds: jax, flax, orbax and transformers
+warnings.simplefilter('ignore')  # jax warns of forks; no computation was started
+for line in sys.stdin:
+    folder, module, flags, prefix = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        for number, name in enumerate(('out', 'err'), start=1):
+            os.dup2(os.open(f'{prefix}.{name}', os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = [module, *flags]
+        runpy.run_module(module, run_name='__main__', alter_sys=True)
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Return a function that runs a module as a command, in a fork of a process that has imported jax."""
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-    return subprocess.run([sys.executable, '-m', module, *flags], cwd=cwd, env=environment, capture_output=True,
-                          text=True, timeout=120)
+    outputs = tmp_path_factory.mktemp('outputs')
+    process = subprocess.Popen([sys.executable, '-c', FORKS], env=environment, text=True, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
+    numbers = itertools.count()
+
+    def command(module, *flags, cwd=ROOT):
+        prefix = outputs / str(next(numbers))
+        print(json.dumps([str(cwd), module, flags, str(prefix)]), file=process.stdin, flush=True)
+        status = int(process.stdout.readline())
+        return subprocess.CompletedProcess(
+            flags, status, *(pathlib.Path(f'{prefix}.{name}').read_text() for name in ('out', 'err')))
+
+    yield command
+    process.stdin.close()
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -39,7 +74,7 @@ def run(module, *flags, cwd=ROOT):
     (['--config=sotopia:tiny', '--workdir=w', '--config.mesh=(3,7,1)'], 'mesh .3, 7, 1. does not cover'),
     (['--config=sotopia:tiny', '--workdir=/proc/epo/run'], 'cannot create the directory /proc/epo/run: No such file'),
 ], ids=str)
-def test_a_wrong_command_line_is_one_line_and_leaves_nothing(tmp_path, flags, message):
+def test_a_wrong_command_line_is_one_line_and_leaves_nothing(tmp_path, run, flags, message):
     done = run('epo_jax.main', *flags, cwd=tmp_path)
     assert done.returncode == 1 and not done.stdout and not list(tmp_path.iterdir())
     line, = done.stderr.strip().splitlines()
@@ -73,7 +108,7 @@ def test_the_package_imports_fast_and_names_its_public_parts():
         assert getattr(epo_jax, name) is not None
 
 
-def test_the_command_lists_and_runs_the_commands():
+def test_the_command_lists_and_runs_the_commands(run):
     done = run('epo_jax.cli')
     assert done.returncode == 0 and all(name in done.stdout for name in cli.COMMANDS)
     done = run('epo_jax.cli', 'trian')

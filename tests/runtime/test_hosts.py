@@ -38,7 +38,7 @@ def start(workdir, devices, *flags):
     environment = {
         **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO / 'tests' / 'runtime'),
         'XDG_CACHE_HOME': str(workdir.parent / 'cache'),
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'}
+        'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
     return subprocess.Popen(
         [sys.executable, '-m', 'epo_jax.main', f'--workdir={workdir}', *flags], cwd=REPO, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
