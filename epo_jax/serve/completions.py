@@ -10,10 +10,12 @@ import uuid
 import numpy as np
 
 from epo_jax.roles import unspeakable_ids
-from epo_jax.serve.engine import Engine, Piece, RequestError, Sampling, Ticket
+from epo_jax.serve.engine import Engine
+from epo_jax.serve.guides import Choices
 from epo_jax.serve.loading import Loaded
 from epo_jax.serve.protocol import BadRequest, ChatRequest
 from epo_jax.serve.texts import TextStream
+from epo_jax.serve.tickets import Piece, RequestError, Sampling, Ticket
 from epo_jax.text import tokenizer as text
 from epo_jax.text.rendering import MessagesError, encode_messages
 
@@ -56,11 +58,13 @@ class Completions:
             ids = encode_messages(language.tokenizer, self.loaded.template, language.chat, request.messages)
         except (MessagesError, text.TokenizerError) as error:
             raise BadRequest(str(error), 'messages') from None
-        choices = tuple(tuple(text.encode(language.tokenizer, choice, language.chat.reply_lead))
-                        for choice in request.choices)
         sampling = Sampling(
             request.max_tokens or self.engine.options.capacity, self._ends, self._banned, request.temperature,
-            request.top_p, top=request.logprobs and request.top_logprobs > 0, choices=choices)
+            request.top_p, top=request.logprobs and request.top_logprobs > 0)
+        if request.choices:
+            guide = Choices(tuple(tuple(text.encode(language.tokenizer, choice, language.chat.reply_lead))
+                                  for choice in request.choices), self._ends)
+            sampling = dataclasses.replace(sampling, guide=guide, room=guide.room)
         return Completion(self, request, ids, sampling)
 
 

@@ -12,7 +12,10 @@ from epo_jax import testing
 from epo_jax.models import families, sampling
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.serve import slots as programs
-from epo_jax.serve.engine import Busy, Engine, Options, RequestError, Sampling, common, size_for
+from epo_jax.serve.engine import Engine, Options, size_for
+from epo_jax.serve.guides import Choices
+from epo_jax.serve.prefixes import Slot, common, find_place
+from epo_jax.serve.tickets import Busy, RequestError, Sampling, Ticket
 from epo_jax.text.tokens import pack
 
 CONFIG = dataclasses.replace(testing.dummy_config(), num_layers=1)
@@ -138,7 +141,7 @@ def test_only_choices_are_said(engine):
     choices = ((65, 66), (65, 67, 68), (70,))
     seen = set()
     for seed in range(12):
-        settings = dataclasses.replace(GREEDY, temperature=3.0, key=(0, seed), choices=choices)
+        settings = dataclasses.replace(GREEDY, temperature=3.0, key=(0, seed), guide=Choices(choices, GREEDY.ends))
         ids = Answer(engine, [10, 11, 12], settings).wait().ids
         assert ids[-1] == END and tuple(ids[:-1]) in choices
         seen.add(tuple(ids[:-1]))
