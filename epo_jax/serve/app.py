@@ -94,7 +94,7 @@ class Server:
         """Answer POST /v1/chat/completions."""
         began, limits = time.monotonic(), self._guard.limits
         wanted = read_request(parse_json(await read_body(request, limits)), limits.n)
-        completion = self._completions.start(wanted)
+        completion = await self._completions.start(wanted)
         if wanted.stream:
             return EventResponse(completion, limits.seconds, lambda: self._first_token(began))
         try:

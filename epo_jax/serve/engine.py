@@ -193,8 +193,9 @@ class Engine:
 
     def _restrict(self, slot: Slot) -> None:
         """Allow only the ids that a request allows after what was said."""
-        allowed = slot.ticket.sampling.guide(slot.ticket.said)
-        self._device = programs.ban(self._device, slot.number, ~self._mask(allowed))
+        sampling = slot.ticket.sampling
+        banned = ~self._mask(sampling.guide(slot.ticket.said)) | self._mask(sampling.banned)
+        self._device = programs.ban(self._device, slot.number, banned)
 
     def _read(self) -> None:
         """Read a part of the prompt that has waited for longest."""

@@ -5,6 +5,8 @@ from typing import Callable, Iterable, NamedTuple, Optional, Sequence
 
 from epo_jax.runtime.errors import InputError
 
+Guide = Callable[[Sequence[int]], Iterable[int]]  # from the ids sampled so far to those that may follow
+
 
 class Busy(Exception):
     """Too many requests wait already."""
@@ -26,8 +28,8 @@ class Sampling:
       no_repeat: whether sequences of the engine's `no_repeat` tokens must not occur twice in the conversation.
       key: data of the random key; a token at position p is sampled with fold_in(key, p).
       top: whether the most probable tokens are wanted.
-      guide: returns the ids that may follow those sampled so far; None allows all. It is called after every token, in
-        the engine's thread, and must not fail.
+      guide: says which ids may be sampled; None allows all. It is called after every token, in the engine's thread,
+        and must not fail.
       room: tokens of the message that must fit.
     """
 
@@ -41,7 +43,7 @@ class Sampling:
     no_repeat: bool = False
     key: tuple[int, int] = (0, 0)
     top: bool = False
-    guide: Optional[Callable[[Sequence[int]], Iterable[int]]] = None
+    guide: Optional[Guide] = None
     room: int = 1
 
 
