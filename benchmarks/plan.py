@@ -195,11 +195,12 @@ def groups(settings: Settings, model: str, peer: Mapping[str, Any], dtype: str, 
                 'benchmarks.serving:llama_cpp', {'gguf': gguf['float32']} | sizes, equal=dtype == 'float32')
         name = f'serve{"_new" if fresh else f"_b{clients}"}{suffix}'
         made.append(Group(
-            (Row(name, 'tokens/s', 'full', None), Row(f'{name}_first', 's', 'first', None)), entries,
+            (Row(name, 'tokens/s', 'full', ('alone', 1.0)), Row(f'{name}_first', 's', 'first', None)), entries,
             amount=clients * s.new,
             what=f'{clients} client(s) of a server on loopback, each with a prompt of about {s.prompt} tokens '
             + ('that is new' if fresh else 'that it has sent before') + f', and an answer of {s.new} tokens as a '
-            'stream; _first is the mean time to the first text'))
+            f'stream; the limit is decoding {clients} row(s) in the same process, without a server; _first is the mean '
+            'time to the first text'))
     if 'compile' in parts:
         made.append(Group(
             (Row(f'compile_cold{suffix}', 's', 'cold_seconds', None),

@@ -72,7 +72,8 @@ def contender(url: str, model: str, clients: int, prompt: int, new: int, fresh: 
 
 
 def ours(model: str, dtype: str, clients: int, prompt: int, new: int, fresh: bool) -> Contender:
-    """Start our server."""
+    """Start our server. After each run, the same tokens are decoded without it ('alone', seconds a token)."""
+    from benchmarks import models
     from epo_jax.serve import app, loading
     from epo_jax.serve.completions import Completions
     from epo_jax.serve.engine import Engine, Options
@@ -81,7 +82,17 @@ def ours(model: str, dtype: str, clients: int, prompt: int, new: int, fresh: boo
     engine = Engine(loaded.language.sampler(), loaded.language.params, Options(slots=clients))
     completions = Completions(loaded, engine)
     url = start(app.make_app(app.Server(completions, app.Guard()).routes(), completions.close))
-    return contender(url, loaded.name, clients, prompt, new, fresh, lambda: engine.counts['tokens_sampled'])
+    served = contender(url, loaded.name, clients, prompt, new, fresh, lambda: engine.counts['tokens_sampled'])
+    alone = models.decode(model, dtype, clients, prompt, new, prompt)
+
+    def run() -> Mapping[str, float]:
+        result = served.run()
+        alone.prepare()
+        begun = time.perf_counter()
+        alone.run()
+        return dict(result, alone=(time.perf_counter() - begun) / (clients * new))
+
+    return Contender(run, rehearse=True)
 
 
 def llama_cpp(gguf: str, clients: int, prompt: int, new: int, fresh: bool) -> Contender:

@@ -106,7 +106,7 @@ def make_server(args: argparse.Namespace, loaded: Any, guard: Any) -> Any:
     from epo_jax.serve.engine import Engine, Options
 
     engine = Engine(loaded.language.sampler(), loaded.language.params, Options(
-        args.slots, args.capacity, args.waiting, args.block))
+        slots=args.slots, capacity=args.capacity, waiting=args.waiting, block=args.block))
     completions = Completions(loaded, engine)
     return app.make_app(app.Server(completions, guard).routes(), completions.close)
 

@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from epo_jax.serve.completions import AnswerError, Completion, Completions
-from epo_jax.serve.engine import Busy, Engine
+from epo_jax.serve.engine import Engine
 from epo_jax.serve.protocol import BadRequest, parse_json, read_request
+from epo_jax.serve.tickets import Busy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Server:
         """Answer POST /v1/chat/completions."""
         began, limits = time.monotonic(), self._guard.limits
         wanted = read_request(parse_json(await read_body(request, limits)), limits.n)
-        completion = self._completions.start(wanted)
+        completion = await self._completions.start(wanted)
         if wanted.stream:
             return EventResponse(completion, limits.seconds, lambda: self._first_token(began))
         try:
@@ -235,6 +236,7 @@ def engine_metrics(engine: Engine) -> str:
         'cancelled': 'Requests whose clients left.', 'refused': 'Requests that did not fit in the queue.',
         'failed': 'Requests that ended with an error.', 'tokens_read': 'Tokens of prompts that were read.',
         'tokens_reused': 'Tokens of prompts that were in a slot already.',
+        'tokens_forgotten': 'Tokens in slots that other requests got.',
         'tokens_sampled': 'Tokens that were sampled.',
         'steps': 'Decoding steps.', 'steps_slots': 'Tokens that these steps could have sampled.'}
     lines = ''.join(metric(f'{name}_total', meaning, 'counter', {'': engine.counts[name]})

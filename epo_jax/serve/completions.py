@@ -1,7 +1,6 @@
 """Chat completions: a request becomes n answers of the engine, which are sent at once or as a stream."""
 
 import asyncio
-import dataclasses
 import json
 import time
 from typing import Any, AsyncIterator, Callable, Optional, Sequence
@@ -10,10 +9,12 @@ import uuid
 import numpy as np
 
 from epo_jax.roles import unspeakable_ids
-from epo_jax.serve.engine import Engine, Piece, RequestError, Sampling, Ticket
+from epo_jax.serve.engine import Engine
+from epo_jax.serve.guides import Choices, GuideError, Schemas
 from epo_jax.serve.loading import Loaded
 from epo_jax.serve.protocol import BadRequest, ChatRequest
 from epo_jax.serve.texts import TextStream
+from epo_jax.serve.tickets import Guide, Piece, RequestError, Sampling, Ticket
 from epo_jax.text import tokenizer as text
 from epo_jax.text.rendering import MessagesError, encode_messages
 
@@ -36,16 +37,17 @@ class Completions:
         chat = loaded.language.chat
         self._ends = frozenset(chat.stop)
         self._banned = frozenset(unspeakable_ids(loaded.language) - self._ends)
+        self._schemas = Schemas(loaded.language.tokenizer, self._ends)
 
     async def close(self) -> None:
         """Stop the engine."""
         await asyncio.to_thread(self.engine.close)
 
-    def start(self, request: ChatRequest) -> 'Completion':
-        """Submit a request; call this in the event loop that reads the answers.
+    async def start(self, request: ChatRequest) -> 'Completion':
+        """Submit a request.
 
         Raises:
-          BadRequest: the model cannot read these messages, or they are too long.
+          BadRequest: the model cannot read these messages or answer in this form, or they are too long.
           Busy: too many requests wait.
         """
         language = self.loaded.language
@@ -56,12 +58,26 @@ class Completions:
             ids = encode_messages(language.tokenizer, self.loaded.template, language.chat, request.messages)
         except (MessagesError, text.TokenizerError) as error:
             raise BadRequest(str(error), 'messages') from None
-        choices = tuple(tuple(text.encode(language.tokenizer, choice, language.chat.reply_lead))
-                        for choice in request.choices)
-        sampling = Sampling(
-            request.max_tokens or self.engine.options.capacity, self._ends, self._banned, request.temperature,
-            request.top_p, top=request.logprobs and request.top_logprobs > 0, choices=choices)
-        return Completion(self, request, ids, sampling)
+        guides = await self._guides(request)
+        keys = [np.random.SeedSequence([request.seed % 2**64, i]).generate_state(2) for i in range(request.n)]
+        return Completion(self, request, ids, [
+            Sampling(request.max_tokens or self.engine.options.capacity, self._ends, self._banned, request.temperature,
+                     request.top_p, key=tuple(key.tolist()), top=request.logprobs and request.top_logprobs > 0,
+                     guide=guide, room=guide.room if guide else 1)
+            for key, guide in zip(keys, guides)])
+
+    async def _guides(self, request: ChatRequest) -> list[Optional[Guide]]:
+        """Return a guide for each answer."""
+        language = self.loaded.language
+        if request.schema is None:
+            choices = tuple(tuple(text.encode(language.tokenizer, choice, language.chat.reply_lead))
+                            for choice in request.choices)
+            return [Choices(choices, self._ends) if choices else None] * request.n
+        try:  # in a thread, because a large schema takes long
+            return await asyncio.to_thread(
+                lambda: [self._schemas.guide(request.schema) for _ in range(request.n)])
+        except GuideError as error:
+            raise BadRequest(f'response_format: {error}', 'response_format') from None
 
 
 class Completion:
@@ -72,18 +88,16 @@ class Completion:
       prompt: number of tokens of the prompt.
     """
 
-    def __init__(self, completions: Completions, request: ChatRequest, ids: Sequence[int], sampling: Sampling):
-        """Submit n requests, which differ in their random keys."""
+    def __init__(self, completions: Completions, request: ChatRequest, ids: Sequence[int], answers: Sequence[Sampling]):
+        """Submit a request for each answer."""
         self.id, self.prompt, self._created = f'chatcmpl-{uuid.uuid4().hex}', len(ids), int(time.time())
         self._completions, self._request = completions, request
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._tickets: list[Ticket] = []
         loop = asyncio.get_running_loop()
         try:
-            for i in range(request.n):
-                key = tuple(np.random.SeedSequence([request.seed % 2**64, i]).generate_state(2).tolist())
-                self._tickets.append(completions.engine.submit(
-                    ids, dataclasses.replace(sampling, key=key), self._sender(loop, i)))
+            for i, sampling in enumerate(answers):
+                self._tickets.append(completions.engine.submit(ids, sampling, self._sender(loop, i)))
         except RequestError as error:
             raise BadRequest(str(error), 'messages', code='context_length_exceeded') from None
         except BaseException:

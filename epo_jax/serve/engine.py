@@ -9,112 +9,18 @@ import collections
 import dataclasses
 import threading
 import time
-from typing import Any, Callable, Iterable, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 
 from epo_jax.models.decoder import Decoder
-from epo_jax.runtime.errors import InputError
 from epo_jax.serve import slots as programs
+from epo_jax.serve.prefixes import Place, Slot, find_place
+from epo_jax.serve.tickets import Busy, Piece, RequestError, Sampling, Ticket
 from epo_jax.text.tokens import pack
 
-WORTH_COPYING = 16   # shared tokens for which a row is copied instead of read again
-KEEP = 300.0         # seconds for which an idle conversation may keep the cache large
-
-
-class Busy(Exception):
-    """Too many requests wait already."""
-
-
-class RequestError(InputError):
-    """A request that the engine cannot serve; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a message is sampled.
-
-    Attributes:
-      max_tokens: maximum number of tokens, including the one that ends the message.
-      ends: ids that end a message; they are delivered, too.
-      banned: ids that are never sampled.
-      temperature, top_p, top_k, min_tokens: as in `models.sampling.SamplingConfig`.
-      no_repeat: whether sequences of the engine's `no_repeat` tokens must not occur twice in the conversation.
-      key: data of the random key; a token at position p is sampled with fold_in(key, p).
-      top: whether the most probable tokens are wanted.
-      choices: the only messages that are allowed, as ids without an end; () allows all.
-    """
-
-    max_tokens: int
-    ends: frozenset[int]
-    banned: frozenset[int] = frozenset()
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_tokens: int = 0
-    no_repeat: bool = False
-    key: tuple[int, int] = (0, 0)
-    top: bool = False
-    choices: tuple[tuple[int, ...], ...] = ()
-
-
-class Piece(NamedTuple):
-    """Tokens that were sampled for a request.
-
-    Attributes:
-      ids, logprobs: the tokens and their log-probabilities at temperature 1.
-      tops: for each token, the most probable tokens as (id, log-probability), where they are wanted.
-      finish: None, or why the message ended: 'stop', 'length', or 'error'.
-      error: what went wrong.
-    """
-
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
-    finish: Optional[str] = None
-    error: str = ''
-
-
-@dataclasses.dataclass
-class Ticket:
-    """A request in the engine.
-
-    Attributes:
-      ids: the prompt.
-      sampling: how to sample.
-      deliver: called in the engine's thread with every Piece; it must return at once.
-      cancelled: whether nobody waits for the answer any longer.
-      reused, read: tokens of the prompt that were found in a slot, and that were read.
-      said: ids sampled so far.
-    """
-
-    ids: list[int]
-    sampling: Sampling
-    deliver: Callable[[Piece], None]
-    cancelled: bool = False
-    reused: int = 0
-    read: int = 0
-    said: list[int] = dataclasses.field(default_factory=list)
-
-    def cancel(self) -> None:
-        """Free the slot of this request at the next opportunity; nothing more is delivered."""
-        self.cancelled = True
-
-
-@dataclasses.dataclass
-class Slot:
-    """What the host knows of a slot: the ids in its conversation, who uses it, and when it was last used."""
-
-    number: int
-    ids: list[int] = dataclasses.field(default_factory=list)
-    ticket: Optional[Ticket] = None
-    used: float = 0.0
-
-    @property
-    def reading(self) -> bool:
-        """Return whether a part of the prompt is unread."""
-        return self.ticket is not None and len(self.ids) < len(self.ticket.ids)
+KEEP = 300.0  # seconds for which an idle conversation may keep the cache large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +31,7 @@ class Options:
       slots: number of requests that are served at once.
       capacity: largest number of tokens of a conversation, its answer included. The cache grows to it as needed.
       waiting: largest number of requests that wait for a slot.
+      gather: seconds without a new request after which an idle engine begins.
       block: tokens that are decoded between two looks at new requests.
       read: tokens of a prompt that are read between two blocks.
       chunk: tokens in one forward pass of reading.
@@ -135,6 +42,7 @@ class Options:
     slots: int = 8
     capacity: int = 4096
     waiting: int = 256
+    gather: float = 0.01
     block: int = 4
     read: int = 256
     chunk: int = 64
@@ -148,7 +56,8 @@ class Engine:
     Attributes:
       options: its sizes.
       counts: what was done so far, by name: requests, finished, cancelled, refused, failed, tokens_read,
-        tokens_reused, tokens_sampled, steps, steps_slots (tokens that these steps could sample with all slots in use).
+        tokens_reused, tokens_forgotten (in slots that other requests got), tokens_sampled, steps, steps_slots (tokens
+        that these steps could sample with all slots in use).
     """
 
     def __init__(self, model: Decoder, params: Any, options: Options = Options()):
@@ -180,7 +89,7 @@ class Engine:
         room, vocab = self.options.capacity - len(ids), self._model.config.vocab_size
         if not ids or min(ids) < 0 or max(ids) >= vocab:
             raise RequestError('the prompt is empty' if not ids else 'the prompt has ids outside the vocabulary')
-        if room < 1 or sampling.choices and room <= max(map(len, sampling.choices)):
+        if room < sampling.room:
             raise RequestError(f'the prompt has {len(ids)} tokens, but prompt and answer together may have at most '
                                f'{self.options.capacity}; shorten the conversation')
         sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
@@ -236,49 +145,39 @@ class Engine:
             idle = lambda: not any(slot.ticket for slot in self._slots)
             while not self._closed and not self._waiting and idle():
                 self._changed.wait()
+            # Requests often come together, and a step takes about as long for one slot as for all.
+            seen = 0
+            while idle() and not self._closed and seen < len(self._waiting) < len(self._slots):
+                seen = len(self._waiting)
+                self._changed.wait(self.options.gather)
             if self._closed:
                 return False
             waiting = list(self._waiting)
         for ticket in waiting:
-            free = [slot for slot in self._slots if slot.ticket is None]
-            if not free:
-                break
-            if not ticket.cancelled:
-                source, shared = self._longest_prefix(ticket.ids)
-                # What another request is reading just now is copied when it is read.
-                if any(slot.reading and common(slot.ticket.ids, ticket.ids) >= shared + WORTH_COPYING
-                       for slot in self._slots):
-                    continue
+            if ticket.cancelled:
+                self.counts['cancelled'] += 1
+            elif place := find_place(self._slots, ticket.ids):
                 if idle():
                     self._shrink(len(ticket.ids))
-                self._place(ticket, free, source, shared)
+                    place = find_place(self._slots, ticket.ids)
+                self._place(ticket, place)
             else:
-                self.counts['cancelled'] += 1
+                continue
             with self._changed:
                 self._waiting.remove(ticket)
         return True
 
-    def _longest_prefix(self, ids: Sequence[int]) -> tuple[Slot, int]:
-        """Return the slot whose conversation begins like a prompt, and how many ids both share."""
-        lengths = [common(slot.ids, ids) for slot in self._slots]
-        best = int(np.argmax(lengths))
-        return self._slots[best], lengths[best]
-
-    def _place(self, ticket: Ticket, free: list[Slot], source: Slot, shared: int) -> None:
-        """Give a free slot to a request: the one that it continues, else the one that was not used for longest."""
-        others = [slot for slot in free if slot is not source]
-        if source.ticket is None and (shared == len(source.ids) or not others):
-            slot = source
-        else:
-            slot = min(others, key=lambda slot: (bool(slot.ids), slot.used))
-            shared = shared if shared >= WORTH_COPYING else 0
-            if shared:
-                self._device = programs.copy_row(self._model, self._device, source.number, slot.number)
+    def _place(self, ticket: Ticket, place: Place) -> None:
+        """Give a slot to a request."""
+        slot, source, shared, lost = place
+        if slot is not source:
+            self._device = programs.copy_row(self._model, self._device, source.number, slot.number)
         self._device = programs.place(self._device, slot.number, shared, self._settings(ticket.sampling))
         slot.ids, slot.ticket = ticket.ids[:shared], ticket
         ticket.reused = shared
         self.counts['tokens_reused'] += shared
-        if ticket.sampling.choices:
+        self.counts['tokens_forgotten'] += lost
+        if ticket.sampling.guide:
             self._restrict(slot)
 
     def _settings(self, s: Sampling) -> programs.Settings:
@@ -293,12 +192,10 @@ class Engine:
         return mask
 
     def _restrict(self, slot: Slot) -> None:
-        """Allow only the ids that continue one of the choices of a request."""
-        said, choices = slot.ticket.said, slot.ticket.sampling.choices
-        begun = [choice for choice in choices if list(choice[:len(said)]) == said]
-        allowed = {choice[len(said)] for choice in begun if len(choice) > len(said)}
-        allowed |= slot.ticket.sampling.ends if any(len(choice) == len(said) for choice in begun) else set()
-        self._device = programs.ban(self._device, slot.number, ~self._mask(allowed))
+        """Allow only the ids that a request allows after what was said."""
+        sampling = slot.ticket.sampling
+        banned = ~self._mask(sampling.guide(slot.ticket.said)) | self._mask(sampling.banned)
+        self._device = programs.ban(self._device, slot.number, banned)
 
     def _read(self) -> None:
         """Read a part of the prompt that has waited for longest."""
@@ -321,25 +218,30 @@ class Engine:
         live = [slot for slot in self._slots if slot.ticket and not slot.reading]
         if not live:
             return
-        # A choice is followed token by token, and a first token is delivered at once.
-        steps = 1 if any(slot.ticket.sampling.choices or not slot.ticket.said for slot in live) else self.options.block
+        # A guide is asked after every token, and a first token is delivered at once.
+        steps = 1 if any(slot.ticket.sampling.guide or not slot.ticket.said for slot in live) else self.options.block
         self._grow(min(max(len(slot.ids) for slot in live) + steps, self.options.capacity))
-        mask = np.zeros(len(self._slots), bool)
-        mask[[slot.number for slot in live]] = True
         top = programs.TOP if any(slot.ticket.sampling.top for slot in live) else 0
         no_repeat = self.options.no_repeat if any(slot.ticket.sampling.no_repeat for slot in live) else 0
-        self._device, sampled = programs.decode(
-            self._model, self._params, self._device, mask, steps, self.options.block,
-            min(top, self._model.config.vocab_size), no_repeat)
+        sizes = steps, self.options.block, min(top, self._model.config.vocab_size), no_repeat
+        numbers = [slot.number for slot in live]
+        if len(live) == 1 < len(self._slots):  # a step of one row takes much less time than one of all
+            columns = [0]
+            self._device, sampled = programs.decode_row(self._model, self._params, self._device, *numbers, *sizes)
+        else:
+            columns = numbers
+            self._device, sampled = programs.decode(
+                self._model, self._params, self._device, np.isin(range(len(self._slots)), numbers), *sizes)
         sampled = jax.device_get(sampled)
         count = int((sampled.ids >= 0).any(axis=1).sum())
         self.counts['steps'] += count
         self.counts['steps_slots'] += count * len(self._slots)
-        for slot in live:
-            self._deliver(slot, sampled, count)
+        for slot, b in zip(live, columns):
+            self._deliver(slot, sampled, b, count)
 
-    def _deliver(self, slot: Slot, sampled: programs.Sampled, count: int) -> None:
-        ticket, b = slot.ticket, slot.number
+    def _deliver(self, slot: Slot, sampled: programs.Sampled, b: int, count: int) -> None:
+        """Hand over the first `count` tokens of column b."""
+        ticket = slot.ticket
         ids = sampled.ids[:count, b].tolist()
         slot.ids += ids
         slot.used = time.monotonic()
@@ -363,7 +265,7 @@ class Engine:
             if error:
                 slot.ids = []  # its keys and values are not finite either
             self._release(slot)
-        elif ticket.sampling.choices:
+        elif ticket.sampling.guide:
             self._restrict(slot)
 
     def _release(self, slot: Slot) -> None:
@@ -379,19 +281,13 @@ class Engine:
         size = size_for(max([tokens, *recent]) + 1, self.options.capacity, self.options.step)
         if 2 * size <= self._size:
             for slot in self._slots:
-                slot.ids = slot.ids if len(slot.ids) < size else []
+                if len(slot.ids) >= size:
+                    self.counts['tokens_forgotten'] += len(slot.ids)
+                    slot.ids = []
             self._resize(size)
 
     def _resize(self, size: int) -> None:
         self._device, self._size = programs.resize(self._model, self._device, size), size
-
-
-def common(a: list[int], b: list[int]) -> int:
-    """Return the length of the longest common prefix."""
-    length, start, size = min(len(a), len(b)), 0, 64
-    while start < length and a[start:start + size] == b[start:start + size]:  # comparing slices is fast
-        start += size
-    return next((i for i in range(start, length) if a[i] != b[i]), length)
 
 
 def size_for(tokens: int, capacity: int, step: int) -> int:

@@ -33,6 +33,7 @@ class ChatRequest:
 
     Attributes:
       choices: the only answers that are allowed; () allows all.
+      schema: JSON schema of the answer; None allows all.
       usage: whether a stream ends with the numbers of tokens.
     """
 
@@ -49,6 +50,7 @@ class ChatRequest:
     stream: bool
     usage: bool
     choices: tuple[str, ...]
+    schema: Optional[Mapping[str, Any]]
 
 
 def parse_json(body: bytes, depth: int = 64) -> Any:
@@ -123,7 +125,7 @@ def read_request(body: Any, max_n: int) -> ChatRequest:
         float(number('temperature', 1.0, 0, 2)), float(number('top_p', 1.0, 1e-6, 1)), number('n', 1, 1, max_n, True),
         secrets.randbits(63) if seed is None else seed, tuple(stop), flag('logprobs'),
         number('top_logprobs', 0, 0, 20, True), flag('stream'), flag('include_usage', options),
-        read_format(given.get('response_format')))
+        *read_format(given.get('response_format')))
 
 
 def read_messages(messages: Any) -> list[dict[str, str]]:
@@ -153,20 +155,22 @@ def text_of(content: Any) -> Optional[str]:
     return None
 
 
-def read_format(value: Any) -> tuple[str, ...]:
-    """Return the only answers that a response_format allows; () for any text.
+def read_format(value: Any) -> tuple[tuple[str, ...], Optional[Mapping[str, Any]]]:
+    """Return the only answers that a response_format allows, () for any, and a JSON schema of all others or None.
 
-    Answers are constrained where there is a finite number of them: an enumeration, a constant or a truth value.
+    Answers are listed where a schema allows a finite number of them: an enumeration, a constant or a truth value.
     """
     kind = value.get('type') if isinstance(value, dict) else None
     if value is None or kind == 'text':
-        return ()
+        return (), None
+    if kind == 'json_object':
+        return (), {'type': 'object'}
     wanted = value.get('json_schema') if kind == 'json_schema' else None
     schema = wanted.get('schema') if isinstance(wanted, dict) else None
-    if isinstance(schema, dict):
-        values = schema.get('enum', [schema['const']] if 'const' in schema else
-                            [True, False] if schema.get('type') == 'boolean' else None)
-        if isinstance(values, list) and values and len(values) <= 1000:
-            return tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in values))
-    raise BadRequest('response_format: this server supports text, and json_schema with a schema that is an enum, a '
-                     'const or a boolean', 'response_format')
+    if not isinstance(schema, dict):
+        raise BadRequest('response_format must be text, json_object, or json_schema with a schema', 'response_format')
+    values = schema.get('enum', [schema['const']] if 'const' in schema else
+                        [True, False] if schema.get('type') == 'boolean' else None)
+    if isinstance(values, list) and values and len(values) <= 1000:
+        return tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in values)), None
+    return (), schema

@@ -22,11 +22,11 @@ from epo_jax.runtime.errors import InputError
 from epo_jax.serve import conversations as talk
 from epo_jax.serve.app import Guard, engine_metrics, metric, read_body, status_metrics
 from epo_jax.serve.conversations import ADVISE, OBSERVE, Conversation, Conversations
-from epo_jax.serve.engine import Busy
 from epo_jax.serve.protocol import BadRequest, parse_json
 from epo_jax.serve.recording import Recorder
 from epo_jax.serve.relay import Upstream
 from epo_jax.serve.strategist import Strategist
+from epo_jax.serve.tickets import Busy
 from epo_jax.serve.views import Message
 
 NAME, GOAL, OUTCOME = 'x-epo-conversation', 'x-epo-goal', 'x-epo-outcome'  # headers

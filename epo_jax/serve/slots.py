@@ -101,8 +101,8 @@ def ban(slots: Slots, row: int, banned: Bool[Array, ' V']) -> Slots:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def copy_row(model: Decoder, slots: Slots, source: int, target: int) -> Slots:
-    """Copy the conversation of a slot to another one."""
-    return slots.replace(session=_put_row(model, slots.session, _row(model, slots.session, source), target))
+    """Copy a slot to another one."""
+    return _put_row(model, slots, _row(model, slots, source), target)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
@@ -117,8 +117,9 @@ def read(model: Decoder, params, slots: Slots, row: int, tokens: Tokens, chunk: 
       tokens: the tokens, [1, K].
       chunk: number of tokens in one forward pass; static.
     """
-    session = sampling.extend(model, params, _row(model, slots.session, row), tokens, chunk)
-    return slots.replace(session=_put_row(model, slots.session, session, row))
+    part = _row(model, slots, row)
+    session = sampling.extend(model, params, part.session, tokens, chunk)
+    return _put_row(model, slots, part.replace(session=session), row)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=2)
@@ -169,6 +170,15 @@ def decode(model: Decoder, params, slots: Slots, live: Bool[Array, ' B'], steps:
     _, slots, sampled, _ = jax.lax.while_loop(
         lambda carry: (carry[0] < steps) & ~carry[3], step, (0, slots, sampled, False))
     return slots, sampled
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=2)
+def decode_row(model: Decoder, params, slots: Slots, row: int, steps: int, block: int, top: int,
+               no_repeat: int) -> tuple[Slots, Sampled]:
+    """Sample in one slot as `decode` does, without running the others through the model; the result has B = 1."""
+    part, sampled = decode(
+        model, params, _row(model, slots, row), jnp.ones(1, bool), steps, block, top, no_repeat)
+    return _put_row(model, slots, part, row), sampled
 
 
 def choose(logits: Float[Array, 'B V'], keys, settings: Settings, banned: Bool[Array, 'B V']) -> Int[Array, ' B']:
@@ -226,19 +236,19 @@ def resize(model: Decoder, slots: Slots, capacity: int) -> Slots:
     return slots.replace(session=jax.tree.map(fit, slots.session, *shapes))
 
 
-def _row(model: Decoder, session: Session, row) -> Session:
-    """Return the session of one conversation."""
-    return _by_row(model, lambda x, axis: jax.lax.dynamic_slice_in_dim(x, row, 1, axis), session)
+def _row(model: Decoder, slots: Slots, row) -> Slots:
+    """Return one slot."""
+    return _by_row(model, lambda x, axis: jax.lax.dynamic_slice_in_dim(x, row, 1, axis), slots)
 
 
-def _put_row(model: Decoder, session: Session, part: Session, row) -> Session:
-    """Replace one conversation."""
-    return _by_row(
-        model, lambda x, new, axis: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis), session, part)
+def _put_row(model: Decoder, slots: Slots, part: Slots, row) -> Slots:
+    """Replace one slot."""
+    return _by_row(model, lambda x, new, axis: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis), slots, part)
 
 
-def _by_row(model: Decoder, function, *sessions: Session) -> Session:
-    """Apply a function to the arrays of sessions and the axis of their conversations."""
-    cache = jax.tree.map(functools.partial(function, axis=int(model.stacked)), *(s.cache for s in sessions))
-    rest = jax.tree.map(functools.partial(function, axis=0), *(s.replace(cache=None) for s in sessions))
-    return rest.replace(cache=cache)
+def _by_row(model: Decoder, function, *slots: Slots) -> Slots:
+    """Apply a function to the arrays of slots and the axis of their rows."""
+    cache = jax.tree.map(functools.partial(function, axis=int(model.stacked)), *(s.session.cache for s in slots))
+    rest = jax.tree.map(
+        functools.partial(function, axis=0), *(s.replace(session=s.session.replace(cache=None)) for s in slots))
+    return rest.replace(session=rest.session.replace(cache=cache))

@@ -18,7 +18,8 @@ from epo_jax.data.sharegpt import DOMAINS
 from epo_jax.roles import local_agent
 from epo_jax.runtime.errors import InputError
 from epo_jax.serve import loading
-from epo_jax.serve.engine import Engine, Options, Piece, Sampling, Ticket
+from epo_jax.serve.engine import Engine, Options
+from epo_jax.serve.tickets import Piece, Sampling, Ticket
 from epo_jax.serve.views import Brief, Message, View, make_view
 from epo_jax.text import tokenizer as text
 

@@ -12,7 +12,10 @@ from epo_jax import testing
 from epo_jax.models import families, sampling
 from epo_jax.models.sampling import SamplingConfig
 from epo_jax.serve import slots as programs
-from epo_jax.serve.engine import Busy, Engine, Options, RequestError, Sampling, common, size_for
+from epo_jax.serve.engine import Engine, Options, size_for
+from epo_jax.serve.guides import Choices
+from epo_jax.serve.prefixes import Slot, common, find_place
+from epo_jax.serve.tickets import Busy, RequestError, Sampling, Ticket
 from epo_jax.text.tokens import pack
 
 CONFIG = dataclasses.replace(testing.dummy_config(), num_layers=1)
@@ -138,7 +141,7 @@ def test_only_choices_are_said(engine):
     choices = ((65, 66), (65, 67, 68), (70,))
     seen = set()
     for seed in range(12):
-        settings = dataclasses.replace(GREEDY, temperature=3.0, key=(0, seed), choices=choices)
+        settings = dataclasses.replace(GREEDY, temperature=3.0, key=(0, seed), guide=Choices(choices, GREEDY.ends))
         ids = Answer(engine, [10, 11, 12], settings).wait().ids
         assert ids[-1] == END and tuple(ids[:-1]) in choices
         seen.add(tuple(ids[:-1]))
@@ -192,7 +195,7 @@ def test_a_failure_of_the_device_reaches_every_request(params, monkeypatch):
     def fail(*args):
         raise RuntimeError('out of memory')
 
-    monkeypatch.setattr(programs, 'decode', fail)
+    monkeypatch.setattr(programs, 'decode_row', fail)
     engine = Engine(MODEL, params, OPTIONS)
     last = Answer(engine, [3, 4], GREEDY).wait().pieces[-1]
     assert last.finish == 'error' and 'out of memory' in last.error
@@ -221,3 +224,45 @@ def test_common_prefix():
     assert common([1, 2, 3], [1, 2, 4]) == 2 and common([], [1]) == 0 and common([1, 2], [1, 2, 3]) == 2
     for at in (0, 1, 63, 64, 65, 127, 128, 199):
         assert common([7] * at + [1] * (200 - at), [7] * 200) == at
+
+
+def test_a_prompt_gets_the_slot_where_least_is_forgotten():
+    def place(ids, *conversations, busy=()):
+        slots = [Slot(i, list(said), Ticket([], GREEDY, print) if i in busy else None, float(i))
+                 for i, said in enumerate(conversations)]
+        found = find_place(slots, ids)
+        return found and (found.slot.number, found.source.number, found.shared, found.lost)
+
+    a, b, c = [1] * 40, [2] * 40, [3] * 20
+    assert place(a + c, b, a) == (1, 1, 40, 0)                 # continued
+    assert place(a, b, a + c, []) == (2, 1, 40, 0)             # both branches are kept while a slot is empty
+    assert place(a, b, a + c) == (1, 1, 40, 20)                # asked again: the answer is forgotten, and not b
+    assert place(a + c, c, a + b) == (0, 1, 40, 20)            # less is forgotten in the older slot
+    assert place(c, b, a) == (0, 0, 0, 40)                     # nothing is shared: the older one
+    assert place(a[:9] + c, b, a) == (0, 0, 0, 40)             # sharing a few tokens is not worth a copy
+    assert place(a + c, b, a, busy=[1]) == (0, 1, 40, 40)      # copied from one that is in use
+    assert place(a, b, c, busy=[0, 1]) is None
+
+
+def test_more_conversations_than_slots(engine, params):
+    """Five conversations take turns in four slots: what was forgotten is read again, and counted."""
+    history, asked = prompts(*[30] * 5), 0
+    for _ in range(2):
+        for i, ids in enumerate(history):
+            asked += len(ids)
+            answer = Answer(engine, ids, GREEDY).wait()
+            assert answer.ids == alone(params, ids, GREEDY)[0]
+            history[i] = ids + answer.ids + [9]
+    counts, new = engine.counts, 5 * 30 + 5
+    assert counts['tokens_read'] + counts['tokens_reused'] == asked
+    assert new < counts['tokens_read'] <= new + counts['tokens_forgotten']
+
+
+def test_questions_that_are_asked_again_are_not_read_again(engine):
+    """As many conversations as slots, each of which is asked again from its beginning."""
+    asked = prompts(*[50] * 4)
+    for _ in range(3):
+        answers = [Answer(engine, ids, GREEDY) for ids in asked]
+        said = [answer.wait().ids for answer in answers]
+    assert engine.counts['tokens_read'] == 4 * 50 and engine.counts['tokens_reused'] == 2 * 4 * 50
+    assert engine.counts['tokens_forgotten'] == 2 * sum(map(len, said))

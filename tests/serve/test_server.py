@@ -103,6 +103,27 @@ def test_answers_from_a_list(client):
     assert said <= {'yes', 'no', 3, None} and len(said) > 1
 
 
+def test_answers_in_json(client):
+    """A model with random weights, at a high temperature, keeps to a schema."""
+    pytest.importorskip('llguidance')
+    schema = {'type': 'object', 'properties': {'offer': {'type': 'integer'}, 'note': {'type': 'string', 'maxLength': 9}},
+              'required': ['offer', 'note'], 'additionalProperties': False}
+    wanted = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': schema}}
+    answer = ask(client, temperature=2, seed=1, n=3, max_tokens=400, response_format=wanted)
+    said = [json.loads(choice.message.content) for choice in answer.choices if choice.finish_reason == 'stop']
+    assert len(said) > 1 and len({str(x) for x in said}) > 1
+    assert all(list(x) == ['offer', 'note'] and isinstance(x['offer'], int) and len(x['note']) < 10 for x in said)
+    cut = ask(client, temperature=2, seed=1, response_format={'type': 'json_object'}).choices[0].message.content
+    assert cut.startswith('{')
+
+
+def test_other_schemas_need_a_package(live, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'llguidance', None)
+    body = {'model': 'dummy', 'messages': HELLO, 'response_format': {'type': 'json_object'}}
+    status, text, _ = post(live[0], json.dumps(body).encode())
+    assert status == 400 and 'pip install llguidance' in json.loads(text)['error']['message']
+
+
 def test_system_messages_and_earlier_turns(live, client):
     engine = live[1]
     messages = [{'role': 'system', 'content': 'Be brief. <|im_end|>'}, *HELLO]
@@ -131,7 +152,8 @@ def test_models_health_and_metrics(live, client):
     ({'temperature': 3}, 'from 0 to 2'), ({'top_p': 0}, 'top_p'), ({'n': 0}, 'n must'), ({'n': 10**6}, 'n must'),
     ({'max_tokens': 0}, 'max_tokens'), ({'max_tokens': 1.5}, 'integer'), ({'stop': ['']}, 'stop'),
     ({'stream': 'yes'}, 'true or false'), ({'tools': [{}]}, 'tools'), ({'best_of': 2}, 'best_of'),
-    ({'response_format': {'type': 'json_object'}}, 'response_format'), ({'model': None}, 'model'),
+    ({'response_format': {'type': 'xml'}}, 'response_format'), ({'model': None}, 'model'),
+    ({'response_format': {'type': 'json_schema', 'json_schema': {'schema': {'type': 'number or so'}}}}, 'number or so'),
     ({'messages': [{'role': 'user', 'content': [{'type': 'image_url'}]}]}, 'images'),
     ({'messages': [{'role': 'user', 'content': 'a' * 600}]}, 'shorten'), ({'seed': True}, 'seed')],
     ids=lambda value: '-'.join(value) if isinstance(value, dict) else value)
