@@ -12,6 +12,7 @@ import json
 import pathlib
 from typing import Any, Callable, Hashable, Iterator, Mapping, Optional, Sequence
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -88,6 +89,12 @@ class EpisodeLog:
         """Return the numbers of the episodes of a case, of 0 to count - 1, that have not been played."""
         return [e for e in range(count) if _identity(case.label() | {'episode': e}) not in self._known]
 
+    def sorted(self, planned: Sequence[Case]) -> list[dict[str, Any]]:
+        """Return the records by case and episode, whatever the order in which they were finished."""
+        place = {_identity(case.label() | {'episode': None}): number for number, case in enumerate(planned)}
+        return sorted(self.records, key=lambda record: (
+            place[_identity(record | {'episode': None})], record['episode']))
+
     def add(self, records: Sequence[dict[str, Any]]) -> None:
         """Write records of finished episodes."""
         if hosts.is_primary():
@@ -141,9 +148,12 @@ def run_evaluation(exp: Experiment, policy: Any, snapshots: Sequence[Any], scena
     records = _finished(finished, summary, key)
     if records is None:
         log = EpisodeLog(workdir / 'episodes' / f'{name}.partial.jsonl', key)
-        for case in cases(config, domain.seats, conditions, len(snapshots)):
-            _play(exp, case, policy, snapshots, scenarios, log, stop)
-        records = log.records
+        planned = list(cases(config, domain.seats, conditions, len(snapshots)))
+        together = exp.remote is not None and jax.process_count() == 1
+        for batch in batches(planned, log, len(scenarios), config.rollout.batch, together):
+            stop()
+            log.add(_play(exp, batch, policy, snapshots, scenarios))
+        records = log.sorted(planned)
         if hosts.is_primary():
             write_jsonl(finished, records)
     result = summarize(records, conditions, scenarios, config, domain, protocol)
@@ -168,20 +178,47 @@ def _finished(episodes: pathlib.Path, summary: pathlib.Path, key: str) -> Option
     return hosts.share_all(read if hosts.is_primary() else dict)[0]
 
 
-def _play(exp: Experiment, case: Case, policy: Any, snapshots: Sequence[Any], scenarios: Sequence[Any],
-          log: EpisodeLog, stop: Callable[[], None]) -> None:
-    """Play the missing episodes of a case, in batches."""
-    snapshot = () if case.partner is None else (snapshots[case.partner],)
-    table = exp.table(tuple(
-        dataclasses.replace(exp.seat(kind, seat in case.tested, policy, snapshot, 0), trained=False)
-        for seat, kind in enumerate(case.kinds)))
-    missing, batch = log.missing(case, len(scenarios)), exp.config.rollout.batch
-    exp.progress.stage(f'evaluation: {redact(case.condition)}')
-    for start in range(0, len(missing), batch):
-        stop()
-        match = Match(case.kinds, tuple(missing[start:start + batch]))
-        result = exp.judge(exp.collect(match, table, scenarios, KEYS - case.repetition), 'none', every=True)
-        log.add([case.label() | record for record in result.records()])
+def batches(planned: Sequence[Case], log: EpisodeLog, scenarios: int, size: int,
+            together: bool) -> Iterator[list[tuple[Case, tuple[int, ...]]]]:
+    """Yield the missing episodes in batches, each as cases with the numbers of their episodes.
+
+    Args:
+      planned: the cases.
+      log: the finished episodes.
+      scenarios: number of episodes of a case.
+      size: largest number of episodes in a batch.
+      together: whether a batch may hold several cases, so that they wait for endpoints at the same time. All of them
+        have the same snapshot, because each one takes the memory of a model.
+    """
+    batch: list[tuple[Case, tuple[int, ...]]] = []
+    for case in planned:
+        missing = log.missing(case, scenarios)
+        while missing:
+            room = size - sum(len(episodes) for _, episodes in batch)
+            if batch and not (together and room and batch[0][0].partner == case.partner):
+                yield batch
+                batch, room = [], size
+            batch.append((case, tuple(missing[:room])))
+            missing = missing[room:]
+    if batch:
+        yield batch
+
+
+def _play(exp: Experiment, batch: Sequence[tuple[Case, tuple[int, ...]]], policy: Any, snapshots: Sequence[Any],
+          scenarios: Sequence[Any]) -> list[dict[str, Any]]:
+    """Play and judge a batch; return the records of its episodes."""
+    exp.progress.stage('evaluation: ' + ', '.join(dict.fromkeys(redact(case.condition) for case, _ in batch)))
+    matches = []
+    for case, episodes in batch:
+        snapshot = () if case.partner is None else (snapshots[case.partner],)
+        table = exp.table(tuple(
+            dataclasses.replace(exp.seat(kind, seat in case.tested, policy, snapshot, 0), trained=False)
+            for seat, kind in enumerate(case.kinds)))
+        matches.append((Match(case.kinds, episodes), table))
+    results = exp.collect(matches, scenarios, [KEYS - case.repetition for case, _ in batch])
+    results = exp.judge(results, 'none', every=True)
+    return [case.label() | record for (case, _), result in zip(batch, results, strict=True)
+            for record in result.records()]
 
 
 def cases(config: ConfigDict, seats: int, conditions: Sequence[str], snapshots: int) -> Iterator[Case]:
