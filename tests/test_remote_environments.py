@@ -21,7 +21,7 @@ from epo_jax.rollout import Table, encode, episode_keys, rollout_on_host
 from epo_jax.runtime.files import read_jsonl
 from epo_jax.testing import byte_tokenizer
 
-OPTIONS = {'alfworld': {'constrained': True, 'short': True, 'begun': True},
+OPTIONS = {'alfworld': {'constrained': True, 'short': True, 'begun': True, 'max_turns': 4},
            'webshop': {'constrained': True, 'short': True, 'begun': True, 'variant': 'webshop-small-synth-6'}}
 KINDS = ('named', 'named', 'quoted', 'other')  # how an actor answers
 
@@ -57,7 +57,7 @@ def answer(prompt, seed):
 def test_an_endpoint_plays_the_seats_of_an_environment(name):
     """Every action that the endpoint names is taken; one that names none is counted and changes nothing."""
     config = default_config(name)
-    config.environment.update(OPTIONS[name], max_turns=4)
+    config.environment.update(OPTIONS[name])
     domain, tokens = load_domain(name), byte_tokenizer()
     scenarios = domain.scenarios('', config.environment)[:6]
     with serve(answer) as server, Remote(RemoteOptions()) as remote:
@@ -85,7 +85,7 @@ def test_an_endpoint_plays_the_seats_of_an_environment(name):
 
 def environment_config(name, server):
     config = load_config(f'{name}:tiny')
-    config.environment.update(OPTIONS[name], max_turns=3)
+    config.environment.update(OPTIONS[name])
     config.rollout.update(episodes=2, batch=2)
     config.actor.model = config.process.model = f'm@{server.url}'
     config.reward.process = 'critical'
