@@ -48,6 +48,9 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
     from epo_jax.runtime.stopping import StopSignals
     from epo_jax.workdir import own_workdir
 
+    config = config.copy_and_resolve_references()
+    config.process.model = ''  # nothing is trained, so nothing needs a process reward
+    config.reward.update(process='none', combine='sum')
     config, domain = experiment.prepare(config)
     conditions = config.evaluation.conditions
     if 'policy' in conditions and not workdir:
