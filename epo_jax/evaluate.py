@@ -5,9 +5,10 @@
     python -m epo_jax.evaluate --config=sotopia:partner --out=OUT --dry_run     (prints what it would ask and cost)
 
 The keys of evaluation say what is compared: conditions (none, prompted, policy, react, or any model as the strategist),
-scenarios, partner and repetitions. Every finished episode is written at once. A command that was stopped or killed
-continues when it is started again with the same flags, asks no endpoint the same question twice, and ends with the same
-table.
+scenarios, partner and repetitions. Every batch of finished episodes is written at once. A command that was stopped or
+killed continues when it is started again with the same flags, and ends with the same table. Every answer of an endpoint
+is on disk before it is used, and is never asked for again; only a kill loses the answers that are on their way at that
+moment, at most remote.concurrency of them.
 """
 
 import functools
@@ -47,6 +48,9 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
     from epo_jax.runtime.stopping import StopSignals
     from epo_jax.workdir import own_workdir
 
+    config = config.copy_and_resolve_references()
+    config.process.model = ''  # nothing is trained, so nothing needs a process reward
+    config.reward.update(process='none', combine='sum')
     config, domain = experiment.prepare(config)
     conditions = config.evaluation.conditions
     if 'policy' in conditions and not workdir:

@@ -10,95 +10,28 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import Any, Callable, Hashable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Hashable, Mapping, Optional, Sequence
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 
 from epo_jax import scores as statistics
+from epo_jax.cases import Case, EpisodeLog, batches, cases, partner_strategist
 from epo_jax.config import to_json
+from epo_jax.defaults import MAY_DIFFER
 from epo_jax.envs.base import Domain
 from epo_jax.iteration import Experiment
 from epo_jax.rewards.rubric import overall
 from epo_jax.rl.selfplay import Match
 from epo_jax.runtime import hosts, streams
 from epo_jax.runtime.errors import InputError
-from epo_jax.runtime.files import append_jsonl, cut_jsonl, read_jsonl, write_atomically, write_jsonl
+from epo_jax.runtime.files import read_jsonl, write_atomically, write_jsonl
 from epo_jax.runtime.secrets import redact
 
 KEYS = 2**31 - 1  # repetition r of an evaluation uses KEYS - r in place of an iteration number in its random keys
 # Keys of a configuration that do not change what an evaluation finds.
-WITHOUT_EFFECT = ('iterations', 'checkpoint', 'mesh', 'remote', 'evaluation.every', 'evaluation.bootstrap')
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Episodes that are played with the same strategists.
-
-    Attributes:
-      condition: the strategist of the tested seats.
-      kinds: the strategists of all seats.
-      tested: the tested seats.
-      partner: number of the snapshot that plays the other seats; None where no snapshot does.
-      repetition: number of the repetition.
-    """
-
-    condition: str
-    kinds: tuple[str, ...]
-    tested: tuple[int, ...]
-    partner: Optional[int]
-    repetition: int
-
-    def label(self) -> dict[str, Any]:
-        """Return the fields that distinguish its records from those of other cases."""
-        label = {'condition': redact(self.condition), 'tested': list(self.tested), 'repetition': self.repetition}
-        return label if self.partner is None else label | {'partner': self.partner}
-
-
-class EpisodeLog:
-    """The finished episodes of an evaluation, of which every process holds all and process 0 writes the file."""
-
-    def __init__(self, path: pathlib.Path, key: str):
-        """Continue the file of an earlier process if it has the same key; otherwise, begin a new one.
-
-        Args:
-          path: the file, which begins with a line that holds the key.
-          key: of everything that determines the episodes.
-
-        Raises:
-          LineError: a line other than the last one is damaged.
-        """
-        self._path = path
-
-        def read() -> dict[int, Any]:
-            rows = []
-            if path.exists():
-                cut_jsonl(path, lambda row: True)
-                rows = read_jsonl(path)
-            if not rows or rows[0] != {'key': key}:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_jsonl(path, [{'key': key}])
-                rows = []
-            return {0: rows[1:]}
-
-        self.records: list[dict[str, Any]] = hosts.share_all(read if hosts.is_primary() else dict)[0]
-        self._known = {_identity(record) for record in self.records}
-
-    def missing(self, case: Case, count: int) -> list[int]:
-        """Return the numbers of the episodes of a case, of 0 to count - 1, that have not been played."""
-        return [e for e in range(count) if _identity(case.label() | {'episode': e}) not in self._known]
-
-    def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records of finished episodes."""
-        if hosts.is_primary():
-            append_jsonl(self._path, records)
-        self.records += records
-        self._known |= {_identity(record) for record in records}
-
-
-def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (record['condition'], tuple(record['tested']), record['repetition'], record.get('partner'),
-            record['episode'])
+WITHOUT_EFFECT = (*(name for name in MAY_DIFFER if name != 'evaluation'), 'evaluation.every', 'evaluation.bootstrap')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +69,17 @@ def run_evaluation(exp: Experiment, policy: Any, snapshots: Sequence[Any], scena
     """
     config, domain = exp.config, exp.domain
     protocol = describe_protocol(config, domain, scenarios)
-    key = _digest([_relevant(config), policy_name, list(conditions), protocol])
+    key = _digest([relevant(config), policy_name, list(conditions), protocol])
     finished, summary = workdir / 'episodes' / f'{name}.jsonl', workdir / f'{name}.json'
     records = _finished(finished, summary, key)
     if records is None:
         log = EpisodeLog(workdir / 'episodes' / f'{name}.partial.jsonl', key)
-        for case in cases(config, domain.seats, conditions, len(snapshots)):
-            _play(exp, case, policy, snapshots, scenarios, log, stop)
-        records = log.records
+        planned = list(cases(config, domain.seats, conditions, len(snapshots)))
+        together = exp.remote is not None and jax.process_count() == 1
+        for batch in batches(planned, log, len(scenarios), config.rollout.batch, together):
+            stop()
+            log.add(_play(exp, batch, policy, snapshots, scenarios))
+        records = log.sorted(planned)
         if hosts.is_primary():
             write_jsonl(finished, records)
     result = summarize(records, conditions, scenarios, config, domain, protocol)
@@ -168,56 +104,21 @@ def _finished(episodes: pathlib.Path, summary: pathlib.Path, key: str) -> Option
     return hosts.share_all(read if hosts.is_primary() else dict)[0]
 
 
-def _play(exp: Experiment, case: Case, policy: Any, snapshots: Sequence[Any], scenarios: Sequence[Any],
-          log: EpisodeLog, stop: Callable[[], None]) -> None:
-    """Play the missing episodes of a case, in batches."""
-    snapshot = () if case.partner is None else (snapshots[case.partner],)
-    table = exp.table(tuple(
-        dataclasses.replace(exp.seat(kind, seat in case.tested, policy, snapshot, 0), trained=False)
-        for seat, kind in enumerate(case.kinds)))
-    missing, batch = log.missing(case, len(scenarios)), exp.config.rollout.batch
-    exp.progress.stage(f'evaluation: {redact(case.condition)}')
-    for start in range(0, len(missing), batch):
-        stop()
-        match = Match(case.kinds, tuple(missing[start:start + batch]))
-        result = exp.judge(exp.collect(match, table, scenarios, KEYS - case.repetition), 'none', every=True)
-        log.add([case.label() | record for record in result.records()])
-
-
-def cases(config: ConfigDict, seats: int, conditions: Sequence[str], snapshots: int) -> Iterator[Case]:
-    """Yield the cases of an evaluation, in the order in which they are played.
-
-    Args:
-      config: the configuration.
-      seats: number of seats.
-      conditions: the strategists to compare.
-      snapshots: number of snapshots that the partner 'pool' stands for.
-    """
-    partner = partner_strategist(config)
-    for condition in conditions:
-        for number in range(snapshots) if partner == 'pool' else (None,):
-            for kinds, tested in pairings(condition, seats, partner, bool(config.partner.model)):
-                for repetition in range(config.evaluation.repetitions):
-                    yield Case(condition, kinds, tested, number, repetition)
-
-
-def partner_strategist(config: ConfigDict) -> str:
-    """Return the strategist of the seats that are not tested: 'self', or one of `selfplay.KINDS`, or a model."""
-    return config.evaluation.partner or ('none' if config.partner.model else 'self')
-
-
-def pairings(kind: str, seats: int, partner: str, other_actor: bool) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Return the tables at which a kind of strategist is evaluated: (strategists by seat, seats that are tested).
-
-    Args:
-      kind: the strategist of the tested seats.
-      seats: number of seats.
-      partner: the strategist of the other seats; 'self' for the same.
-      other_actor: whether the other seats have an actor of their own, unless the partner is 'self'.
-    """
-    if partner == 'self' or kind == partner and not other_actor:
-        return [((kind,) * seats, tuple(range(seats)))]
-    return [(tuple(kind if s == tested else partner for s in range(seats)), (tested,)) for tested in range(seats)]
+def _play(exp: Experiment, batch: Sequence[tuple[Case, tuple[int, ...]]], policy: Any, snapshots: Sequence[Any],
+          scenarios: Sequence[Any]) -> list[dict[str, Any]]:
+    """Play and judge a batch; return the records of its episodes."""
+    exp.progress.stage('evaluation: ' + ', '.join(dict.fromkeys(redact(case.condition) for case, _ in batch)))
+    matches = []
+    for case, episodes in batch:
+        snapshot = () if case.partner is None else (snapshots[case.partner],)
+        table = exp.table(tuple(
+            dataclasses.replace(exp.seat(kind, seat in case.tested, policy, snapshot, 0), trained=False)
+            for seat, kind in enumerate(case.kinds)))
+        matches.append((Match(case.kinds, episodes), table))
+    results = exp.collect(matches, scenarios, [KEYS - case.repetition for case, _ in batch])
+    results = exp.judge(results, 'none', every=True)
+    return [case.label() | record for (case, _), result in zip(batch, results, strict=True)
+            for record in result.records()]
 
 
 def select(held_out: Sequence[Any], config: ConfigDict, domain: Domain) -> list[Any]:
@@ -359,13 +260,13 @@ def describe_protocol(config: ConfigDict, domain: Domain, scenarios: Sequence[An
         'panel': _digest([scenario.id for scenario in scenarios])[:8], 'prompts': _digest([openings, rubric])[:8]}
 
 
-def _relevant(config: ConfigDict) -> dict[str, Any]:
+def relevant(config: ConfigDict) -> dict[str, Any]:
     """Return the part of a configuration that an evaluation depends on, as plain values."""
     tree = json.loads(redact(to_json(config)))
     for name in WITHOUT_EFFECT:
         group, _, key = name.rpartition('.')
         (tree[group] if group else tree).pop(key, None)
-    return tree | {'body': config.remote.body}
+    return tree
 
 
 def _digest(value: Any) -> str:

@@ -58,8 +58,8 @@ def run_iteration(exp: Experiment, state: RunState, scenarios: Sequence[Any],
     if exp.config.rollout.compiled:  # the same four steps as one program
         train, memory, result = run_program(exp, state.train, state.memory, matches, scenarios, iteration)
         return RunState(train, snapshots, replicated(memory, exp.roles.strategist.mesh)), result
-    results = [exp.collect(match, table, scenarios, iteration) for match, table in matches]
-    results = [exp.judge(result, exp.config.reward.process) for result in results]
+    results = exp.collect(matches, scenarios, [iteration] * len(matches))
+    results = exp.judge(results, exp.config.reward.process)
     rows, verdict = exp.trained(results)
     observed = exp.observe(state.train, rows)
     credit, memory = exp.assign_credit(rows, verdict, state.memory, observed)

@@ -19,7 +19,7 @@ from epo_jax.agents.remote import Remote
 from epo_jax.envs.base import Domain, Environment, EpisodeText
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.models.layout import sampling_params
-from epo_jax.overlap import play
+from epo_jax.overlap import Game, concurrently, play
 from epo_jax.rewards.outcome import load_outcome, with_outcome
 from epo_jax.rewards.process import Readings, Verdict, assess_episodes
 from epo_jax.rewards.prompts import encode_prompts, judge_prompts, strategy_texts
@@ -216,57 +216,69 @@ class Experiment:
         return HostEnvironment(domain.text_environment(config.environment), seats, config.rollout.view_tokens,
                                config.environment.timeout or None)
 
-    def collect(self, match: Match, table: Table, scenarios: Sequence[Any], iteration: int) -> MatchResult:
-        """Play the episodes of a match; `scenarios` are those of the whole iteration."""
-        scenarios = [scenarios[number] for number in match.episodes]
-        keys = episode_keys(self.config.seed, iteration, np.array(match.episodes))
+    def collect(self, matches: Sequence[tuple[Match, Table]], scenarios: Sequence[Any],
+                iterations: Sequence[int]) -> list[MatchResult]:
+        """Play the episodes of matches, at the same time where they wait for endpoints.
+
+        Args:
+          matches: each with its table.
+          scenarios: by the number of an episode.
+          iterations: of every match, for its random keys.
+        """
+        games = [Game(table, [scenarios[number] for number in match.episodes],
+                      episode_keys(self.config.seed, iteration, np.array(match.episodes)))
+                 for (match, table), iteration in zip(matches, iterations, strict=True)]
         count = lambda tokens: 0 if tokens is None else int(np.sum(np.asarray(tokens.length)))
         with self.watch('rollout'), self.progress.phase('rollout', unit='turns') as phase:
-            episodes, reasons = play(
-                table, scenarios, keys, self.config.rollout.batch, self._parts(table),
-                on_turn=lambda turn: phase.advance(
-                    int(np.sum(turn.live)), count(turn.strategy) + count(turn.message)))
-        return MatchResult(table, match, scenarios, episodes, reasons)
+            played = play(games, self.config.rollout.batch, self._parts(games), on_turn=lambda turn: phase.advance(
+                int(np.sum(turn.live)), count(turn.strategy) + count(turn.message)))
+        return [MatchResult(table, match, game.scenarios, *found)
+                for (match, table), game, found in zip(matches, games, played, strict=True)]
 
-    def _parts(self, table: Table) -> int:
-        """Return in how many parts a rollout is played; several processes must run the same programs in one order."""
+    def _parts(self, games: Sequence[Game]) -> int:
+        """Return in how many parts games are played; several processes must run the same programs in one order."""
         if jax.process_count() > 1:
             return 1
         if self.config.rollout.parts:
             return self.config.rollout.parts
-        return 1 if all(player.agent.on_device for player in table.players) else 2
+        return 1 if all(player.agent.on_device for game in games for player in game.table.players) else 2
 
-    def judge(self, result: MatchResult, process: str, every: bool = False) -> MatchResult:
-        """Add the verdict on every episode and seat.
+    def judge(self, results: Sequence[MatchResult], process: str, every: bool = False) -> list[MatchResult]:
+        """Add the verdict on every episode and seat of matches, at the same time where judges are endpoints.
 
         Args:
-          result: what was played.
+          results: what was played.
           process: the method of the process reward.
           every: whether a remote judge also rates seats that the environment has rewarded, for its other dimensions.
         """
+        remote = any(isinstance(judge, RemoteJudge) for judge in (self.roles.judge, self.roles.process_judge))
+        threads = len(results) if remote and jax.process_count() == 1 else 1
+        with self.watch('judge'), self.progress.phase('judge', unit='turns'):
+            return concurrently(lambda result: self._judge(result, process, every), results, threads)
+
+    def _judge(self, result: MatchResult, process: str, every: bool) -> MatchResult:
         roles, outcome = self.roles, self.config.reward.outcome
         turns = max_seat_turns(result.table.env)
-        with self.watch('judge'), self.progress.phase('judge', unit='turns'):
-            texts = result.texts()
-            prompts = judge_prompts(result.table, result.episodes, texts)
-            if outcome not in ('judge', 'environment'):
-                prompts = with_outcome(prompts, load_outcome(outcome))
-            rate = outcome == 'judge' and any(prompt.reward is None for prompt in prompts)
-            given = Readings()
-            if isinstance(roles.judge, RemoteJudge) and outcome == 'judge':
-                wanted = np.array([prompt.complete and (every or prompt.reward is None) for prompt in prompts])
-                ratings = roles.judge.rate(texts, wanted.reshape(-1, len(texts)).any(axis=0).tolist())
-                given = to_readings(ratings, self.domain.rubric)
-            if isinstance(roles.process_judge, RemoteJudge) and process == 'critical':
-                conversations = self._conversations(result)
-                given = dataclasses.replace(given, critical=lambda outcomes: roles.process_judge.critical(
-                    conversations, outcomes, self.config.environment.name, turns))
-            local = lambda judge: None if isinstance(judge, RemoteJudge) else judge
-            process_judge = None if roles.process_judge is roles.judge else local(roles.process_judge)
-            verdict = assess_episodes(
-                lambda judge, method, read: encode_prompts(judge, prompts, turns, method, read),
-                local(roles.judge), process_judge, process, rate, given)
-            return dataclasses.replace(result, verdict=verdict)
+        texts = result.texts()
+        prompts = judge_prompts(result.table, result.episodes, texts)
+        if outcome not in ('judge', 'environment'):
+            prompts = with_outcome(prompts, load_outcome(outcome))
+        rate = outcome == 'judge' and any(prompt.reward is None for prompt in prompts)
+        given = Readings()
+        if isinstance(roles.judge, RemoteJudge) and outcome == 'judge':
+            wanted = np.array([prompt.complete and (every or prompt.reward is None) for prompt in prompts])
+            ratings = roles.judge.rate(texts, wanted.reshape(-1, len(texts)).any(axis=0).tolist())
+            given = to_readings(ratings, self.domain.rubric)
+        if isinstance(roles.process_judge, RemoteJudge) and process == 'critical':
+            conversations = self._conversations(result)
+            given = dataclasses.replace(given, critical=lambda outcomes: roles.process_judge.critical(
+                conversations, outcomes, self.config.environment.name, turns))
+        local = lambda judge: None if isinstance(judge, RemoteJudge) else judge
+        process_judge = None if roles.process_judge is roles.judge else local(roles.process_judge)
+        verdict = assess_episodes(
+            lambda judge, method, read: encode_prompts(judge, prompts, turns, method, read),
+            local(roles.judge), process_judge, process, rate, given)
+        return dataclasses.replace(result, verdict=verdict)
 
     def _conversations(self, result: MatchResult) -> list[Sequence[str]]:
         """Return the conversations of the trained strategists as texts, seat-major; () for every other seat."""

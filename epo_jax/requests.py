@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from epo_jax.agents.address import Address, parse_address
 from epo_jax.agents.remote_options import remote_options
+from epo_jax.cases import cases
 from epo_jax.envs.base import Domain
-from epo_jax.evaluation import cases
 from epo_jax.rl.selfplay import KINDS
 from epo_jax.runtime.progress import Progress
 

@@ -41,6 +41,7 @@ class FakeEndpoint(http.server.ThreadingHTTPServer):
       refuses: names of parameters that are refused, each in the words of `refusal`.
       refusal: parameter -> (status, body) of its refusal.
       requests: (prompt, seed) of every request that got an answer; headers, times, bodies, paths: those of every request.
+      spans: (start, end, body) of every request, without the time that it took to send the answer.
       peak: largest number of concurrent requests.
     """
 
@@ -52,7 +53,7 @@ class FakeEndpoint(http.server.ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), _Handler)
         self.answer, self.failures, self.delay, self.usage, self.form = answer, failures, delay, usage, form
         self.refuses, self.refusal = refuses, refusal or unsupported
-        self.requests, self.headers, self.times, self.bodies, self.paths = [], [], [], [], []
+        self.requests, self.headers, self.times, self.bodies, self.paths, self.spans = [], [], [], [], [], []
         self.seen, self.lock, self.now, self.peak = collections.Counter(), threading.Lock(), 0, 0
         self.closing, self.always = threading.Event(), None
 
@@ -107,12 +108,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.paths.append(self.path)
             server.bodies.append(body)
-            server.times.append(time.monotonic())
+            start = time.monotonic()
+            server.times.append(start)
             turn = server.seen[prompt, seed]
             server.seen[prompt, seed] += 1
         time.sleep(server.delay)
         with server.lock:  # before the answer, since the client may send its next request at once
             server.now -= 1
+            server.spans.append((start, time.monotonic(), body))
         failures = server.failures(prompt) if seed == 0 else ()
         refused = [parameter for parameter in server.refuses if parameter in body]
         if not self.path.partition('?')[0].endswith('/chat/completions'):

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from epo_jax.agents.remote_options import REMOTE_KEYS
+from epo_jax.cases import Case, EpisodeLog, batches, cases, pairings
 from epo_jax.defaults import default_config
 from epo_jax.envs.base import load_domain
 from epo_jax.envs.sotopia.profiles import load_scenarios
-from epo_jax.evaluation import Case, EpisodeLog, cases, choose, describe_protocol, pairings, scores_of, select
+from epo_jax.evaluation import WITHOUT_EFFECT, choose, describe_protocol, relevant, scores_of, select
 from epo_jax.runtime.errors import InputError
 
 
@@ -30,7 +32,6 @@ def test_the_default_evaluation_of_sotopia_covers_all_held_out_situations():
     held_out = [scenario for scenario in load_scenarios() if scenario.split == 'held_out']
     chosen = choose(held_out, domain.situation, 16, 0)
     assert len({scenario.environment for scenario in chosen}) == len({s.environment for s in held_out}) == 16
-
 
 
 def held_out():
@@ -100,6 +101,48 @@ def test_the_log_continues_after_a_kill_in_the_middle_of_a_line(tmp_path):
     assert again.missing(Case('policy', ('none', 'policy'), (1,), None, 0), 2) == [0, 1]
     assert EpisodeLog(path, 'other key').records == []
     assert json.loads(path.read_text()) == {'key': 'other key'}
+
+
+@pytest.mark.parametrize('together', [False, True])
+@pytest.mark.parametrize('size', [1, 3, 4, 7, 100])
+def test_batches_hold_every_missing_episode_once(tmp_path, together, size):
+    planned = [Case(condition, (condition, 'pool'), (0,), snapshot, repetition)
+               for condition in ('none', 'policy') for snapshot in (0, 1) for repetition in (0, 1, 2)]
+    log = EpisodeLog(tmp_path / 'log.jsonl', 'key')
+    log.add([record(planned[4], e, 0.5) for e in range(4)] + [record(planned[1], e, 0.5) for e in (3, 1)])
+    found = list(batches(planned, log, 4, size, together))
+    played = [(case, e) for batch in found for case, episodes in batch for e in episodes]
+    assert len(played) == len(set(played)) == len(planned) * 4 - 6
+    log.add([record(case, e, 0.5) for case, e in reversed(played)])
+    assert not list(batches(planned, log, 4, size, together))
+    assert [(r['condition'], r['partner'], r['repetition'], r['episode']) for r in log.sorted(planned)] == [
+        (case.condition, case.partner, case.repetition, e) for case in planned for e in range(4)]
+    for batch in found:
+        assert 0 < sum(len(episodes) for _, episodes in batch) <= size
+        assert len({case.partner for case, _ in batch}) == 1 and (together or len(batch) == 1)
+    if together:  # a batch is not full only before another snapshot, or at the end
+        short = [batch for batch in found if sum(len(episodes) for _, episodes in batch) < size]
+        assert len(short) <= 4
+
+
+def test_what_changes_answers_makes_another_evaluation_and_nothing_else_does():
+    """Every key of the group remote is changed; the list says which keys change what an endpoint is asked."""
+    asked = {'body', 'reasoning_tokens', 'structured'}
+    other = {'body': '{"top_p": 0.5}', 'structured': 'json_object', 'prices': ('m=1,2',), 'headers': ('X-Title: epo',),
+             'cache': 'folder', 'replay': True, 'key_variable': 'OTHER'}
+    base = relevant(default_config('sotopia'))
+    for name, key in REMOTE_KEYS.items():
+        config = default_config('sotopia')
+        config.remote[name] = other[name] if name in other else key.default + 1
+        assert (relevant(config) != base) == (name in asked), name
+    for name, value in (('iterations', 9), ('checkpoint.keep', 9), ('mesh', (1, 1, 1)), ('evaluation.every', 3),
+                        ('evaluation.bootstrap', 7), ('evaluation.repetitions', 2), ('evaluation.partner', 'none'),
+                        ('partner.model', 'm@http://host'), ('actor.temperature', 0.1), ('judge.model', 'dummy')):
+        config = default_config('sotopia')
+        group, _, key = name.rpartition('.')
+        (config[group] if group else config)[key] = value
+        free = any(name == start or name.startswith(f'{start}.') for start in WITHOUT_EFFECT)
+        assert (relevant(config) == base) == free, name
 
 
 def test_scores_are_those_of_the_tested_seats():

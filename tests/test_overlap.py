@@ -8,7 +8,7 @@ from tables import BOTH, Case, host, local, make_keys, make_table, plan, talk
 from test_refill import CASES, contents
 
 from epo_jax.agents.base import Reasoning, Seat
-from epo_jax.overlap import play
+from epo_jax.overlap import Game, play
 from epo_jax.rollout import rollout_on_host
 from epo_jax.text.tokenizer import encode
 
@@ -20,10 +20,21 @@ def test_parts_play_the_same_episodes(seats, group, batch, parts):
     seats = tuple({'local': Seat(local(), host(plan)), 'host': Seat(host(talk), host(plan))}[seats] for _ in BOTH)
     table, turns = make_table(seats, group=group), []
     whole, _ = rollout_on_host(table, cases, make_keys(16), batch)
-    in_parts, reasons = play(table, cases, make_keys(16), batch, parts, turns.append)
+    (in_parts, reasons), = play([Game(table, cases, make_keys(16))], batch, parts, turns.append)
     assert contents(in_parts) == contents(whole) and not reasons
     assert in_parts.env.episodes.tolist() == whole.env.episodes.tolist()
     assert sum(int(turn.live.sum()) for turn in turns) == whole.actions.sum()
+
+
+@pytest.mark.parametrize('batch, parts', [(4, 1), (6, 2), (2, 4), (1, 2), (16, 9)])
+def test_games_are_played_as_each_of_them_alone(batch, parts):
+    counts, keys = (5, 1, 3), make_keys(9)
+    tables = [make_table((Seat(host(talk), host(plan)),) * 2) for _ in counts]
+    games = [Game(table, CASES[first:first + count], keys[first:first + count])
+             for table, first, count in zip(tables, (0, 5, 6), counts, strict=True)]
+    for game, (episodes, reasons) in zip(games, play(games, batch, parts, lambda turn: None), strict=True):
+        assert contents(episodes) == contents(rollout_on_host(game.table, game.scenarios, game.keys, 2)[0])
+        assert not reasons
 
 
 def test_reasons_keep_the_numbers_of_their_episodes():
@@ -34,7 +45,7 @@ def test_reasons_keep_the_numbers_of_their_episodes():
 
     table = make_table((Seat(host(talk_or_fail)), Seat(host(talk_or_fail))))
     cases = [Case(f'case{n}', 2) for n in range(12)]
-    _, reasons = play(table, cases, make_keys(12), 6, 3, lambda turn: None)
+    (_, reasons), = play([Game(table, cases, make_keys(12))], 6, 3, lambda turn: None)
     assert reasons == {9: 'actor of seat 0: ConnectionError: down'}
 
 
@@ -47,11 +58,14 @@ def test_one_part_plays_while_another_waits():
         return 'hello'
 
     table = make_table((Seat(host(reply)), Seat(host(talk))))
-    episodes, reasons = play(table, [Case('one', 1), Case('two', 1)], make_keys(2), 2, 2, lambda turn: None)
+    two = [Case('one', 1), Case('two', 1)]
+    (episodes, reasons), = play([Game(table, two, make_keys(2))], 2, 2, lambda turn: None)
     assert not reasons and episodes.actions.tolist() == [1, 1]
     alone = make_table((Seat(host(lambda history, seed: threading.Barrier(2, timeout=0.05).wait() or '')),) * 2)
-    _, reasons = play(alone, [Case('one', 1), Case('two', 1)], make_keys(2), 2, 1, lambda turn: None)
+    (_, reasons), = play([Game(alone, two, make_keys(2))], 2, 1, lambda turn: None)
     assert sorted(reasons) == [0, 1]
+    games = [Game(table, two[:1], make_keys(1)), Game(table, two[1:], make_keys(1))]
+    assert [not reasons for _, reasons in play(games, 2, 2, lambda turn: None)] == [True, True]
 
 
 def test_an_actor_that_reasons_reads_its_observation_and_its_thought():

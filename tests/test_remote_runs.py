@@ -5,12 +5,13 @@ import json
 import pathlib
 import re
 
-from fake_endpoint import LOSSES, pick, serve, strategies_in
+from fake_endpoint import serve, strategies_in
 import pytest
 from test_experiment import small_config
 
 from epo_jax import evaluate, experiment
 from epo_jax.agents.answers import ReplayMiss
+from epo_jax.envs.sotopia.profiles import load_scenarios
 from epo_jax.runtime.errors import InputError, Stopped
 from epo_jax.runtime.files import read_jsonl
 
@@ -46,12 +47,16 @@ def test_a_run_trains_against_a_partner_and_judges_behind_an_endpoint(tmp_path, 
     with serve(answer) as server:
         config = remote_config(server)
         config.partner.model = f'm@{server.url.replace("//", "//me:a-secret-word@")}?api_key=a-secret-value'
+        panel = [scenario.id for scenario in load_scenarios()
+                 if scenario.split == 'held_out' and scenario.category == 'favor'][:1]
+        (tmp_path / 'panel').write_text('\n'.join(panel))
+        config.evaluation.update(set=str(tmp_path / 'panel'), repetitions=2, every=1)
         none, policy = experiment.run(config, tmp_path)
         assert server.headers and all(prompt for prompt, _ in server.requests)
         questions = len(server.requests)
         experiment.run(config, tmp_path)  # everything is finished, so nothing is asked
         assert len(server.requests) == questions
-    assert (none.scored, policy.scored) == (6, 6)
+    assert (none.scored, policy.scored) == (4, 4)  # a scenario, both orders, twice
 
     saved = json.loads((tmp_path / 'evaluation.json').read_text())
     assert list(saved['dimensions']) == [*SCORES, 'overall'] and saved['protocol']["partner's strategist"] == 'none'
@@ -59,9 +64,17 @@ def test_a_run_trains_against_a_partner_and_judges_behind_an_endpoint(tmp_path, 
         assert [row['mean'] for row in saved['dimensions'][name]] == [score, score]
     assert saved['dimensions']['overall'][0]['mean'] == pytest.approx(sum(SCORES.values()) / 7)
 
-    metrics = read_jsonl(tmp_path / 'metrics.jsonl')
+    first, last = metrics = read_jsonl(tmp_path / 'metrics.jsonl')
+    assert first['evaluation/outcome'] == 0.6 and first['evaluation/secret'] == -1 and first['evaluation/missing'] == 0
+    assert 'evaluation/outcome' not in last  # the evaluation at the end follows
+    for name in ('evaluation_00001', 'evaluation'):
+        episodes = read_jsonl(tmp_path / f'episodes/{name}.jsonl')
+        assert collections.Counter((record['scenario'], record['repetition'], record['condition']) for record in episodes) == {
+            (scenario, repetition, condition): 2 for scenario in panel for repetition in (0, 1)
+            for condition in (('policy',) if '_' in name else ('none', 'policy'))}
     for row in metrics:
-        assert row['requests/partner/requests'] == 4 * 2 and row['requests/process/requests'] == 4
+        tested = 4 * 2 * (row is first)  # in the evaluation after the first iteration
+        assert row['requests/partner/requests'] == 4 * 2 + tested and row['requests/process/requests'] == 4
         assert row['reward/process'] == pytest.approx(0.5) and row['judge/missing'] == 0
     played = [record for file in sorted((tmp_path / 'episodes').glob('iteration_*.jsonl')) for record in read_jsonl(file)]
     assert {tuple(seat['strategist'] for seat in record['seats']) for record in played} == {
@@ -81,7 +94,7 @@ def test_an_evaluation_is_continued_and_replayed(tmp_path, monkeypatch):
     monkeypatch.setenv('OPENAI_API_KEY', 'key')
     with serve(answer) as server:
         config = remote_config(server)
-        config.reward.process = 'none'
+        config.process.model, config.reward.process = '', 'potential'  # is not asked, so the judge may be an endpoint
         config.rollout.batch = 2
         config.evaluation.conditions = ('none', 'react', f'adviser@{server.url}')
         whole = evaluate.run(config, tmp_path / 'whole')
@@ -104,22 +117,6 @@ def test_an_evaluation_is_continued_and_replayed(tmp_path, monkeypatch):
     config.seed = 1
     with pytest.raises(ReplayMiss, match='holds no answer'):
         evaluate.run(config, tmp_path / 'other')
-
-
-def test_lost_answers_are_masked_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setenv('OPENAI_API_KEY', 'key')
-    with serve(answer, form=lambda prompt: pick(prompt, ('plain', 'plain', *LOSSES))) as server:
-        config = remote_config(server)
-        config.reward.process = 'none'
-        config.evaluation.episodes = 12
-        config.evaluation.conditions = ('none',)
-        rows = evaluate.run(config, tmp_path)
-    records = read_jsonl(tmp_path / 'episodes/evaluation.jsonl')
-    missing = [record for record in records for seat in record['tested'] if record['seats'][seat]['outcome'] is None]
-    assert rows[0].missing == len(missing) > 0 and rows[0].scored + rows[0].missing == 24
-    for record in missing:
-        reasons = [record['failure']] + [seat['judge'].get('missing') for seat in record['seats']]
-        assert any(reasons)
 
 
 @pytest.mark.parametrize('change, message', [

@@ -47,7 +47,7 @@ class Entry:
 
 
 class Answers(contextlib.AbstractContextManager):
-    """Entries by request, safe to use from many threads. An entry is on disk once `put` returns.
+    """Entries by request, safe to use from many threads. An entry is on disk once `put` returns, also after a kill.
 
     A record is a folder, or a path that ends in .sqlite. Each process of a run writes a file of its own
     (answers.sqlite, answers.1.sqlite, ...) and reads those of all, so a run with another number of processes finds

@@ -110,7 +110,7 @@ class HostAgent:
         rows = np.flatnonzero(live)
         for b in rows:
             request = (CONTINUE + cues[b] if cues[b] else '') + (
-                CHOOSE + '\n'.join(allowed[b]) if allowed[b] else '')
+                CHOOSE + '\n'.join(choice.strip() for choice in allowed[b]) if allowed[b] else '')
             histories[b] += (('user', openings[b] + texts[b] + request),)
             openings[b] = ''
         local = np.flatnonzero(live & hosts.local_slots(len(live)))

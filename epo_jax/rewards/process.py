@@ -81,13 +81,13 @@ class Readings:
 
     Attributes:
       outcome: how well the goal was reached, in [0, 1]; NaN where it is missing.
-      critical: function from the outcomes f[N], NaN where they are missing, to f[N, T], which asks for critical turns:
-        1 for those that were, 0 for the others, NaN where the answer is missing.
+      critical: function that asks for critical turns, from the outcomes f[N], NaN where they are missing, to f[N, T] (1
+        for those that were, 0 for the others, NaN where the answer is missing) and comments object[N].
       dimensions, comments: see Verdict.
     """
 
     outcome: Optional[Float[Array, ' N']] = None
-    critical: Optional[Callable[[np.ndarray], Float[Array, 'N T']]] = None
+    critical: Optional[Callable[[np.ndarray], tuple[Float[Array, 'N T'], np.ndarray]]] = None
     dimensions: Optional[dict[str, Float[Array, ' N']]] = None
     comments: Optional[Any] = None
 
@@ -148,7 +148,7 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
     xp = array_module(conversations.reward)
     mask, reward = conversations.turn_mask, conversations.reward
     values, outcome, potential = xp.zeros(mask.shape, reward.dtype), reward, None
-    critical = graded = None
+    critical, graded, comments = None, None, given.comments
     rate, follow = rate and given.outcome is None, method == 'potential'
     if rate or follow and process is None:
         reached, rating = _read(judge, conversations, follow and process is None, rate)
@@ -163,9 +163,12 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
     if method in QUESTIONS and given.critical is None:  # without an outcome, the question names a score nobody gave
         other, seen = process or (judge, conversations)
         message = _with_score(other, *seen.question, outcome)
+    if method == 'critical' and given.critical is None:
+        critical = _in_batches(other, (message, mask), lambda part: name_critical(other, *part))
+    elif method == 'critical':
+        critical, said = given.critical(np.where(conversations.complete, outcome, np.nan))
+        comments = said if comments is None else np.array([a | b for a, b in zip(comments, said, strict=True)], object)
     if method == 'critical':
-        critical = (_in_batches(other, (message, mask), lambda part: name_critical(other, *part))
-                    if given.critical is None else given.critical(np.where(conversations.complete, outcome, np.nan)))
         values = xp.where(xp.isnan(critical) | ~known, xp.nan, critical >= 0.5)
     if method == 'graded':
         graded = _in_batches(other, (message, mask), lambda part: grade_strategies(other, *part))
@@ -174,7 +177,7 @@ def assess(judge: Optional[Judge], conversations: JudgeInput, method: str, rate:
     outcome_valid = conversations.complete & xp.isfinite(outcome)
     return Verdict(
         xp.where(valid, values, 0), valid, xp.where(outcome_valid, outcome, 0), outcome_valid, xp.isfinite(reward),
-        mask, potential, critical, graded, given.dimensions, given.comments)
+        mask, potential, critical, graded, given.dimensions, comments)
 
 
 def _read(judge: Judge, conversations: JudgeInput, ask: bool, rate: bool) -> tuple[Any, Any]:

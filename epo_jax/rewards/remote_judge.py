@@ -117,7 +117,7 @@ class RemoteJudge:
                 for answer, names in zip(self._answers(questions), seats, strict=True)]
 
     def critical(self, conversations: Sequence[Sequence[str]], outcomes: Float[Array, ' N'], environment: str,
-                 turns: int) -> Float[Array, 'N T']:
+                 turns: int) -> tuple[Float[Array, 'N T'], np.ndarray]:
         """Ask which turns were critical, as `epo_jax.label` does. All processes must call this together.
 
         Args:
@@ -127,7 +127,8 @@ class RemoteJudge:
           turns: T.
 
         Returns:
-          f64[N, T]: 1 for critical turns, 0 for others; NaN where there is no turn or no answer.
+          1 for critical turns, 0 for others, NaN where there is no turn or no answer; and comments for the record of
+          every conversation, object[N], with the reason why there is no answer.
         """
         words = critical.wording(environment)
 
@@ -146,12 +147,15 @@ class RemoteJudge:
         answers = self._answers([
             question(texts, outcome) if len(texts) and np.isfinite(outcome) else None
             for texts, outcome in zip(conversations, outcomes, strict=True)])
-        values = np.full((len(answers), turns), np.nan)
-        for row, texts, answer in zip(values, conversations, answers, strict=True):
+        values, comments = np.full((len(answers), turns), np.nan), np.empty(len(answers), object)
+        for n, (texts, answer) in enumerate(zip(conversations, answers, strict=True)):
+            comments[n] = {}
             if not isinstance(answer, Missing):
-                row[:len(texts) // 2] = 0
-                row[[index // 2 for index in answer]] = 1
-        return values
+                values[n, :len(texts) // 2] = 0
+                values[n, [index // 2 for index in answer]] = 1
+            elif answer != NOT_ASKED:
+                comments[n] = {'critical_missing': answer.reason}
+        return values, comments
 
     def take_metrics(self) -> dict[str, int]:
         """Return what was counted since the last call; the numbers are the same in all processes.

@@ -193,7 +193,7 @@ TALKS = (['Read.', 'Be kind.', 'A: x', 'Ask.', 'B: y', 'Go.'], ['Read that.', 'S
 def test_critical_turns_are_asked_for_as_label_does(environment, score):
     asked = judge(lambda request: '{"reasoning": "x", "indexes": [1, 5]}' if 'Ask.' in request.messages[0][1] else
                   'Sure: ```{"indexes": []}```', role='process')
-    values = asked.critical(TALKS, np.array([.7, 0, 1, np.nan]), environment, 4)
+    values, _ = asked.critical(TALKS, np.array([.7, 0, 1, np.nan]), environment, 4)
     np.testing.assert_array_equal(
         values, [[1, 0, 1, np.nan], [0, np.nan, np.nan, np.nan], [np.nan] * 4, [np.nan] * 4])
     first, second = asked.remote.requests
@@ -206,7 +206,8 @@ def test_critical_turns_are_asked_for_as_label_does(environment, score):
 
 def test_critical_turns_that_stay_unclear_are_missing():
     asked = judge(lambda request: '{"indexes": [99]}', role='process', attempts=2)
-    assert np.isnan(asked.critical(TALKS[:2], np.array([.5, .5]), 'sotopia', 3)).all()
+    values, comments = asked.critical(TALKS[:2], np.array([.5, .5]), 'sotopia', 3)
+    assert np.isnan(values).all() and all(comment['critical_missing'] for comment in comments)
     assert asked.take_metrics() == {'process/asked': 4, 'process/bad_answers': 4, 'process/missing': 2,
                                     'process/bad/unreadable': 4}
 
