@@ -128,7 +128,7 @@ def from_json(text: str) -> dict[str, Any]:
     """
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f'the text is not JSON: {error}') from error
     if not isinstance(tree, dict):
         raise ConfigError(f'expected a JSON object, found {type(tree).__name__}')

@@ -98,7 +98,7 @@ def _finished(episodes: pathlib.Path, summary: pathlib.Path, key: str) -> Option
         try:
             saved = json.loads(summary.read_text(encoding='utf-8')).get('key')
             return {0: read_jsonl(episodes) if saved == key else None}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return {0: None}
 
     return hosts.share_all(read if hosts.is_primary() else dict)[0]

@@ -403,8 +403,12 @@ def max_seat_turns(env: Environment) -> int:
     return -(-env.max_turns // env.num_seats)
 
 
-@jax.jit
-def episode_keys(seed, iteration, episodes: Int[Array, ' E']) -> jax.Array:
+def episode_keys(seed: int, iteration: int, episodes: Int[Array, ' E']) -> jax.Array:
     """Return key[E] = fold_in(fold_in(key(seed), iteration), episode)."""
+    return _episode_keys(np.uint32(seed), iteration, episodes)  # an int is traced as int32, which is too small for it
+
+
+@jax.jit
+def _episode_keys(seed, iteration, episodes):
     key = jax.random.fold_in(jax.random.key(seed), iteration)
     return jax.vmap(lambda episode: jax.random.fold_in(key, episode))(episodes)

@@ -183,7 +183,7 @@ def test_open_workdir_refuses_another_configuration(tmp_path):
     assert (tmp_path / 'config.json').read_bytes() == before
 
 
-@pytest.mark.parametrize('damage', [b'', b'{"seed": 0', b'[]', b'\xff\xfe'])
+@pytest.mark.parametrize('damage', [b'', b'{"seed": 0', b'[]', b'\xff\xfe', pytest.param(b'[' * 100_000, id='nested')])
 def test_open_workdir_never_overwrites_a_damaged_file(tmp_path, damage):
     (tmp_path / 'config.json').write_bytes(damage)
     with pytest.raises(ConfigError, match='config.json is damaged'):

@@ -1,15 +1,19 @@
 """Generated configurations: every one is valid, or a ConfigError names the keys that are not."""
 
+import json
 import math
+import operator
 import random
 from typing import Any, Iterator
 
 from ml_collections import ConfigDict
 import pytest
 
-from epo_jax import defaults, offline
+from epo_jax import defaults, experiment, offline
 from epo_jax.config import ConfigError, Key, Range
 from epo_jax.envs.base import DOMAINS, load_domain
+from epo_jax.presets import load_config
+from epo_jax.runtime.errors import InputError, TrainingError
 
 ODD = (None, True, False, -1, 0, 1, 3, 10**30, -0.5, 0.5, 5.0, 1e300, math.nan, math.inf, -math.inf, '', 'nope', 'a\0b',
        '\udcff', 'x:y', 'epo_jax.testing:nothing', (), (1,), ('nope',), ('policy', 1), [None], {}, {'x': 1}, b'x')
@@ -100,29 +104,36 @@ def test_every_odd_value_of_every_key_is_valid_or_named(kind):
             assert not message or name in message, (name, value, message)
 
 
+def likely(rng: random.Random, key: Key, present: Any, most: int = 100) -> Any:
+    """Return the present value of a key, or an allowed one that is at most `most` larger than the smallest."""
+    choices = [present]
+    if isinstance(key.allowed, Range):
+        low, high = key.allowed.low, min(key.allowed.high, key.allowed.low + most)
+        one = rng.randint(low, int(high)) if isinstance(key.default, int) else rng.uniform(low, high)
+        choices.append(tuple(one for _ in key.default) if isinstance(key.default, tuple) else one)
+    elif key.allowed is not None:
+        options = sorted(key.allowed)
+        choices.append(tuple(rng.choices(options, k=len(key.default)))
+                       if isinstance(key.default, tuple) else rng.choice(options))
+    elif isinstance(key.default, bool):
+        choices.append(not present)
+    return rng.choice(choices)
+
+
+@pytest.mark.parametrize('count', [150, pytest.param(2500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', KINDS)
-def test_random_configurations_are_valid_or_their_keys_are_named(kind):
+def test_random_configurations_are_valid_or_their_keys_are_named(kind, count):
     keys, _, _ = KINDS[kind]
-    rng = random.Random(kind)
+    rng = random.Random(f'{kind} {count}')
     valid = 0
-    for _ in range(150):
+    for _ in range(count):
         values = {}
         for name in rng.sample(sorted(keys), rng.randint(1, 6)):
-            key = keys[name]
-            likely = [key.default]
-            if isinstance(key.allowed, Range):
-                low, high = key.allowed.low, min(key.allowed.high, key.allowed.low + 100)
-                one = rng.randint(low, int(high)) if isinstance(key.default, int) else rng.uniform(low, high)
-                likely.append(tuple(one for _ in key.default) if isinstance(key.default, tuple) else one)
-            elif key.allowed is not None:
-                options = sorted(key.allowed)
-                likely.append(tuple(rng.choices(options, k=len(key.default)))
-                              if isinstance(key.default, tuple) else rng.choice(options))
-            values[name] = rng.choice(ODD) if rng.random() < 0.1 else rng.choice(likely)
+            values[name] = rng.choice(ODD) if rng.random() < 0.1 else likely(rng, keys[name], keys[name].default)
         message = complaint(kind, values)
         valid += not message
         assert not message or any(name in message for name in values), (values, message)
-    assert valid > 15  # both kinds of configurations are tried
+    assert valid > count // 10  # both kinds of configurations are tried
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -147,3 +158,39 @@ def test_a_user_module_that_raises_is_an_error_of_its_key(tmp_path, monkeypatch)
     message = complaint('sotopia', {'reward.outcome': 'broken_outcome:f'})
     assert 'reward.outcome' in message and 'division by zero' in message
     assert complaint('sotopia', {'reward.outcome': 'epo_jax.testing:share_of_e'}) == ''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('preset', ('sotopia:tiny', 'bargain:tiny', 'webshop:tiny', 'alfworld:tiny', 'offline:tiny'))
+def test_a_sample_of_the_valid_configurations_runs(tmp_path, preset):
+    """Each plays and trains one iteration, or is refused in one sentence."""
+    config = load_config(preset)
+    if preset == 'offline:tiny':
+        row = {'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', 'score': '1.0'}]}
+        (tmp_path / 'x.json').write_text(json.dumps([row] * 6))
+        config.data = str(tmp_path / 'x.json')
+    else:
+        config.iterations = 1
+        config.evaluation.episodes = 1
+    kind = preset.partition(':')[0]
+    keys, _, validate = KINDS[kind]
+    flat = {name: operator.attrgetter(name)(config) for name in keys}
+    rng, ran, tried = random.Random(preset), 0, 0
+    while tried < 16:
+        names = rng.sample(sorted(keys), rng.randint(2, 8))
+        values = {name: likely(rng, keys[name], flat[name], 6) for name in names if name not in ('iterations', 'epochs')}
+        changed = with_values(config.to_dict(), values)
+        try:
+            validate(changed)
+        except ConfigError:
+            continue
+        tried += 1
+        try:
+            (offline if kind == 'offline' else experiment).run(changed, str(tmp_path / str(tried)))
+            ran += 1
+        except (InputError, TrainingError) as error:
+            print(f'{values}: {error}')
+            assert '\n' not in str(error).strip(), values
+        except Exception as error:
+            raise AssertionError(f'{values} ends in {error!r}') from error
+    assert ran > 4

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Union
+from typing import Any, Collection, Mapping, Optional, Sequence, Union
 
 from epo_jax.rewards.critical import WORDINGS
 from epo_jax.runtime.errors import InputError
@@ -79,47 +79,60 @@ def find_source(data: str) -> Source:
         path = path / INFO
     if path.is_dir():
         files = {file.name.removesuffix('_data.json'): Source(file) for file in sorted(path.glob('*_data.json'))}
-        return _choose(files, name, path, f'{INFO} or *_data.json file')
+        return files[_choose(files, name, path, f'{INFO} or *_data.json file')]
     if path.name == INFO:
-        return _choose(_read_info(path), name, path, 'dataset in ShareGPT form')
+        entries = _read_info(path)
+        name = _choose(entries, name, path, 'dataset in ShareGPT form')
+        return _declared_source(path, name, entries[name])
     if name is not None:
         raise DataError(f'{path} is a single file of rows; remove :{name} from {data!r}')
     return Source(path)
 
 
-def _choose(sources: Mapping[str, Source], name: Optional[str], path: Path, wanted: str) -> Source:
-    if not sources:
+def _choose(names: Collection[str], name: Optional[str], path: Path, wanted: str) -> str:
+    if not names:
         raise DataError(f'{path} holds no {wanted}')
-    if name is None and len(sources) == 1:
-        name = next(iter(sources))
-    if name not in sources:
+    if name is None and len(names) == 1:
+        name, = names
+    if name not in names:
         unknown = f' ({name!r} is not one of them)' if name else ''
-        raise DataError(f'{path} has {", ".join(sources)}; choose one as {path}:NAME{unknown}')
-    source = sources[name]
-    if not source.path.exists():
-        raise DataError(f'{path} names {source.path}, which does not exist')
-    return source
+        raise DataError(f'{path} has {", ".join(names)}; choose one as {path}:NAME{unknown}')
+    return name
 
 
-def _read_info(path: Path) -> dict[str, Source]:
+def _read_info(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the datasets in ShareGPT form that a dataset_info.json lists."""
     try:
         info = json.loads(path.read_text(encoding='utf-8-sig'))
-        entries = {name: entry for name, entry in info.items() if isinstance(entry, dict)}
-    except (ValueError, AttributeError) as error:
+        return {name: entry for name, entry in info.items()
+                if isinstance(entry, dict) and entry.get('formatting') == 'sharegpt' and 'file_name' in entry}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f'{path} is not a JSON object ({error})') from error
-    sources = {}
-    for name, entry in entries.items():
-        if entry.get('formatting') != 'sharegpt' or 'file_name' not in entry:
-            continue
-        columns, tags = entry.get('columns') or {}, entry.get('tags') or {}
-        try:
-            sources[name] = Source(path.parent / entry['file_name'], Layout(
-                columns.get('messages', 'conversations'), tags.get('role_tag', 'from'),
-                tags.get('content_tag', 'value'), tags.get('user_tag', 'human'), tags.get('assistant_tag', 'gpt'),
-                tuple(column for name, column in columns.items() if name != 'messages' and column)))
-        except (AttributeError, TypeError) as error:
-            raise DataError(f"{path}: {name!r} is not in LLaMA-Factory's form ({error})") from error
-    return sources
+
+
+def _declared_source(path: Path, name: str, entry: Mapping[str, Any]) -> Source:
+    """Return the file and the layout of a dataset of a dataset_info.json.
+
+    Raises:
+      DataError: something is declared that is not text, that is not there, or that nothing here does.
+    """
+    columns, tags = entry.get('columns') or {}, entry.get('tags') or {}
+    if not all(isinstance(part, dict) and all(isinstance(value, (str, type(None))) for value in part.values())
+               for part in (columns, tags, {'file_name': entry['file_name'] or 0})):
+        raise DataError(f"{path}: {name!r} is not in LLaMA-Factory's form: file_name and all columns and tags must be "
+                        'text')
+    read = ('file_name', 'formatting', 'columns', 'tags')
+    others = [key for key, value in entry.items() if value and key not in read]
+    if others:
+        raise DataError(f'{path}: {name!r} declares {", ".join(others)}, which is not supported; take it out and name '
+                        'a file with the rows to use')
+    file = path.parent / entry['file_name']
+    if not file.is_file():
+        raise DataError(f'{path} names {file}, which ' + ('is a directory' if file.is_dir() else 'does not exist'))
+    unused = tuple(column for key, column in columns.items() if key != 'messages' and column)
+    return Source(file, Layout(
+        columns.get('messages') or 'conversations', tags.get('role_tag') or 'from', tags.get('content_tag') or 'value',
+        tags.get('user_tag') or 'human', tags.get('assistant_tag') or 'gpt', unused))
 
 
 def refuse_overwriting(data: Union[str, Path], *outputs: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading GGUF files: metadata, dequantized tensors and the shape of the decoder."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -119,6 +120,12 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
     head_dim = require('attention.key_length', width // heads)
     if not head_dim == get('attention.value_length', head_dim) == get('rope.dimension_count', head_dim):
         raise GGUFError(f'{file.path}: different sizes of keys, values and rotary embeddings are not supported')
+    usual = head_dim ** -0.5
+    scale = kind != 'gemma3' and get('attention.scale', 0) or usual  # llama.cpp ignores it for Gemma 3
+    if not get('attention.causal', True) or get('rope.scaling.attn_factor', 1) not in (0, 1) or not (
+            isinstance(scale, (int, float)) and math.isclose(scale, usual, rel_tol=1e-5)):
+        raise GGUFError(f'{file.path}: another attention than causal attention with the usual scale is not supported '
+                        '(attention.causal, attention.scale, rope.scaling.attn_factor)')
     if get('expert_count', 0):
         raise GGUFError(f'{file.path}: mixtures of experts are not supported')
     # As in llama.cpp: without a type, a factor is linear; it has two names.

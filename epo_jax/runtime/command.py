@@ -22,7 +22,16 @@ from epo_jax.runtime.secrets import redact
 
 def interrupt(signum: int, frame: Any) -> NoReturn:
     """Stop a command that has nothing to save; the handler of SIGTERM and SIGINT outside of training."""
+    if is_importing(frame):  # modules in C turn KeyboardInterrupt into ImportError, which others may catch
+        stop()
     raise KeyboardInterrupt
+
+
+def is_importing(frame: Any) -> bool:
+    """Return whether an import is in progress in a frame or in one of those that called it."""
+    while frame is not None and not frame.f_code.co_filename.startswith('<frozen importlib'):
+        frame = frame.f_back
+    return frame is not None
 
 
 def run(main: Callable[[], None]) -> None:
@@ -35,6 +44,10 @@ def run(main: Callable[[], None]) -> None:
             main()
     except KeyboardInterrupt:
         stop()
+    except Exception as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            stop()
+        raise
 
 
 def stop() -> NoReturn:
@@ -78,10 +91,10 @@ def is_full(error: BaseException) -> bool:
 
 
 def causes(error: Optional[BaseException]) -> Iterator[BaseException]:
-    """Yield an error and the errors that caused it."""
+    """Yield an error and the errors that it follows from."""
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
 
 
 def fail(message: str, status: int = FAILED) -> NoReturn:

@@ -12,7 +12,6 @@ import os
 import pathlib
 from typing import Callable, Optional, Sequence
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from epo_jax.runtime.errors import InputError
@@ -151,7 +150,7 @@ def chat_segments(tokenizer: PreTrainedTokenizerBase, template: Optional[str | o
             return tokenizer.apply_chat_template(
                 conversation, chat_template=source, tokenize=False, add_generation_prompt=prompt,
                 fixed_date=DATE)
-        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # a template is a program, which can raise anything
             raise _error(f'fails for a conversation of {len(messages)} message(s): {error}') from error
 
     text = _split(render)

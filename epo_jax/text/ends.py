@@ -45,5 +45,5 @@ def declared_ends(source: str | os.PathLike | GGUFFile, vocab_size: int) -> tupl
 def _eos(path: pathlib.Path):
     try:
         return json.loads(path.read_text(encoding='utf-8')).get('eos_token_id')
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise EndsError(f'{path}: the file is not a JSON object ({error})') from error

@@ -45,15 +45,25 @@ def test_dataset_info_of_llama_factory(tmp_path):
         messages(row)
     info(tmp_path, only={'file_name': 'chat.json', **form})
     assert find_source(str(tmp_path)).path == tmp_path / 'chat.json'
-    for wrong in ({'columns': ['turns']}, {'tags': 'role'}, {'file_name': 5}):
+    for wrong in ({'columns': ['turns']}, {'columns': {'messages': ['turns']}}, {'columns': {'system': {'a': 1}}},
+                  {'tags': 'role'}, {'tags': {'role_tag': 5}}, {'file_name': 5}, {'file_name': ''}):
         info(tmp_path, only={'file_name': 'chat.json', **form, **wrong})
         with pytest.raises(DataError, match="dataset_info.json: 'only' is not in LLaMA-Factory's form"):
             find_source(str(tmp_path))
     info(tmp_path, only={'file_name': 'chat.json', 'formatting': 'sharegpt', 'columns': None, 'tags': None})
     assert find_source(str(tmp_path)).layout == Layout()
-    (tmp_path / 'dataset_info.json').write_text('[1]')
-    with pytest.raises(DataError, match='is not a JSON object'):
+    for key, value in {'num_samples': 5, 'ranking': True, 'subset': 'x', 'split': 'test', 'folder': 'f'}.items():
+        info(tmp_path, only={'file_name': 'chat.json', **form, key: value}, fine={'file_name': 'chat.json', **form})
+        with pytest.raises(DataError, match=f"'only' declares {key}, which is not supported"):
+            find_source(f'{tmp_path}:only')
+        assert find_source(f'{tmp_path}:fine').path == tmp_path / 'chat.json'
+    info(tmp_path, only={'file_name': '.', **form})
+    with pytest.raises(DataError, match='which is a directory'):
         find_source(str(tmp_path))
+    for text in (b'[1]', b'[' * 100_000, b'\xff\xfe{'):
+        (tmp_path / 'dataset_info.json').write_bytes(text)
+        with pytest.raises(DataError, match='is not a JSON object'):
+            find_source(str(tmp_path))
 
 
 def test_published_folder(tmp_path):

@@ -159,6 +159,7 @@ def test_optional_metadata(tmp_path):
     config = dataclasses.replace(LLAMA, num_kv_heads=4)
     params = random_params(config)
     optional = dict.fromkeys(['attention.head_count_kv', 'attention.key_length', 'attention.value_length'])
+    optional |= {'attention.causal': True, 'attention.scale': config.head_dim ** -0.5, 'rope.scaling.attn_factor': 1.0}
     read, params_read = weights.load(write_gguf(tmp_path / 'model.gguf', config, params, metadata=optional), stacked=True)
     assert read == config
     assert_equal(params_read, params)
@@ -171,6 +172,9 @@ def test_optional_metadata(tmp_path):
     (dict(metadata={'attention.head_count_kv': [2, 1]}), 'differ between layers'),
     (dict(metadata={'rope.dimension_count': 8}), 'different sizes of keys, values and rotary embeddings'),
     (dict(metadata={'expert_count': 8}), 'mixtures of experts'),
+    (dict(metadata={'attention.causal': False}), 'another attention than causal attention'),
+    (dict(metadata={'attention.scale': 0.1}), 'another attention than'),
+    (dict(metadata={'rope.scaling.attn_factor': 1.5}), 'another attention than'),
     (dict(metadata={'rope.scaling.type': 'yarn'}), "rope scaling 'yarn'"),
     (dict(metadata={'attention.head_count_kv': 3}), 'cannot share 3 key/value heads'),
     (dict(metadata={'rope.scaling.type': 'linear', 'rope.scaling.factor': 4.0}), "rope scaling 'linear' by .* 4.0"),

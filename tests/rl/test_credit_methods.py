@@ -250,12 +250,18 @@ def test_a_group_of_one_gets_no_credit(name):
     assert not credit(name, inputs | {'group': np.arange(N)})[0].any()
 
 
-@pytest.mark.parametrize('name', ('rloo', 'grpo', 'dr_grpo', 'discounted', 'gigpo', 'hgpo'))
+@pytest.mark.parametrize('name', (
+    'rloo', 'grpo', 'dr_grpo', 'lite_ppo', 'reinforce_pp', 'reinforce_pp_baseline', 'dr_mas', 'discounted', 'gigpo', 'hgpo'))
 def test_equal_returns_give_no_credit(name):
+    """The rounding of their mean must not become credit, not even where it is divided by its own size."""
     inputs = make_inputs()
-    inputs['valid'] = np.broadcast_to(np.arange(T) < 3, (N, T))
-    inputs['reward'] = np.where(np.arange(T) == 2, 0.7, 0) * np.ones((N, 1))
-    assert np.abs(credit(name, inputs, gamma=1.0)[0]).max() < 1e-6
+    for lengths in (np.full(N, 3), np.arange(N) % T + 1):
+        inputs['valid'] = np.arange(T) < lengths[:, None]
+        last = np.arange(T) == lengths[:, None] - 1
+        for value in (0.7, 0.1, 1 / 3, 123.4, -1e-3):
+            inputs['reward'] = np.where(last, value, 0)
+            for options in (dict(baseline='batch', normalise='batch'), dict(baseline='group', normalise='trajectory')):
+                assert not credit(name, inputs, gamma=1.0, **options)[0].any(), (value, options)
 
 
 def test_long_episodes_do_not_weigh_more_in_the_mean_of_a_group():

@@ -180,3 +180,52 @@ def test_a_signal_during_garbage_collection_is_not_lost():
         ''')
     process.send_signal(signal.SIGTERM)
     assert end(process) == (75, '', 'stopped by a signal; run the command again\n')
+
+
+@pytest.mark.parametrize('signum', SIGNALS)
+def test_a_signal_during_an_import_is_not_taken_for_a_module_that_is_missing(tmp_path, signum):
+    """Modules in C turn every exception of what they import into ImportError, and imports may be optional."""
+    (tmp_path / 'extension.py').write_text(textwrap.dedent('''
+        import time
+        try:
+            print('ready', flush=True)
+            time.sleep(60)
+        except BaseException:
+            raise ImportError('cannot be initialized') from None
+        '''))
+    process = start('''
+        import sys
+        from epo_jax.runtime import command
+        sys.path.insert(0, sys.argv[1])
+
+        def main():
+            try:
+                import extension
+            except ImportError:
+                print('goes on without it')
+
+        command.run(main)
+        ''', tmp_path)
+    process.send_signal(signum)
+    assert end(process) == (75, '', 'stopped by a signal; run the command again\n')
+
+
+@pytest.mark.parametrize('how', ['raise', 'raise from'])
+def test_errors_that_follow_from_a_signal_are_not_reported(how):
+    process = start('''
+        import sys, time
+        from epo_jax.runtime import command
+
+        def main():
+            try:
+                print('ready', flush=True)
+                time.sleep(60)
+            except KeyboardInterrupt as error:
+                if sys.argv[1] == 'raise':
+                    raise RuntimeError('a callback failed')
+                raise RuntimeError('a callback failed') from error
+
+        command.run(main)
+        ''', how)
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (75, '', 'stopped by a signal; run the command again\n')

@@ -26,3 +26,12 @@ def test_the_key_of_an_adapter_is_not_that_of_an_iteration():
         assert tuple(np.asarray(jax.random.key_data(key))) not in parts
         assert (np.asarray(jax.random.key_data(key)) != np.asarray(adapter)).any()
     assert len(episode_keys(5, 0, np.arange(3))) == 3
+
+
+def test_every_seed_that_a_configuration_allows_has_its_own_keys():
+    keys = {seed: np.asarray(jax.random.key_data(episode_keys(seed, 3, np.arange(2))))
+            for seed in (0, 1, 2**31 - 1, 2**31, 2**32 - 1)}
+    assert len({tuple(key.ravel()) for key in keys.values()}) == len(keys)
+    for seed, key in keys.items():
+        alone = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 3), 1)
+        np.testing.assert_array_equal(key[1], jax.random.key_data(alone))

@@ -49,9 +49,10 @@ def test_ends_that_are_no_ids_are_refused(value, folder):
     (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': value}))
     with pytest.raises(EndsError, match='generation_config.json: eos_token_id is .* from 0 to 258'):
         load(folder)
-    (folder / 'generation_config.json').write_text('[]')
-    with pytest.raises(EndsError, match='generation_config.json: the file is not a JSON object'):
-        load(folder)
+    for text in ('[]', '[' * 100_000):
+        (folder / 'generation_config.json').write_text(text)
+        with pytest.raises(EndsError, match='generation_config.json: the file is not a JSON object'):
+            load(folder)
 
 
 def test_ends_of_a_gguf_file(tmp_path):

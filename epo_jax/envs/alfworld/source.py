@@ -151,7 +151,7 @@ def _field(row: dict[str, Any], name: str, kind: type, where: str) -> Any:
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GameError(f'{where}: not JSON ({error})') from None
     if not isinstance(row, dict):
         raise GameError(f'{where}: expected an object, found {type(row).__name__}')

@@ -160,7 +160,7 @@ def assign(verdict: Verdict, rows: Trajectory, rules: CreditRules,
 def equal_groups(reward: Float[Array, 'N T'], valid: Bool[Array, 'N T'], group: Int[Array, ' N']) -> Bool[Array, ' N']:
     """Return which conversations are in a group whose returns are all equal, so that there is nothing to compare."""
     own, used = jnp.where(valid, reward, 0).sum(axis=1), valid.any(axis=1)
-    return grouping.deviation(own, used, grouping.same(group)) < 1e-6
+    return grouping.deviation(own, used, grouping.same(group)) == 0
 
 
 def was_cut(ids: Int[Array, 'N L'], turn: Int[Array, 'N L'], turns: int,

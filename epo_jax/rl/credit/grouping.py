@@ -1,4 +1,8 @@
-"""Sums and means over conversations or turns that belong together. Pure functions of arrays with leading axis M."""
+"""Sums and means over conversations or turns that belong together. Pure functions of arrays with leading axis M.
+
+Means are exact to the last bits for values that are all equal, and `difference` takes what is left for 0. Otherwise the
+rounding of ties, divided by its own size, would look like credit.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +32,15 @@ def count(used: Bool[Array, ' M'], group: Int[Array, ' M'], dtype=jnp.float32) -
 
 def mean(value: Float[Array, ' M'], used: Bool[Array, ' M'], group: Int[Array, ' M']) -> Float[Array, ' M']:
     """Return for every element the mean of the used values in its group; 0 for a group without any."""
-    return total(value, used, group) / jnp.maximum(count(used, group, value.dtype), 1)
+    number = jnp.maximum(count(used, group, value.dtype), 1)
+    rough = total(value, used, group) / number
+    return rough + total(value - rough, used, group) / number  # the first sum rounds with the number of its terms
+
+
+def difference(value: Float[Array, '...'], mean: Float[Array, '...']) -> Float[Array, '...']:
+    """Return value - mean, and 0 where both are equal but for rounding."""
+    rounding = 8 * jnp.finfo(value.dtype).eps * jnp.maximum(jnp.abs(value), jnp.abs(mean))
+    return jnp.where(jnp.abs(value - mean) > rounding, value - mean, 0)
 
 
 def deviation(value: Float[Array, ' M'], used: Bool[Array, ' M'], group: Int[Array, ' M'],
@@ -39,6 +51,6 @@ def deviation(value: Float[Array, ' M'], used: Bool[Array, ' M'], group: Int[Arr
       value, used, group: as in `total`.
       lost: degrees of freedom lost; the sum of squares is divided by the number of values minus `lost`.
     """
-    difference = value - mean(value, used, group)
+    squares = difference(value, mean(value, used, group)) ** 2
     number = count(used, group, value.dtype)
-    return jnp.sqrt(total(difference ** 2, used, group) / jnp.maximum(number - lost, 1))
+    return jnp.sqrt(total(squares, used, group) / jnp.maximum(number - lost, 1))

@@ -83,7 +83,7 @@ def reinforce_pp_baseline(reward: Turns, valid: Flags, group: Numbers, tokens: T
 
 def centered(value: Float[Array, ' M'], used: Bool[Array, ' M'], group: Int[Array, ' M']) -> Float[Array, ' M']:
     """Return values minus the mean of their group; 0 for a group of one."""
-    return jnp.where(grouping.count(used, group) > 1, value - grouping.mean(value, used, group), 0)
+    return jnp.where(grouping.count(used, group) > 1, grouping.difference(value, grouping.mean(value, used, group)), 0)
 
 
 def _episodes(reward: Turns, valid: Flags, group: Numbers):
@@ -100,6 +100,8 @@ def _whitened(value: Turns, valid: Flags, tokens: Turns) -> Turns:
     """Return (value - mean) / (std + 1e-8) with mean and variance over tokens, each with the value of its turn."""
     weight = jnp.where(valid, tokens, 0).astype(value.dtype)
     number = weight.sum()
-    difference = value - (weight * value).sum() / jnp.maximum(number, 1)
+    mean = lambda x: (weight * x).sum() / jnp.maximum(number, 1)
+    rough = mean(value)
+    difference = grouping.difference(value, rough + mean(value - rough))
     deviation = jnp.sqrt((weight * difference ** 2).sum() / jnp.maximum(number - 1, 1))
     return jnp.where(valid, difference / (deviation + 1e-8), 0)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from epo_jax.rl.credit import grouping
 from epo_jax.text.tokens import Array
 
 Turns, Flags, Numbers = Float[Array, 'N T'], Bool[Array, 'N T'], Int[Array, ' N']
@@ -29,7 +30,7 @@ def discounted(reward: Turns, valid: Flags, group: Numbers, episode: Numbers, ga
     Source: Williams 1992 (REINFORCE); Kool et al. 2019 (leave-one-out).
     """
     value = returns(reward, valid, gamma)
-    difference = value - subtracted(value, valid, group, episode, baseline)
+    difference = grouping.difference(value, subtracted(value, valid, group, episode, baseline))
     return normalize(difference, valid, group, normalise)
 
 
@@ -79,11 +80,13 @@ def _mean_of_others(value, mask, same, episode):
     The whole episode is left out: the return of the partner depends on this conversation's actions as well, and a
     baseline that depends on the action biases the gradient.
     """
-    others = (same & (episode[:, None] != episode[None, :])).astype(value.dtype)
-    total = lambda x: jnp.matmul(others, x, precision='highest')  # matrix units would round to bfloat16
-    count = total(mask.astype(value.dtype))
-    mean = total(jnp.where(mask, value, 0)) / jnp.maximum(count, 1)
-    return jnp.where(count > 0, mean, value)
+    others = same & (episode[:, None] != episode[None, :])
+    # Matrix units would round to bfloat16.
+    total = lambda who, x: jnp.matmul(who.astype(value.dtype), jnp.where(mask, x, 0), precision='highest')
+    count = lambda who: total(who, jnp.ones_like(value))
+    rough = total(same, value) / jnp.maximum(count(same), 1)  # see grouping.py
+    mean = rough + total(others, value - rough) / jnp.maximum(count(others), 1)
+    return jnp.where(count(others) > 0, mean, value)
 
 
 BASELINES = {'none': no_baseline, 'batch': batch_baseline, 'group': group_baseline}

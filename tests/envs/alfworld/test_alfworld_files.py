@@ -145,7 +145,7 @@ def test_the_games_of_the_package_can_be_replayed_by_their_path():
 
 
 @pytest.mark.parametrize('line, message', [
-    ('{', 'not JSON'), ('[]', 'expected an object'), ('{"id": "a"}', "'task' is missing"),
+    ('{', 'not JSON'), pytest.param('[' * 100_000, 'not JSON', id='nested'), ('[]', 'expected an object'), ('{"id": "a"}', "'task' is missing"),
     ('{"id": 3, "task": ""}', "'id' is missing")])
 @here
 def test_bad_rows_are_named(tmp_path, line, message):

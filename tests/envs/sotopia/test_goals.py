@@ -56,6 +56,52 @@ def test_conditions_repetitions_and_friendly_words_are_unclear(words):
         assert read_agreement(dialogue) == UNCLEAR
 
 
+@pytest.mark.parametrize('words', [
+    'I doubt that $160 works for me.', "I'll take it for less.", "I'll take it for half that.", 'Agreed to disagree!',
+    "I'll take it when the price drops.", "I'll take it after you fix the brake.", "I'll take it for a test ride.",
+    'We have a deal with your neighbor at $160.', "Throw in your watch and it's a deal.", 'Nobody agreed to that.',
+    'I accept Visa.', 'I accept your apology.', "You're on thin ice.", "It's settled then, I keep the bike.",
+    "It's a deal from hell.", 'Okay, deal me out.', 'Call it a deal-killer.', 'Great, another overpriced bike.',
+    'I agree the bike is nice.', 'Sure, and pigs fly.', '$160 is a great price for you.', 'Deal, minus shipping.',
+    'Deal for both bikes.', 'Consider it a deal lost.', "I'm done.", 'You call that a deal?', 'The last buyer agreed.',
+    'Deal, in three weeks.', 'I accept defeat, not your price.', "That's fair, bye."])
+def test_words_of_consent_among_other_words_are_never_a_deal(words):
+    for dialogue in bargain(words):
+        assert read_agreement(dialogue).price is None
+
+
+@pytest.mark.parametrize('words', [
+    'Take my money!', "I can't refuse that.", "You won't regret it, deal.", 'No objections.', "I'm in.", 'Count me in.',
+    "I'm not going to argue, deal.", "I don't have a problem with $160.", 'Why would I refuse?', "Let's do it.",
+    'Not too bad. Deal.', 'Here you go, the cash.', 'I give in.'])
+def test_consent_in_other_words_is_not_taken_for_a_refusal(words):
+    for dialogue in bargain(words):
+        assert read_agreement(dialogue) in (UNCLEAR, Agreement(160, True))
+
+
+@pytest.mark.parametrize('words', [
+    'Wait, I changed my mind.', 'Sorry, it is no longer for sale.', 'Actually, I keep the bike.', "Forget it, I'm out.",
+    "Hold on, I can't let it go.", 'On second thought, no.', 'Unless it rains.', 'Add $10 for the lock.', 'Just kidding!'])
+def test_second_thoughts_after_a_deal_are_unclear(words):
+    assert read_agreement(talk('I want $160.', 'Deal.', words)) == UNCLEAR
+    assert read_agreement(talk('I want $160.', 'Deal.', 'Great, here it is!')) == Agreement(160, True)
+
+
+@pytest.mark.parametrize('words', [
+    "Let's split the difference.", 'Meet me in the middle?', 'Take 10% off.', 'Half of that?', 'Add $5 for delivery.',
+    'Knock off $5.', '$40 per month for a year.', '$40 each.', '$40 a week.', '$50-60.', 'Between $50 and 60 for the bike.',
+    '$50 to $60.', '€1.500 for the car.', '€1.500,00.', '$1,5.'])
+def test_an_offer_that_is_not_one_amount_leaves_the_price_unclear(words):
+    assert read_agreement(talk('I pay $40.', 'I want $50.', words, 'Deal!')) == UNCLEAR
+
+
+@pytest.mark.parametrize('words, price', [
+    ('60$', 60), ('60 €', 60), ('¥6000', 6000), ('$2 thousand', 2000), ('$2.5k', 2500), ('$2M', 2e6), ('$2 million', 2e6),
+    ('$250 grand', 250e3), ('2 thousand dollars', 2000)])
+def test_spellings_of_amounts(words, price):
+    assert read_agreement(talk(f'I want {words} for it.', 'Deal.')) == Agreement(price, True)
+
+
 @pytest.mark.parametrize('lines, expected', [
     ((), NO_DEAL),
     (('Hello.', 'Hello. Deal!'), NO_DEAL),                                  # no price was named
