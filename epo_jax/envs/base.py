@@ -347,7 +347,8 @@ def check_environment(domain: Domain, options: ConfigDict) -> None:
 
 DOMAINS = {
     'alfworld': 'epo_jax.envs.alfworld.domain', 'bargain': 'epo_jax.envs.bargain.domain',
-    'bargain_selfplay': 'epo_jax.envs.bargain.domain:SELFPLAY', 'sotopia': 'epo_jax.envs.sotopia.domain',
+    'bargain_selfplay': 'epo_jax.envs.bargain.domain:SELFPLAY', 'bargain_words': 'epo_jax.envs.bargain.domain:WORDS',
+    'bargain_words_selfplay': 'epo_jax.envs.bargain.domain:WORDS_SELFPLAY', 'sotopia': 'epo_jax.envs.sotopia.domain',
     'webshop': 'epo_jax.envs.webshop.domain'}
 
 
