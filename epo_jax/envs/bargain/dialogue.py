@@ -58,7 +58,7 @@ class WordBargain(TextEnvironment):
         """See TextEnvironment.reset."""
         slot, _ = self.game.reset(self.game.start(1), self.game.encode([scenario]), np.zeros(1, np.int32), EVERYBODY)
         return Bargaining(scenario, jax.tree.map(np.asarray, slot)), tuple(
-            Observation(words.strategist_opening(scenario, seat, self.game.rounds),
+            Observation(words.strategist_opening(scenario, seat),
                         words.actor_opening(scenario, seat, advised[seat]))
             for seat in range(self.num_seats))
 

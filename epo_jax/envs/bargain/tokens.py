@@ -98,7 +98,7 @@ class TokenBargain:
 
         return Openings(
             self.game.encode(scenarios),
-            by_seat(lambda scenario, seat: words.strategist_opening(scenario, seat, self.game.rounds)),
+            by_seat(lambda scenario, seat: words.strategist_opening(scenario, seat)),
             by_seat(lambda scenario, seat: words.actor_opening(scenario, seat, advised[seat])))
 
     def start(self, batch: int) -> Bargains:

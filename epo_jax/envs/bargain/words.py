@@ -43,25 +43,24 @@ def read_move(reply: str) -> int:
     return -1
 
 
-def strategist_opening(scenario: Scenario, seat: int, rounds: int) -> str:
-    """Return what a strategist reads first."""
-    name, other = NAMES[seat], NAMES[1 - seat]
-    return (f'You advise {name}, who bargains with {other} over {items(scenario.counts)}. {_worth(scenario, seat)} '
-            f'Without a deal, {name} gets nothing. {name} has {NUMBERS[rounds]} turns. The moves: Ask for three to ten '
-            'points. Accept the offer. Wait. Walk away. What should be the next move?')
+def strategist_opening(scenario: Scenario, seat: int) -> str:
+    """Return what a strategist reads first; the examples show a small model the form of an advice."""
+    examples = ''.join(f'\n{ADVICE_CUE} {move(intent)}' for intent in ('ask:8', 'accept', 'ask:5', 'wait'))
+    return f'{_situation(scenario, seat)} Advise {NAMES[seat]}.{examples}'
 
 
 def actor_opening(scenario: Scenario, seat: int, advised: bool) -> str:
     """Return what an actor reads first."""
-    rule = ' Do what the advice says.' if advised else ''
-    return (f'You are {NAMES[seat]} and bargain with {NAMES[1 - seat]} over {items(scenario.counts)}. '
-            f'{_worth(scenario, seat)}{rule} Say your move.')
+    rule = f' Do what the advice to {NAMES[seat]} says.' if advised else ''
+    return f'{_situation(scenario, seat)}{rule} Say the move of {NAMES[seat]}.'
 
 
-def _worth(scenario: Scenario, seat: int) -> str:
-    """Return what the items are worth to a seat."""
+def _situation(scenario: Scenario, seat: int) -> str:
+    """Return what a seat knows."""
+    name, other = NAMES[seat], NAMES[1 - seat]
     values = ', '.join(f'{item[:-1]} {NUMBERS[value]}' for item, value in zip(ITEMS, scenario.values[seat]))
-    return f'Points for each {values}.'
+    return (f'{name} bargains with {other} over {items(scenario.counts)}. Points for each {values}. Without a deal, '
+            f'{name} gets nothing.')
 
 
 def items(counts: Sequence[int]) -> str:
