@@ -29,6 +29,7 @@ setup(
     package_dir={'epo_jax.configs': 'configs'},
     package_data={
         'epo_jax.envs.alfworld': ['data/*'],
+        'epo_jax.envs.bargain': ['data/*'],
         'epo_jax.envs.sotopia': ['data/*.jsonl'],
         'epo_jax.envs.webshop': ['data/*'],
     },

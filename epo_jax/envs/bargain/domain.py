@@ -1,5 +1,6 @@
 """The bargaining domains: one seat against a fixed family of opponents, and two seats; in array code and in words."""
 
+import pathlib
 from typing import Any, Callable, Sequence
 
 from ml_collections import ConfigDict
@@ -11,6 +12,8 @@ from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.tokens import TokenBargain
 from epo_jax.envs.base import Domain
 from epo_jax.runtime.errors import InputError
+
+DATA = pathlib.Path(__file__).parent / 'data'
 
 
 def domain(opponent: str, seats: int) -> Domain:
@@ -32,7 +35,7 @@ def domain(opponent: str, seats: int) -> Domain:
     return Domain(
         seats=seats, scenarios=loader(opponent), device_environment=environment,
         options={'rounds': Key(4, 'largest number of actions of each side', Range(1, language.MAX_ROUNDS))},
-        judged=False, repeats=True, scratch_model=scratch_model)
+        judged=False, repeats=True, scratch_model=scratch_model, panels=panels(opponent))
 
 
 def domain_in_words(opponent: str, seats: int) -> Domain:
@@ -48,7 +51,12 @@ def domain_in_words(opponent: str, seats: int) -> Domain:
         options={
             'rounds': Key(3, 'largest number of actions of each side', Range(1, language.MAX_ROUNDS)),
             'constrained': Key(True, "restrict the actor's replies to the legal moves; else its replies are read")},
-        judged=False, repeats=True)
+        judged=False, repeats=True, panels=panels(opponent))
+
+
+def panels(opponent: str) -> dict[str, pathlib.Path]:
+    """Return the fixed panels of the family: 98 pairs of valuations, 14 with each kind of opponent."""
+    return {'held_out_98': DATA / 'held_out_98.txt'} if opponent == 'family' else {}
 
 
 def loader(opponent: str) -> Callable[[str, ConfigDict], list[scenarios.Scenario]]:

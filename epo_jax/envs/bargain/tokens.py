@@ -143,9 +143,10 @@ class TokenBargain:
         piece = lambda part, where: keep(repeat(self._ids(part), len(rows)), where)
         last = piece(words.LAST_TURN, seen.number == self.game.rounds)
         lead = piece(words.CONTINUES, first)
+        answer = self._answer(reader, seen)
+        actor = [lead, answer, last]
         strategist = [lead, keep(self._done(reader, state), ~first), keep(self._answer(reader, seen, ' '), ~first),
-                      keep(self._answer(reader, seen), first), last]
-        actor = [lead, self._answer(reader, seen), last]
+                      keep(answer, first), last]
         nothing = Tokens(jnp.zeros((len(rows), self.width), jnp.int32), jnp.zeros(len(rows), jnp.int32))
         observations = [Observation(nothing, nothing)] * self.num_seats
         observations[reader] = Observation(*(

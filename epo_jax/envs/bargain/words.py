@@ -36,11 +36,12 @@ MOVES = tuple(map(move, INTENTS))
 
 def read_move(reply: str) -> int:
     """Return the index in INTENTS of the first move that a reply names; -1 if it names none."""
-    for found in _SPOKEN.finditer(reply):
-        points = (found['points'] or '').lower()
-        intent = f'ask:{NUMBERS.index(points) if points in NUMBERS else int(points)}' if points else found['word'].lower()
-        return INTENTS.index(intent) if intent in INTENTS else -1
-    return -1
+    found = _SPOKEN.search(reply)
+    if found is None:
+        return -1
+    word, points = (found[name] and found[name].lower() for name in ('word', 'points'))
+    intent = word or f'ask:{NUMBERS.index(points) if points in NUMBERS else int(points)}'
+    return INTENTS.index(intent) if intent in INTENTS else -1
 
 
 def strategist_opening(scenario: Scenario, seat: int) -> str:

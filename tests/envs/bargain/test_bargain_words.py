@@ -12,7 +12,7 @@ import pytest
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.host import HostAgent
 from epo_jax.defaults import default_config
-from epo_jax.envs.bargain import optimum, words
+from epo_jax.envs.bargain import opponents, optimum, words
 from epo_jax.envs.bargain.dialogue import WordBargain
 from epo_jax.envs.bargain.game import Bargain
 from epo_jax.envs.bargain.language import INTENTS
@@ -20,12 +20,14 @@ from epo_jax.envs.bargain.scenarios import every_scenario
 from epo_jax.envs.bargain.tokens import TokenBargain
 from epo_jax.envs.base import load_domain
 from epo_jax.envs.host import HostEnvironment
+from epo_jax.evaluation import describe_protocol, select
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, pack
 
 GAMES, ROUNDS, WIDTH = 8, 3, 480
 NONSENSE = 'Hello there.'
+PANEL = '472513bb'  # the hash of the ids of held_out_98 in their order
 
 
 @functools.cache
@@ -183,3 +185,20 @@ def test_the_domains_make_both_forms(name):
 
 def domain_opponent(domain):
     return 'family' if domain.seats == 1 else 'seat'
+
+
+def test_the_fixed_panel_is_the_same_games_in_the_same_order_for_every_run():
+    config = default_config('bargain_words')
+    domain = load_domain('bargain_words')
+    held_out = [s for s in domain.scenarios('', config.environment) if s.split == 'held_out']
+    config.evaluation.set = 'held_out_98'
+    chosen = select(held_out, config, domain)
+    protocol = describe_protocol(config, domain, chosen)
+    assert (protocol['set'], protocol['panel'], protocol['scenarios']) == ('held_out_98', PANEL, 98)
+    kinds = [scenario.opponent for scenario in chosen]
+    assert all(kinds.count(name) == 14 for name in opponents.NAMES)
+    assert len({(scenario.counts, frozenset(scenario.values)) for scenario in chosen}) == 98
+    for seed, batch, episodes in ((1, 7, 4), (2, 2, 1000)):
+        config.seed, config.evaluation.episodes = seed, episodes
+        config.rollout.update(batch=batch, parts=2)
+        assert select(held_out[::-1], config, domain) == chosen
