@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from epo_jax import rollout
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.host import HostAgent
 from epo_jax.defaults import default_config
@@ -21,6 +22,8 @@ from epo_jax.envs.bargain.tokens import TokenBargain
 from epo_jax.envs.base import load_domain
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.evaluation import describe_protocol, select
+from epo_jax.roles import build_roles
+from epo_jax.runtime.parallel import make_mesh
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, pack
@@ -202,3 +205,31 @@ def test_the_fixed_panel_is_the_same_games_in_the_same_order_for_every_run():
         config.seed, config.evaluation.episodes = seed, episodes
         config.rollout.update(batch=batch, parts=2)
         assert select(held_out[::-1], config, domain) == chosen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['bargain_words', 'bargain_words_selfplay'])
+def test_a_compiled_rollout_plays_the_games_of_a_host_loop(name):
+    """Dummy models in all roles: conversations, moves and rewards are the same."""
+    config, domain = default_config(name), load_domain(name)
+    config.model.update(path='dummy', remat='none')
+    config.strategist.update(capacity=1200, max_tokens=30)
+    config.actor.update(capacity=1200, max_tokens=30)
+    config.rollout.update(episodes=GAMES, batch=4, group=2, view_tokens=WIDTH)
+    roles = build_roles(config, make_mesh((1, 1, 1)), domain)
+    strategist = Player(roles.strategist_agent, roles.strategist.params, roles.strategist.tokenizer)
+    seats = (Seat(roles.actor, strategist, trained=True),) * domain.seats
+    played = [scenario for scenario in domain.scenarios('', config.environment)[:GAMES // 2] for _ in (0, 1)]
+    keys = rollout.episode_keys(0, 0, np.arange(GAMES))
+    host = rollout.Table(HostEnvironment(domain.text_environment(config.environment), seats, WIDTH), seats, 2)
+    device = rollout.Table(domain.device_environment(config.environment, roles.actor.tokenizer, WIDTH), seats, 2)
+    one, _ = rollout.rollout_on_host(host, rollout.encode(host, played), keys, 4)
+    other = jax.jit(lambda table, queue, keys: rollout.rollout_compiled(table, queue, keys, 4))(
+        device, rollout.encode(device, played), keys)
+    for field in ('conversations', 'cause', 'actions', 'reward', 'strategies', 'messages'):
+        same = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-4), getattr(one, field), getattr(other, field))
+        assert all(jax.tree.leaves(same)), field
+    assert (one.cause == 0).all() and one.reward.any()
+    told = lambda table, episodes: [(episode.facts, list(episode.lines)) for episode in
+                                    table.env.texts(played, episodes.env)]
+    assert told(host, one) == told(device, other)
