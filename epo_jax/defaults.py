@@ -145,7 +145,8 @@ def keys(domain: Domain, environment: str) -> dict[str, Any]:
             'length_bucket': Key(256, 'batches are cut to a multiple of this many tokens', POSITIVE)},
         'evaluation': {
             'episodes': Key(16, 'number of held-out scenarios, at most; 0 skips the evaluation', COUNT),
-            'set': Key('all', 'which held-out scenarios: all, hard, or a file with an id in every line'),
+            'set': Key('all', 'which held-out scenarios: all, hard, a fixed panel of the environment, or a file with '
+                              'an id in every line'),
             'conditions': Key(('none', 'prompted', 'policy'),
                               'strategists to compare, each with the first: none, prompted, policy, pool, react (none, '
                               'but the actor reasons before it acts), or another model as in actor.model'),

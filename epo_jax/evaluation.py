@@ -126,7 +126,8 @@ def select(held_out: Sequence[Any], config: ConfigDict, domain: Domain) -> list[
 
     Args:
       held_out: the held-out scenarios.
-      config: its `evaluation.set` names those to choose from, and `evaluation.episodes` their number, at most.
+      config: its `evaluation.set` names those to choose from, and `evaluation.episodes` their number, at most; a panel
+        or a file gives all its scenarios in its order.
       domain: the environment.
 
     Raises:
@@ -141,9 +142,10 @@ def select(held_out: Sequence[Any], config: ConfigDict, domain: Domain) -> list[
             raise InputError("evaluation.set='hard': no held-out scenario is marked as hard")
         return choose(hard, domain.situation, count, config.seed)
     try:
-        text = pathlib.Path(which).read_text(encoding='utf-8-sig')
+        text = pathlib.Path(domain.panels.get(which, which)).read_text(encoding='utf-8-sig')
     except (OSError, ValueError) as error:
-        raise InputError(f"evaluation.set must be 'all', 'hard' or a file with the id of a scenario in every line, not "
+        known = ', '.join(map(repr, ('all', 'hard', *domain.panels)))
+        raise InputError(f'evaluation.set must be {known} or a file with the id of a scenario in every line, not '
                          f'{which!r} ({error})') from None
     ids = [line.strip() for line in text.splitlines() if line.strip()]
     known = {scenario.id: scenario for scenario in held_out}

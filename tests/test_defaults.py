@@ -13,7 +13,7 @@ from epo_jax.presets import load_config
 
 PRESETS = {
     'alfworld': ('quickstart', 'tiny', 'llama3_8b'),
-    'bargain': ('family', 'selfplay', 'tiny'),
+    'bargain': ('family', 'selfplay', 'tiny', 'words'),
     'sotopia': ('quickstart', 'tiny', 'llama3_8b', 'llama3_8b_lora', 'llama3_70b_lora'),
     'webshop': ('quickstart', 'tiny', 'llama3_8b')}
 
@@ -60,7 +60,7 @@ def test_a_configuration_has_the_options_of_its_environment():
 
 @pytest.mark.parametrize('name', ['chess', '', '.chess', 'epo_jax.testing', 'epo_jax.envs.base', 5])
 def test_the_error_about_an_unknown_environment_names_the_known_ones(name):
-    with pytest.raises(ValueError, match='no environment.*alfworld, bargain, bargain_selfplay, sotopia, webshop'):
+    with pytest.raises(ValueError, match='no environment.*alfworld, bargain, bargain_selfplay, bargain_words, bargain_words_selfplay, sotopia'):
         default_config(name)
     config = ConfigDict(default_config().to_dict())
     config.environment = ConfigDict(dict(config.environment, name=name))

@@ -11,6 +11,7 @@ seats together; K tokens.
 
 import dataclasses
 import importlib
+import pathlib
 from typing import Any, Callable, Hashable, Mapping, NamedTuple, Optional, Protocol, Sequence
 
 from flax import struct
@@ -300,6 +301,7 @@ class Domain:
       situation: scenario -> what it has in common with others from which it is not independent, such as the same story
         with another cast; an evaluation covers all situations and resamples them as a whole.
       rubric: what a chat model rates for every seat, `GOAL` among it.
+      panels: fixed sets of held-out scenarios by name, each a file with the id of a scenario in every line.
     """
 
     seats: int
@@ -315,6 +317,7 @@ class Domain:
     variant: Callable[[ConfigDict], str] = lambda environment: environment.name
     situation: Callable[[Any], Hashable] = lambda scenario: scenario.id
     rubric: tuple[Dimension, ...] = (GOAL,)
+    panels: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
 
 def check_environment(domain: Domain, options: ConfigDict) -> None:
@@ -347,7 +350,8 @@ def check_environment(domain: Domain, options: ConfigDict) -> None:
 
 DOMAINS = {
     'alfworld': 'epo_jax.envs.alfworld.domain', 'bargain': 'epo_jax.envs.bargain.domain',
-    'bargain_selfplay': 'epo_jax.envs.bargain.domain:SELFPLAY', 'sotopia': 'epo_jax.envs.sotopia.domain',
+    'bargain_selfplay': 'epo_jax.envs.bargain.domain:SELFPLAY', 'bargain_words': 'epo_jax.envs.bargain.domain:WORDS',
+    'bargain_words_selfplay': 'epo_jax.envs.bargain.domain:WORDS_SELFPLAY', 'sotopia': 'epo_jax.envs.sotopia.domain',
     'webshop': 'epo_jax.envs.webshop.domain'}
 
 

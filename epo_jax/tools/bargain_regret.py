@@ -78,8 +78,9 @@ def main():
         environment = read_config(workdir).environment
     except (OSError, ValueError) as error:
         sys.exit(f'error: {workdir} contains no evaluation of a run ({error})')
-    if environment.name != 'bargain':
-        sys.exit(f'error: {workdir} is a run of {environment.name}; the bounds are known for bargain only')
+    if environment.name not in ('bargain', 'bargain_words'):
+        sys.exit(f'error: {workdir} is a run of {environment.name}; the bounds are known for bargain and bargain_words '
+                 'only')
     for row in compare(records, Bargain('family', environment.rounds), every_scenario('family')):
         print(f'{row.condition}: reward {row.reward:.3f} on {row.games} games. The best policy that sees what seat 0 '
               f'sees gets {row.adaptive:.3f} (this is {row.reward / row.adaptive:.1%} of it); one that also knows the '

@@ -39,7 +39,7 @@ from epo_jax.envs.bargain.scenarios import (
     encode,
 )
 from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation
-from epo_jax.text.tokens import Tokens, repeat
+from epo_jax.text.tokens import Tokens, array_module, repeat
 
 WEIGHTS = 60 // BOARDS  # proportional to 1 / count, in integers: 60 is a multiple of every count
 
@@ -120,6 +120,12 @@ def propose(state: State, seat: int, ask):
     return jnp.argmax(jnp.where(possible, dot(estimate, partner_items) * (TOTAL + 1) + own, -1), axis=1)
 
 
+def legal_intents(state: State, seat: int):
+    """Return which intents have an effect for a seat, bool[B, len(INTENTS)]: a side can accept what was offered."""
+    xp = array_module(state.offers)
+    return (xp.arange(len(INTENTS)) != ACCEPT) | (state.offers[:, 1 - seat] >= 0)[:, None]
+
+
 def act(state: State, seat: int, action, rows) -> State:
     """Apply an action i32[B] (see State.actions) of a seat in the rows bool[B]."""
     offered = rows & (action >= 0)
@@ -160,6 +166,23 @@ def rewards(state: State):
     joint = own.sum(axis=1, keepdims=True)
     value = (own * joint).astype(jnp.float32) / (TOTAL * jnp.maximum(max_joint_points(state), 1))[:, None]
     return jnp.where((state.deal >= 0)[:, None], value * (1 - INVALID_COST) ** state.invalid, 0)
+
+
+@struct.dataclass
+class Answer:
+    """What a seat sees of the partner's last action.
+
+    Attributes:
+      items: i32[B, I], the items that the partner's offer gives the seat.
+      worth: i32[B], points of these items to the seat.
+      silent: bool[B], whether the partner made no offer.
+      number: i32[B], number of the action that the seat is about to choose, from 1.
+    """
+
+    items: jax.Array
+    worth: jax.Array
+    silent: jax.Array
+    number: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +254,19 @@ class Bargain:
         """See Environment.choices; every reply is allowed."""
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
-    def step(self, state: State, seat: int, message: Tokens, live) -> tuple[State, EnvironmentStep]:
-        """See Environment.step; `seat` is static."""
+    def play(self, state: State, seat: int, intent, live) -> tuple[State, Answer, jax.Array]:
+        """Apply the intents of a seat, and the answers of the family if it plays.
+
+        Args:
+          state: the slots.
+          seat: who acts; static.
+          intent: i32[B], indices in language.INTENTS; -1 for a message that is none.
+          live: bool[B], the slots that take part.
+
+        Returns:
+          The new state; what the seat that acts next sees; and the rewards of the step, f32[B, seats].
+        """
         rows = live & ~state.over
-        intent = language.intent(message)
         offer = propose(state, seat, jnp.asarray(ASKS)[jnp.clip(intent, 0, len(ASKS) - 1)])
         action = jnp.where((intent >= 0) & (intent < len(ASKS)), offer, PASSED)
         action = jnp.where((intent == ACCEPT) & (state.offers[:, 1 - seat] >= 0), ACCEPTED, action)
@@ -242,19 +274,28 @@ class Bargain:
         invalid = rows & (action == PASSED) & (intent != WAIT)
         state = state.replace(invalid=state.invalid.at[:, seat].add(invalid))
         state = act(state, seat, action, rows)
-        reader = 1 - seat
         if self.opponent == 'family':
             state = answer(state, rows & ~state.over)
-            reader = 0
-
-        observations = [Observation(self._empty(rows), self._empty(rows))] * self.num_seats
+        reader = self.next_seat(seat)
         last = jnp.take_along_axis(state.actions, jnp.maximum(state.turn - 1, 0)[:, None], axis=1)[:, 0]
+        seen = Answer(items_of(state, reader, last), points(state, reader, last), last < 0, state.turn // 2 + 1)
+        return state, seen, jnp.where(rows[:, None], rewards(state), 0)[:, :self.num_seats]
+
+    def next_seat(self, seat: int) -> int:
+        """Return the seat that acts after a seat."""
+        return (seat + 1) % self.num_seats
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def step(self, state: State, seat: int, message: Tokens, live) -> tuple[State, EnvironmentStep]:
+        """See Environment.step; `seat` is static."""
+        rows = live & ~state.over
+        state, seen, reward = self.play(state, seat, language.intent(message), live)
+        observations = [Observation(self._empty(rows), self._empty(rows))] * self.num_seats
+        reader = self.next_seat(seat)
         observations[reader] = observations[reader]._replace(strategist=language.observation(
-            state.turn // 2 + 1, items_of(state, reader, last), points(state, reader, last), last < 0,
-            rows & ~state.over))
+            seen.number, seen.items, seen.worth, seen.silent, rows & ~state.over))
         return state, EnvironmentStep(
-            tuple(observations), done=state.over,
-            reward=jnp.where(rows[:, None], rewards(state), 0)[:, :self.num_seats], failed=jnp.zeros_like(rows))
+            tuple(observations), done=state.over, reward=reward, failed=jnp.zeros_like(rows))
 
     def _empty(self, rows) -> Tokens:
         """Return an observation without tokens."""
