@@ -13,14 +13,13 @@ import re
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 import jinja2
-from markupsafe import Markup
 
 from epo_jax.report import episodes as records, rows, selfplay, strategies
 from epo_jax.report.curves import curves
 from epo_jax.report.sample import sample
 from epo_jax.report.settings import reproduction, settings
 from epo_jax.report.sources import Source, read_source
-from epo_jax.report.tables import Evaluation, arms, evaluations, protocol_warning
+from epo_jax.report.tables import arms, evaluations, protocol_warning
 from epo_jax.report.tokens import token_texts
 from epo_jax.runtime.files import write_atomically
 
@@ -110,7 +109,7 @@ def _payoff(episodes: Sequence[Mapping[str, Any]], run: int) -> Optional[selfpla
 
 
 def _index(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the list shows and filters, by column; a column of CODED is its values and the number of each row's."""
+    """Return what the list shows and filters, by column; those of CODED as values and codes."""
     def coded(name: str) -> dict[str, Any]:
         values: dict[str, tuple[int, Any]] = {}
         codes = [values.setdefault(json.dumps(e[name]), (len(values), e[name]))[0] for e in episodes]
@@ -160,12 +159,9 @@ def _render(values: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / 'assets'), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_clean)
-    trusted = {'scripts': scripts, 'style': read('vendor/uPlot.min.css') + read('assets/style.css'),
-               'license': read('vendor/uPlot.LICENSE'), 'data': values['data'], 'blocks': values['blocks']}
     return environment.get_template('page.html').render(
-        {**values, **{name: Markup(part) if isinstance(part, str) else
-                      [Markup(text) for text in part] for name, part in trusted.items()},
-         'policy': policy})
+        {**values, 'scripts': scripts, 'policy': policy, 'license': read('vendor/uPlot.LICENSE'),
+         'style': read('vendor/uPlot.min.css') + read('assets/style.css')})
 
 
 def _clean(value: Any) -> Any:

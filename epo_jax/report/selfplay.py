@@ -67,7 +67,8 @@ def ratings(wins: np.ndarray) -> np.ndarray:
     Source: Bradley and Terry (1952); the largest posterior with a normal prior, by Newton's method.
 
     Args:
-      wins: f[players, players], episodes that the player of the row won against that of the column; a tie is half a win.
+      wins: f[players, players], episodes that the player of the row won against that of the column; a tie is half a
+        win.
     """
     games, r = wins + wins.T, np.zeros(len(wins))
     for _ in range(50):

@@ -143,21 +143,23 @@ def _episode_files(folder: Path, config: ConfigDict) -> Iterator[EpisodeFile]:
 
 
 def _fewer(files: list[EpisodeFile], largest: int) -> tuple[list[EpisodeFile], int]:
-    """Return evenly spaced files of iterations, with the first, the last and all evaluations; and how many are left out."""
+    """Return evenly spaced files that fit, always with all evaluations and the first and last iteration.
+
+    Returns:
+      The files, and how many are left out.
+    """
     sizes = {file.path: file.path.stat().st_size for file in files}
     iterations = [file for file in files if file.path.stem.startswith('iteration')]
-    every = 1
-    while every < len(iterations):
+    chosen, every = files, 1
+    while sum(sizes[file.path] for file in chosen) > largest and every < len(iterations):
+        every *= 2
         kept = {file.path for i, file in enumerate(iterations) if i % every == 0 or i == len(iterations) - 1}
         chosen = [file for file in files if file not in iterations or file.path in kept]
-        if sum(sizes[file.path] for file in chosen) <= largest:
-            return chosen, len(files) - len(chosen)
-        every *= 2
-    return files, 0
+    return chosen, len(files) - len(chosen)
 
 
 def _metrics(path: Path) -> tuple[dict[str, float], ...]:
-    """Return the metrics by iteration; an iteration may have several lines, of which later ones replace earlier ones."""
+    """Return the metrics by iteration; of several lines of an iteration, later ones replace earlier ones."""
     if not path.exists():
         return ()
     merged: dict[int, dict[str, float]] = {}

@@ -17,7 +17,7 @@ function drawCurves() {
     let style = 0;
     for (const metric of chart.metrics) {
       const several = chart.metrics.length > 1;
-      const label = (name) => (runs.length === 1 ? short(metric) : several ? `${name}, ${short(metric)}` : name);
+      const label = (name) => (runs.length === 1 ? metric : several ? `${name}, ${short(metric)}` : name);
       for (const band of bands) {
         if (!band.y[metric]) continue;
         const [mean, low, high] = band.y[metric].map((y) => spread(band.x, y));

@@ -106,6 +106,6 @@ function moveInList(key) {
   const place = matching.indexOf(current), last = matching.length - 1;
   const next = {ArrowDown: place + 1, ArrowUp: place - 1, PageDown: place + 10, PageUp: place - 10, Home: 0, End: last}[key];
   if (next === undefined || last < 0) return false;
-  go(matching[Math.min(Math.max(next, 0), last)]);
+  choose(matching[Math.min(Math.max(next, 0), last)]);
   return true;
 }

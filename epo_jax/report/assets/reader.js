@@ -15,6 +15,13 @@ function sameScenario(n) { // the episodes of a scenario, in the order in which 
 
 function sameKeys(a, b) { return index.keys[a] !== null && JSON.stringify(index.keys[a]) === JSON.stringify(index.keys[b]); }
 
+// The episode of this scenario that is from the same run, file and condition as another one.
+function counterpart(n, like) {
+  const found = sameScenario(n).filter((m) => m !== n && ['run', 'file', 'condition'].every(
+    (name) => index[name][m] === index[name][like]));
+  return found.find((m) => sameKeys(m, n)) ?? found[0] ?? null;
+}
+
 function chips(n, episode) {
   const items = [['', nameOf(n)], ['score', number(index.score[n])], ['category', index.category[n]],
     ['scenario', index.scenario[n]]].filter(([, value]) => value !== null && value !== '');
@@ -32,7 +39,8 @@ function factText(value) {
   return typeof value === 'number' ? number(value) : value === null ? 'missing' : String(value);
 }
 
-function seatView(seat, s) {
+// brief: without the goal, which is shown once where two episodes have the same
+function seatView(seat, s, brief) {
   const facts = Object.entries(seat).filter(([name, value]) => !['name', 'goal', 'strategist', 'outcome', 'tested', 'notes']
     .includes(name) && value !== null && value !== '');
   const notes = Object.entries(seat.notes);
@@ -40,32 +48,39 @@ function seatView(seat, s) {
     factText(value)));
   return element('div', {class: `seat s${s}`},
     element('h4', {dir: 'auto'}, element('bdi', {}, seat.name || `seat ${s}`), seat.tested ? ' (tested)' : ''),
-    seat.goal && element('p', {dir: 'auto'}, seat.goal),
+    !brief && seat.goal && element('p', {dir: 'auto'}, seat.goal),
     element('p', {class: 'muted'}, `outcome ${number(seat.outcome)}`,
       seat.strategist ? ' · strategist ' : '', element('bdi', {}, seat.strategist || '')),
     notes.length > 0 && element('details', {}, element('summary', {}, "Judge's notes"), ...list(notes)),
     facts.length > 0 && element('details', {}, element('summary', {}, 'More'), ...list(facts)));
 }
 
-function head(n, episode, withSituation) {
+function goalView(seat, s) {
+  return element('div', {class: `seat s${s}`}, element('h4', {dir: 'auto'}, seat.name || `seat ${s}`),
+    element('p', {dir: 'auto'}, seat.goal || ''));
+}
+
+function head(n, episode, brief) {
   const facts = Object.entries(episode.facts);
-  return [chips(n, episode), withSituation && episode.situation && element('p', {class: 'situation', dir: 'auto'}, episode.situation),
-    element('div', {class: 'seats'}, ...episode.seats.map(seatView)),
+  return [chips(n, episode),
+    !brief && episode.situation && element('p', {class: 'situation', dir: 'auto'}, episode.situation),
+    element('div', {class: 'seats'}, ...episode.seats.map((seat, s) => seatView(seat, s, brief))),
     facts.length > 0 && element('details', {class: 'muted'}, element('summary', {}, 'Facts'), element('dl', {class: 'facts'},
       ...facts.map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {dir: 'auto'}, factText(value))))))];
 }
 
 function readOne(n) {
   const episode = readEpisode(n), largest = largestAdvantage(episode);
-  return [...head(n, episode, true),
+  return [...head(n, episode, false),
     ...episode.turns.map((turn, t) => turnView(turn, t, episode, index.run[n], largest, false, null))];
 }
 
 function readTwo(a, b) { // the turns of both in rows, words that differ marked
   const both = [readEpisode(a), readEpisode(b)], numbers = [a, b], largest = largestAdvantage(...both);
-  const oneSituation = both[0].situation === both[1].situation;
+  const opening = (episode) => JSON.stringify([episode.situation, ...episode.seats.map((seat) => [seat.name, seat.goal])]);
+  const oneOpening = opening(both[0]) === opening(both[1]);
   const rows = [element('div', {class: 'sides'}, ...both.map((episode, side) => element('div', {},
-    ...head(numbers[side], episode, !oneSituation).filter(Boolean))))];
+    ...head(numbers[side], episode, oneOpening).filter(Boolean))))];
   let same = 0;
   for (let t = 0; t < Math.max(both[0].turns.length, both[1].turns.length); t += 1) {
     const pair = both.map((episode) => episode.turns[t]);
@@ -81,6 +96,7 @@ function readTwo(a, b) { // the turns of both in rows, words that differ marked
   }
   const facts = [sameKeys(a, b) ? 'The same scenario and random keys.' : 'The same scenario, with other random keys.',
     `${same} of ${rows.length - 1} turns are the same; differing words are underlined.`];
-  return [oneSituation && both[0].situation && element('p', {class: 'situation', dir: 'auto'}, both[0].situation),
+  return [oneOpening && both[0].situation && element('p', {class: 'situation', dir: 'auto'}, both[0].situation),
+    oneOpening && element('div', {class: 'seats'}, ...both[0].seats.map(goalView)),
     element('p', {class: 'muted'}, facts.join(' ')), ...rows];
 }

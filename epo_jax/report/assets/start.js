@@ -10,6 +10,10 @@ function open(n, beside = null) {
   markCurrent();
 }
 
+function choose(n) { // from the list; a comparison goes on with the same two iterations or conditions
+  go(n, other === null ? null : counterpart(n, other));
+}
+
 function go(n, beside = null) { // what a person chose is in the address
   open(n, beside);
   history.replaceState(null, '', `#e${index.id[n]}${other === null ? '' : `,e${index.id[other]}`}`);
@@ -20,20 +24,22 @@ function show() {
     reader.replaceChildren(element('p', {class: 'muted'}, 'No episode matches.'));
     return;
   }
+  const parts = other === null ? readOne(current) : readTwo(current, other);
+  reader.replaceChildren(scenarioBar(), ...parts.filter(Boolean));
+}
+
+function scenarioBar() { // steps through the episodes of a scenario, and what to compare with
   const same = sameScenario(current), place = same.indexOf(current);
-  const step = (by, text) => element('button', {type: 'button', disabled: place < 0 || !same[place + by] && same[place + by] !== 0,
+  if (same.length < 2) return element('p', {class: 'muted'}, 'The only episode of this scenario here.');
+  const step = (by, text) => element('button', {type: 'button', disabled: same[place + by] === undefined,
     onclick: () => stepScenario(by)}, text);
   const choice = element('select', {id: 'beside', onchange: () => go(current, choice.value === '' ? null : Number(choice.value))},
-    element('option', {value: ''}, same.length > 1 ? 'nothing' : 'no other episode of this scenario'),
-    ...same.filter((n) => n !== current).map((n) => element('option', {value: n},
+    element('option', {value: ''}, 'nothing'), ...same.filter((n) => n !== current).map((n) => element('option', {value: n},
       nameOf(n) + (sameKeys(n, current) ? ' (same random keys)' : ''))));
   choice.value = other === null ? '' : String(other);
-  choice.disabled = same.length < 2;
-  reader.replaceChildren(...[
-    element('div', {class: 'bar'}, step(-1, '← Earlier'), step(1, 'Later →'),
-      element('span', {class: 'muted'}, same.length > 1 ? `${place + 1} of ${same.length} with this scenario` : 'the only one with this scenario'),
-      element('label', {}, 'Compare with', choice)),
-    ...(other === null ? readOne(current) : readTwo(current, other))].filter(Boolean));
+  return element('div', {class: 'bar'}, step(-1, '← Earlier'), step(1, 'Later →'),
+    element('span', {class: 'muted'}, `${place + 1} of ${same.length} of this scenario`),
+    element('label', {}, 'Compare with', choice));
 }
 
 function stepScenario(by) {
@@ -56,7 +62,7 @@ function onKey(event) {
     '/': () => form.elements.search.focus(),
     '[': () => stepScenario(-1),
     ']': () => stepScenario(1),
-    c: () => document.getElementById('beside').focus(),
+    c: () => document.getElementById('beside')?.focus(),
     Escape: () => (typing ? list.focus() : other !== null && go(current)),
   }[event.key];
   if (!act || (current === null && event.key !== '/' && !typing)) return;
@@ -74,7 +80,7 @@ if (form && index.id.length) {
   form.addEventListener('reset', () => setTimeout(applyFilters));
   list.addEventListener('click', (event) => {
     const option = event.target.closest('[role="option"]');
-    if (option) go(Number(option.id.slice('option-'.length)));
+    if (option) choose(Number(option.id.slice('option-'.length)));
   });
   list.addEventListener('scroll', () => {
     if (list.scrollTop + list.clientHeight > list.scrollHeight - 200) extendList();
