@@ -1,6 +1,7 @@
 """Kinds of strategies: clusters of their words, and how the shares of the clusters move over training.
 
-Strategies are vectors of TF-IDF over words and pairs of words, clustered by k-means.
+Strategies are vectors of TF-IDF over words and pairs of words, clustered by k-means. Names of the characters and common
+words are left out.
 """
 
 import collections
@@ -14,6 +15,7 @@ MOST = 20_000   # strategies that are clustered at most, evenly spaced
 KINDS = 8       # clusters at most
 EXAMPLES = 4    # examples of a cluster
 TERMS = 5       # words that name a cluster
+WORD = r"(?u)(?<!['’])\b[^\W\d_]\w+\b(?!['’]\w)"  # without contractions such as don't and we'll
 
 
 class Kind(NamedTuple):
@@ -58,13 +60,15 @@ def cluster(episodes: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> tuple
         return None, f'{distinct} distinct strategies are too few to group; {FEWEST} are needed.'
     try:
         from sklearn.cluster import KMeans
-        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
     except ImportError:
         return None, "Strategies are grouped where scikit-learn is installed: pip install 'epo_jax[report]'."
     found = found[::-(-len(found) // MOST)]
     texts = [text for text, _ in found]
+    people = {word for e in episodes for seat in e['seats'] for word in str(seat.get('name')).lower().split()}
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min(2, len(texts) // 50 + 1),
-                            max_features=5000, stop_words='english', token_pattern=r'(?u)\b[^\W\d_]\w+\b')
+                            max_features=5000, stop_words=list(ENGLISH_STOP_WORDS | people),
+                            token_pattern=WORD)
     try:
         vectors = words.fit_transform(texts)
     except ValueError:  # no word is left

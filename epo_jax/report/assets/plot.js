@@ -39,13 +39,15 @@ function plotInto(parent, {title, note, unit, x, series, bands = [], log = false
       scales: {x: {time: false}, y: log && positive ? {distr: 3} : {range: [lowest - room, highest + room]}},
       axes: [{...axis, size: 34, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6]},
              {...axis, size: 58, values: (_, ticks) => ticks.map((v) => (v === null ? '' : number(v)))}],
-      legend: {live: true, markers: {width: 2, fill: 'transparent',
-        dash: (_, s) => ['solid', 'dashed', 'dotted'][Math.min(s ? series[s - 1].style % DASHES.length : 0, 2)]}}, cursor: {drag: {x: true, y: false}, points: {size: 7}},
+      legend: {live: true, markers: {width: 0}}, cursor: {drag: {x: true, y: false}, points: {size: 7}},
       series: [{label: unit, value: (_, v) => (v ?? '')}, ...styles],
       bands: bands.map(([high, low, style]) => ({series: [high + 1, low + 1], fill: colors[style % colors.length] + '2e'})),
     }, [x, ...series.map((one) => one.y)], holder);
     const rows = holder.querySelectorAll('.u-legend .u-series');
-    series.forEach((one, s) => { rows[s + 1].hidden = Boolean(one.hidden); });
+    series.forEach((one, s) => {
+      rows[s + 1].hidden = Boolean(one.hidden);
+      rows[s + 1].querySelector('.u-marker').style.background = dashes(styles[s]);
+    });
   };
   const move = (step) => {
     const at = plot.cursor.idx;
@@ -64,6 +66,13 @@ function plotInto(parent, {title, note, unit, x, series, bands = [], log = false
     new ResizeObserver(() => plot.setSize({width: Math.max(holder.clientWidth, 200), height: 220})).observe(holder);
   }, {rootMargin: '200px'});
   watch.observe(holder);
+}
+
+// The marker of the legend has the dashes of the line.
+function dashes({stroke, dash}) {
+  let at = 0;
+  const parts = dash.map((length, i) => `${i % 2 ? 'transparent' : stroke} ${at}px ${at += length}px`);
+  return parts.length ? `repeating-linear-gradient(to right, ${parts.join(', ')})` : stroke;
 }
 
 // A mean is followed by its interval, the two hidden series after it.

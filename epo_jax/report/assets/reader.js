@@ -22,9 +22,9 @@ function counterpart(n, like) {
   return found.find((m) => sameKeys(m, n)) ?? found[0] ?? null;
 }
 
-function chips(n, episode) {
-  const items = [['', nameOf(n)], ['score', number(index.score[n])], ['category', index.category[n]],
-    ['scenario', index.scenario[n]]].filter(([, value]) => value !== null && value !== '');
+function chips(n, episode, brief) {
+  const items = [['', nameOf(n)], ['score', number(index.score[n])], ['category', brief ? null : index.category[n]],
+    ['scenario', brief ? null : index.scenario[n]]].filter(([, value]) => value !== null && value !== '');
   if (index.truncated[n]) items.push(['truncated', episode.failure || 'yes']);
   return element('ul', {class: 'chips'}, ...items.map(([name, value]) => element('li', {},
     name ? `${name} ` : '', element('bdi', {}, element('b', {}, String(value))))));
@@ -62,7 +62,7 @@ function goalView(seat, s) {
 
 function head(n, episode, brief) {
   const facts = Object.entries(episode.facts);
-  return [chips(n, episode),
+  return [chips(n, episode, brief),
     !brief && episode.situation && element('p', {class: 'situation', dir: 'auto'}, episode.situation),
     element('div', {class: 'seats'}, ...episode.seats.map((seat, s) => seatView(seat, s, brief))),
     facts.length > 0 && element('details', {class: 'muted'}, element('summary', {}, 'Facts'), element('dl', {class: 'facts'},
