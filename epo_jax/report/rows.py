@@ -39,8 +39,8 @@ def display(row: Mapping[str, Any], number: int, run: int, file: EpisodeFile) ->
     if 'score' in row:
         facts['score'] = row['score']
     score = _score(row)
-    seat = {'name': 'strategist', 'goal': row.get('goal'), 'strategist': row.get('strategist'), 'outcome': score,
-            'tested': False, 'notes': {}}
+    seat = {'name': 'strategist', 'goal': row.get('goal'), 'strategist': row.get('strategist'), 'tested': False,
+            'notes': {}} | ({} if score is None else {'outcome': score})
     return {
         'run': run, 'file': file.label, 'iteration': None, 'episode': number, 'scenario': str(row.get('id', number)),
         'category': row.get('domain'), 'condition': row.get('arm', ''), 'score': score, 'truncated': False,

@@ -39,7 +39,7 @@ def payoff(episodes: Sequence[Mapping[str, Any]]) -> Optional[Payoff]:
         if episode['keys'] is None or len(episode['seats']) != 2:
             continue
         names = [_player(seat, episode['keys'][-1]) for seat in episode['seats']]
-        scores = [seat['outcome'] for seat in episode['seats']]
+        scores = [seat.get('outcome') for seat in episode['seats']]
         players |= dict.fromkeys(names)
         for me, other in ((0, 1), (1, 0)):
             if scores[me] is not None:

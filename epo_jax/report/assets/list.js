@@ -84,7 +84,7 @@ function extendList() {
       element('div', {class: 'title', dir: 'auto'}, index.title[n] || `episode ${index.episode[n]}`),
       element('div', {class: 'about'}, element('bdi', {}, [data.runs.length > 1 && data.runs[index.run[n]], index.file[n],
         index.condition[n]].filter(Boolean).join(' · ')),
-      element('span', {class: 'score'}, index.truncated[n] ? 'truncated' : number(index.score[n])))));
+      element('span', {class: 'score'}, index.truncated[n] ? 'truncated' : scoreText(n)))));
   }
   shown = Math.min(shown + PAGE, matching.length);
 }

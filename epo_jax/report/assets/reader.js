@@ -13,6 +13,9 @@ function sameScenario(n) { // the episodes of a scenario, in the order in which 
   return index.scenario.flatMap((scenario, other) => (scenario !== null && scenario === index.scenario[n] ? [other] : []));
 }
 
+// A conversation of a file without iterations may have no score; in a run, a score that is not there is missing.
+function scoreText(n) { return index.score[n] === null && index.iteration[n] === null ? '' : number(index.score[n]); }
+
 function sameKeys(a, b) { return index.keys[a] !== null && JSON.stringify(index.keys[a]) === JSON.stringify(index.keys[b]); }
 
 // The episode of this scenario that is from the same run, file and condition as another one.
@@ -23,7 +26,7 @@ function counterpart(n, like) {
 }
 
 function chips(n, episode, brief) {
-  const items = [['', nameOf(n)], ['score', number(index.score[n])], ['category', brief ? null : index.category[n]],
+  const items = [['', nameOf(n)], ['score', scoreText(n)], ['category', brief ? null : index.category[n]],
     ['scenario', brief ? null : index.scenario[n]]].filter(([, value]) => value !== null && value !== '');
   if (index.truncated[n]) items.push(['truncated', episode.failure || 'yes']);
   return element('ul', {class: 'chips'}, ...items.map(([name, value]) => element('li', {},
@@ -49,8 +52,8 @@ function seatView(seat, s, brief) {
   return element('div', {class: `seat s${s}`},
     element('h4', {dir: 'auto'}, element('bdi', {}, seat.name || `seat ${s}`), seat.tested ? ' (tested)' : ''),
     !brief && seat.goal && element('p', {dir: 'auto'}, seat.goal),
-    element('p', {class: 'muted'}, `outcome ${number(seat.outcome)}`,
-      seat.strategist ? ' · strategist ' : '', element('bdi', {}, seat.strategist || '')),
+    element('p', {class: 'muted'}, 'outcome' in seat && `outcome ${number(seat.outcome)} `,
+      seat.strategist && element('span', {}, 'strategist ', element('bdi', {}, seat.strategist))),
     notes.length > 0 && element('details', {}, element('summary', {}, "Judge's notes"), ...list(notes)),
     facts.length > 0 && element('details', {}, element('summary', {}, 'More'), ...list(facts)));
 }
