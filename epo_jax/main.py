@@ -29,6 +29,8 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; a run that
 LIST = flags.DEFINE_enum('list', None, ('credit', 'loss'), 'Print the methods of a kind, each with its source.')
 HOSTS = flags.DEFINE_string('hosts', '', "The processes of this run: 'auto', or HOST:PORT,PROCESSES,NUMBER.")
 
+REPORT = flags.DEFINE_bool('report', True, 'Write report.html in the directory of the finished run.')
+
 
 def parse_flags(argv: Sequence[str], required: Sequence[str] = ('config', 'workdir')) -> list[str]:
     """Parse the command line, with packaged configurations by name and errors in one line.
@@ -100,6 +102,14 @@ def main(argv: Sequence[str]) -> None:
 
     training = offline if 'data' in CONFIG.value else experiment
     training.run(CONFIG.value, WORKDIR.value)
+    report(WORKDIR.value)
+
+
+def report(workdir: str) -> None:
+    """Write the report of a finished run, unless --noreport says otherwise."""
+    if REPORT.value:
+        from epo_jax.report.automatic import write_at_end
+        write_at_end(workdir)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from epo_jax.runtime import hosts
 from epo_jax.runtime.checkpoint import Checkpoints
 from epo_jax.runtime.errors import Stopped
 from epo_jax.runtime.locks import claim, directory
+from epo_jax.runtime.machine import write_machine
 from epo_jax.runtime.metrics import cut_metrics
 from epo_jax.runtime.stopping import StopSignals
 
@@ -25,7 +26,7 @@ def own_workdir(workdir: Path, config: ConfigDict, may_differ: tuple[str, ...]) 
       may_differ: as in `config.check_workdir`.
 
     Yields:
-      A function that saves the configuration. Call it when the inputs of the run have been read.
+      A function that saves the configuration and notes the machine. Call it when the inputs of the run have been read.
 
     Raises:
       InUseError: another process uses the workdir.
@@ -42,7 +43,12 @@ def own_workdir(workdir: Path, config: ConfigDict, may_differ: tuple[str, ...]) 
             cut_metrics(workdir / 'metrics.jsonl')
 
         hosts.share(primary, check)
-        yield lambda: hosts.share(primary, lambda _: open_workdir(workdir, config, may_differ))
+
+        def save(_: int) -> None:
+            open_workdir(workdir, config, may_differ)
+            write_machine(workdir)
+
+        yield lambda: hosts.share(primary, save)
 
 
 def stop_if_requested(signals: StopSignals, checkpoints: Checkpoints) -> None:

@@ -90,6 +90,18 @@ def read_jsonl(path: Union[str, Path]) -> list[dict[str, Any]]:
     return [_parse_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def stream_jsonl(path: Union[str, Path]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file with one JSON object per line, without a last line that is still being written.
+
+    Raises:
+      LineError: a line is not a JSON object.
+    """
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b'\n') and line.strip():
+                yield _parse_line(line, path, number)
+
+
 def cut_jsonl(path: Union[str, Path], keep: Callable[[dict[str, Any]], bool]) -> None:
     """Remove an incomplete last line and the rows for which `keep` is false, atomically.
 
