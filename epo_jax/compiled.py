@@ -18,9 +18,10 @@ from jaxtyping import Int
 import numpy as np
 
 from epo_jax.branching import rollout_branched, values
-from epo_jax.iteration import Experiment, IterationResult, MatchResult, mean_metrics
+from epo_jax.iteration import Experiment
 from epo_jax.models.decoder import Decoder
 from epo_jax.models.layout import sampling_params
+from epo_jax.results import IterationResult, MatchResult, mean_metrics
 from epo_jax.rewards.judge import Judge
 from epo_jax.rewards.process import Verdict, assess_episodes
 from epo_jax.rewards.prompts import gather_prompts

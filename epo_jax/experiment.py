@@ -21,8 +21,9 @@ from epo_jax.compiled import run_program
 from epo_jax.config import has_results
 from epo_jax.defaults import MAY_DIFFER, validate
 from epo_jax.envs.base import Domain, check_environment, load_domain
-from epo_jax.iteration import Experiment, IterationResult, check_trained, iteration_metrics
+from epo_jax.iteration import Experiment
 from epo_jax.models.layout import stack
+from epo_jax.results import IterationResult, check_trained, iteration_metrics
 from epo_jax.rl import objective, selfplay
 from epo_jax.rl.learner import Learner, TrainState, from_config
 from epo_jax.rl.selfplay import RunState, empty_memory, pool_size, uses_pool

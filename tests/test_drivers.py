@@ -12,8 +12,9 @@ from epo_jax import experiment
 from epo_jax.envs.base import load_domain
 from epo_jax.envs.sotopia.profiles import Character, Scenario
 from epo_jax.experiment import make_learner, run_iteration
-from epo_jax.iteration import Experiment, iteration_metrics
+from epo_jax.iteration import Experiment
 from epo_jax.presets import load_config
+from epo_jax.results import iteration_metrics
 from epo_jax.rl.selfplay import RunState
 from epo_jax.roles import build_roles
 from epo_jax.runtime.parallel import make_mesh, param_shardings

@@ -18,7 +18,7 @@ import pytest
 from epo_jax import defaults, experiment
 from epo_jax.config import ConfigError
 from epo_jax.envs.base import Scenario
-from epo_jax.iteration import MatchResult
+from epo_jax.results import MatchResult
 from epo_jax.runtime.errors import InputError, TrainingError
 from epo_jax.runtime.files import read_jsonl
 

@@ -6,7 +6,7 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / 'epo_jax'
 LAYERS = (
     'main cli evaluate label prepare export episodes plan report serve tools',
-    'experiment compiled iteration evaluation cases requests offline runs',
+    'experiment compiled iteration results evaluation cases requests offline runs',
     'roles language defaults presets model_names data',
     'rl rewards records scores',
     'branching overlap',
