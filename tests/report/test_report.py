@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import lxml.html
@@ -225,7 +228,7 @@ def test_strategies_are_grouped_by_their_words(tmp_path, monkeypatch):
     for kind in grouped.kinds:
         for text, n in kind.examples:
             assert text in [turn['strategy'] for turn in found[n]['turns']]
-    monkeypatch.setitem(__import__('sys').modules, 'sklearn.cluster', None)
+    monkeypatch.setitem(sys.modules, 'sklearn.cluster', None)
     assert 'pip install' in strategies.cluster(found, ['run'])[1]
     assert 'too few' in strategies.cluster(found[:1], ['run'])[1]
     assert strategies.cluster([], []) == (None, None)
@@ -340,3 +343,24 @@ def test_an_unreadable_line_in_the_middle_is_no_unfinished_one(tmp_path):
     (tmp_path / 'episodes' / 'iteration_00001.jsonl').write_bytes(b'{"turns": []}\n\xff\n')
     with pytest.raises(LineError, match='line 2'):
         page.build([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_commands_write_the_report_unless_told_otherwise(tmp_path):
+    def train(*flags):
+        environment = {**os.environ, 'PYTHONPATH': str(machine.ROOT.parent), 'JAX_PLATFORMS': 'cpu'}
+        return subprocess.run([sys.executable, '-m', 'epo_jax.main', '--config=bargain:tiny', *flags], env=environment,
+                              capture_output=True, text=True, timeout=600)
+
+    done = train(f'--workdir={tmp_path}/a')
+    assert done.returncode == 0 and f'report: {tmp_path}/a/report.html' in done.stdout + done.stderr, done.stderr
+    html = (tmp_path / 'a' / 'report.html').read_text()
+    data, episodes = embedded(html)
+    assert len(episodes) == 2 * 8 + 8 and len(data['curves']['runs'][0]['x']) == 2
+    assert 'python -m epo_jax.main --config=bargain:tiny' in html
+    done = train(f'--workdir={tmp_path}/b', '--noreport')
+    assert done.returncode == 0 and not (tmp_path / 'b' / 'report.html').exists()
+    (tmp_path / 'a' / 'evaluation_00001.json').write_text('{')
+    (tmp_path / 'a' / 'report.html').unlink()
+    done = train(f'--workdir={tmp_path}/a')  # a damaged file does not fail a run that is finished
+    assert done.returncode == 0 and 'its report cannot be written' in done.stderr
