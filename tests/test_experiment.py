@@ -57,7 +57,7 @@ def numbers(workdir):
 def start(workdir):
     """Start a run of a few seconds in a process."""
     command = [sys.executable, '-m', 'epo_jax.main', '--config=configs/sotopia.py:tiny', f'--workdir={workdir}',
-               *SMALL]
+               '--noreport', *SMALL]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env=os.environ | {'XDG_CACHE_HOME': str(pathlib.Path(workdir).parent / 'cache')})
 

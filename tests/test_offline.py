@@ -110,7 +110,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(tmp_path):
     command = [sys.executable, '-m', 'epo_jax.main', '--config=configs/offline.py:tiny', f'--config.data={data}',
                f'--workdir={tmp_path}/killed', '--config.capacity=256', '--config.learner.batch=4',
                '--config.learner.epochs=2', '--config.learner.length_bucket=128', '--config.learner.window=2',
-               '--config.checkpoint.every=2']
+               '--config.checkpoint.every=2', '--noreport']
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=os.environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')})
     lines = tmp_path / 'killed' / 'metrics.jsonl'

@@ -5,7 +5,7 @@ import math
 from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from epo_jax.config import to_json
 from epo_jax.report.sources import Source
@@ -108,5 +108,5 @@ def interval(values: np.ndarray) -> list[list[Optional[float]]]:
     """Return mean, low and high over the first axis of f[runs, points]; None where a run has no value."""
     count = len(values)
     mean = values.mean(axis=0)
-    half = stats.t.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / math.sqrt(count)
+    half = special.stdtrit(count - 1, 0.975) * values.std(axis=0, ddof=1) / math.sqrt(count)
     return [[_finite(float(x)) for x in row] for row in (mean, mean - half, mean + half)]

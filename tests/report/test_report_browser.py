@@ -163,6 +163,7 @@ def test_the_page_fits_its_window(visit, tmp_path, scheme, width):
         make_run(tmp_path / f'run{seed}', seed=seed)
     tab = visit([tmp_path / 'run0', tmp_path / 'run1'], viewport={'width': width, 'height': 900}, color_scheme=scheme)
     expect_count(tab, 40)
+    assert tab.locator('#list').evaluate('list => list.scrollTop') == 0
     assert tab.evaluate('document.documentElement.scrollWidth') <= width
     ground = tab.evaluate("getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/)[0]")
     assert (int(ground) > 128) == (scheme == 'light')

@@ -42,7 +42,7 @@ function factText(value) {
   return typeof value === 'number' ? number(value) : value === null ? 'missing' : String(value);
 }
 
-// brief: without the goal, which is shown once where two episodes have the same
+// brief: without the goal, which is shown elsewhere
 function seatView(seat, s, brief) {
   const facts = Object.entries(seat).filter(([name, value]) => !['name', 'goal', 'strategist', 'outcome', 'tested', 'notes']
     .includes(name) && value !== null && value !== '');
@@ -52,8 +52,8 @@ function seatView(seat, s, brief) {
   return element('div', {class: `seat s${s}`},
     element('h4', {dir: 'auto'}, element('bdi', {}, seat.name || `seat ${s}`), seat.tested ? ' (tested)' : ''),
     !brief && seat.goal && element('p', {dir: 'auto'}, seat.goal),
-    element('p', {class: 'muted'}, 'outcome' in seat && `outcome ${number(seat.outcome)} `,
-      seat.strategist && element('span', {}, 'strategist ', element('bdi', {}, seat.strategist))),
+    element('p', {class: 'muted'}, 'outcome' in seat && `outcome ${number(seat.outcome)}`,
+      seat.strategist && element('span', {}, 'outcome' in seat ? ' · strategist ' : 'strategist ', element('bdi', {}, seat.strategist))),
     notes.length > 0 && element('details', {}, element('summary', {}, "Judge's notes"), ...list(notes)),
     facts.length > 0 && element('details', {}, element('summary', {}, 'More'), ...list(facts)));
 }
@@ -67,7 +67,7 @@ function head(n, episode, brief) {
   const facts = Object.entries(episode.facts);
   return [chips(n, episode, brief),
     !brief && episode.situation && element('p', {class: 'situation', dir: 'auto'}, episode.situation),
-    element('div', {class: 'seats'}, ...episode.seats.map((seat, s) => seatView(seat, s, brief))),
+    element('div', {class: 'seats'}, ...episode.seats.map((seat, s) => seatView(seat, s, brief || seat.goal === episode.situation))),
     facts.length > 0 && element('details', {class: 'muted'}, element('summary', {}, 'Facts'), element('dl', {class: 'facts'},
       ...facts.map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {dir: 'auto'}, factText(value))))))];
 }
