@@ -48,10 +48,7 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
     from epo_jax.runtime.stopping import StopSignals
     from epo_jax.workdir import own_workdir
 
-    config = config.copy_and_resolve_references()
-    config.process.model = ''  # nothing is trained, so nothing needs a process reward
-    config.reward.update(process='none', combine='sum')
-    config, domain = experiment.prepare(config)
+    config, domain = experiment.prepare(without_process_reward(config))
     conditions = config.evaluation.conditions
     if 'policy' in conditions and not workdir:
         raise InputError("evaluation.conditions: 'policy' needs --workdir, the run whose policy is evaluated; without "
@@ -85,6 +82,14 @@ def run(config: ConfigDict, out: str, workdir: Optional[str] = None, dry_run: bo
             exp.print_requests()
             progress.line(f'episodes: {out / "episodes"}')
             return list(result.rows)
+
+
+def without_process_reward(config: ConfigDict) -> ConfigDict:
+    """Return the configuration without the process reward, which only training needs, and its judge."""
+    config = config.copy_and_resolve_references()
+    config.process.model = ''
+    config.reward.update(process='none', combine='sum')
+    return config
 
 
 def _policy(exp: Any, workdir: str) -> tuple[str, Any]:

@@ -9,8 +9,8 @@ from fake_endpoint import serve, strategies_in
 import pytest
 from test_experiment import small_config
 
-from epo_jax import evaluate, experiment
-from epo_jax.agents.answers import ReplayMiss
+from epo_jax import evaluate, evaluation, experiment, requests
+from epo_jax.agents.remote import BudgetSpent, NoAccess, ReplayMiss
 from epo_jax.envs.sotopia.profiles import load_scenarios
 from epo_jax.runtime.errors import InputError, Stopped
 from epo_jax.runtime.files import read_jsonl
@@ -90,15 +90,29 @@ def test_a_run_trains_against_a_partner_and_judges_behind_an_endpoint(tmp_path, 
     assert not found and 'a-secret' not in output.out + output.err
 
 
-def test_an_evaluation_is_continued_and_replayed(tmp_path, monkeypatch):
+def promised(config):
+    """Return how many requests each role makes in an evaluation, as a dry run says."""
+    config, domain = experiment.prepare(evaluate.without_process_reward(config))
+    held_out = [scenario for scenario in load_scenarios() if scenario.split == 'held_out']
+    found = requests.estimate(config, domain, evaluation.select(held_out, config, domain))
+    counts = collections.Counter()
+    for (role, _), each in found.items():
+        counts[role] += each.requests
+    return counts
+
+
+def test_an_evaluation_is_continued_and_replayed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('OPENAI_API_KEY', 'key')
     with serve(answer) as server:
         config = remote_config(server)
         config.process.model, config.reward.process = '', 'potential'  # is not asked, so the judge may be an endpoint
         config.rollout.batch = 2
         config.evaluation.conditions = ('none', 'react', f'adviser@{server.url}')
+        expected = promised(config)
+        capsys.readouterr()
         whole = evaluate.run(config, tmp_path / 'whole')
-        asked = collections.Counter(server.requests)
+        asked, printed = collections.Counter(server.requests), capsys.readouterr().out
+        assert expected and all(re.search(rf'(?m)^{role} +{count} ', printed) for role, count in expected.items())
         stops = iter([False] * 5 + [True])
         monkeypatch.setattr('epo_jax.runtime.hosts.any_process', lambda flag: next(stops, False))
         with pytest.raises(Stopped):
@@ -146,3 +160,44 @@ def test_a_dry_run_names_the_requests_and_asks_none(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r'partner +m@http\S+ +12 ', printed) and re.search(r'judge +m@http\S+ +6 ', printed)
     assert not pathlib.Path(tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('status', [401, 402, 403, 404])
+@pytest.mark.parametrize('role', ['actor', 'partner', 'judge', 'strategist'])
+def test_a_role_without_access_stops_the_run_with_one_line_and_the_same_command_continues(
+        tmp_path, monkeypatch, role, status):
+    monkeypatch.setenv('OPENAI_API_KEY', 'sk-a-secret-key')
+    with serve(answer) as good, serve(answer) as bad:
+        bad.always = (status, {'error': {'message': 'not for sk-a-secret-key'}}, {})
+        config = remote_config(good)
+        config.actor.model = config.partner.model
+        adviser = f'adviser@{(bad if role == "strategist" else good).url}'
+        config.evaluation.conditions = ('none', adviser)
+        if role != 'strategist':
+            config[role].model = f'm@{bad.url}'
+        with pytest.raises(NoAccess) as error:
+            evaluate.run(config, tmp_path)
+        message = str(error.value)
+        assert re.match(rf'\w+@{bad.url}: HTTP {status}: not for', message) and '\n' not in message
+        assert 'a-secret' not in message and len(bad.times) <= 12  # those that were in flight
+        asked, bad.always = len(good.requests), None
+        assert [row.scored for row in evaluate.run(config, tmp_path)] == [6, 6]
+        assert set(collections.Counter(good.requests).values()) == set(collections.Counter(bad.requests).values()) == {1}
+        assert len(good.requests) > asked
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_by_all_roles_together_and_a_larger_one_continues(tmp_path, monkeypatch):
+    monkeypatch.setenv('OPENAI_API_KEY', 'key')
+    with serve(answer, usage=(100, 20)) as server:
+        config = remote_config(server)
+        config.actor.model = config.partner.model
+        config.evaluation.conditions = ('none',)
+        config.remote.update(prices=('m=10,10',), budget=0.06)  # an answer costs $0.0012
+        with pytest.raises(BudgetSpent, match='increase the budget'):
+            evaluate.run(config, tmp_path)
+        assert 0 < len(server.requests) <= 50
+        config.remote.budget = 1.0
+        assert [row.scored for row in evaluate.run(config, tmp_path)] == [6]
+        assert set(collections.Counter(server.requests).values()) == {1}

@@ -67,6 +67,9 @@ class Endpoint:
         if address.authorization:
             headers = {'Authorization': address.authorization} | headers
         authorized = key or any(name.lower() == 'authorization' for name in headers)
+        variable = options.key_variable_of(address)
+        self._advice = ADVICE if authorized or not variable else ADVICE | {
+            401: f'the environment variable {variable} holds no API key'}
         self._headers = {} if authorized else {'Authorization': openai.Omit()}
         secrets = set(filter(None, (key, *header_secrets, *address.secrets)))
         secrets |= {json.dumps(secret)[1:-1] for secret in secrets}  # as JSON inside of JSON repeats them
@@ -178,8 +181,8 @@ class Endpoint:
         text = problem.text
         if 300 <= status < 400:
             text = f'HTTP {status}: it redirects to {self.redact(headers.get("location", "no address"))}'
-        if problem.kind is Kind.ACCESS and status in ADVICE:
-            text = f'{text} ({ADVICE[status]})'
+        if problem.kind is Kind.ACCESS and status in self._advice:
+            text = f'{text} ({self._advice[status]})'
         return dataclasses.replace(problem, text=text)
 
 

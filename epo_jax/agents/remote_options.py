@@ -68,14 +68,18 @@ class RemoteOptions:
             variables[host.lower()] = variable
         return variables
 
+    def key_variable_of(self, address: Address) -> str:
+        """Return the environment variable with the API key for an address, or '' if none is named."""
+        variables = self.key_variables()
+        return variables.get(address.host, variables.get('', ''))
+
     def api_key(self, address: Address) -> str:
         """Return the API key for an address, or '' if none is set.
 
         Raises:
           SecretError: the key holds a character that cannot be sent.
         """
-        variables = self.key_variables()
-        variable = variables.get(address.host, variables.get('', ''))
+        variable = self.key_variable_of(address)
         return read_key(variable) if variable else ''
 
     def prices_by_model(self) -> dict[str, tuple[float, float]]:

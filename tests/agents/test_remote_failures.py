@@ -13,7 +13,7 @@ from epo_jax.agents.remote import Failure, NoAccess, Refused, Unavailable
 
 
 @pytest.mark.parametrize('status, body, message', [
-    (401, error_body('no'), 'HTTP 401: no .check the API key'), (402, error_body('Insufficient Balance'), 'HTTP 402'),
+    (401, error_body('no'), 'HTTP 401: no .*API key'), (402, error_body('Insufficient Balance'), 'HTTP 402'),
     (403, error_body('no'), 'HTTP 403'), (404, error_body('The model `m` does not exist', code='model_not_found'), 'HTTP 404'),
     (405, b'<html>', 'HTTP 405: no error message .check the URL'), (308, {}, 'HTTP 308: it redirects to no address'),
     (302, {}, 'HTTP 302'), (410, {}, 'HTTP 410'), (501, {}, 'HTTP 501'),
@@ -39,6 +39,19 @@ def test_what_concerns_all_requests_stops_at_once(fake, tmp_path, status, body, 
         server.failures = lambda prompt: ()
         with fake.remote(cache=str(tmp_path)) as remote:  # nothing of that was kept
             assert remote.complete([ask(server)])[0].text == 'hello 0'
+
+
+def test_a_key_that_is_not_set_is_named(fake, monkeypatch):
+    monkeypatch.delenv('MY_KEY', raising=False)
+    with serve(echo) as server, fake.remote(key_variable='OTHER,127.0.0.1=MY_KEY') as remote:
+        server.always = (401, error_body('Unauthorized'), {})
+        with pytest.raises(NoAccess, match='HTTP 401: Unauthorized .the environment variable MY_KEY holds no API key'):
+            remote.complete([ask(server)])
+    monkeypatch.setenv('MY_KEY', 'wrong')
+    with serve(echo) as server, fake.remote(key_variable='MY_KEY') as remote:
+        server.always = (401, error_body('Unauthorized'), {})
+        with pytest.raises(NoAccess, match='Unauthorized .check the API key'):
+            remote.complete([ask(server)])
 
 
 def test_a_refusal_without_a_known_reason_stops_after_some(fake):
