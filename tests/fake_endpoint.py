@@ -91,6 +91,13 @@ def forbidden(parameter):
                              'msg': 'Extra inputs are not permitted'}]}
 
 
+def internal(parameter):
+    """Refuse a parameter as llama-cpp-python does."""
+    return 500, {'error': {'message': "[{'type': 'literal_error', 'loc': ('body', '%s', 'type'), 'msg': \"Input should be "
+                                      "'text' or 'json_object'\"}]" % parameter, 'type': 'internal_server_error',
+                           'param': None, 'code': None}}
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     wbufsize = -1  # headers and body leave together; else the kernel delays the body by 40 ms

@@ -184,13 +184,15 @@ def judge_error(status: int, data: Any, sent: Collection[str], model: str) -> Pr
     words = ' '.join(_words(data))
     message = f'HTTP {status}: {brief(_message(data)) or "no error message"}'
     words = re.sub(rf'(?<!\w){re.escape(model)}(?!\w)', ' ', words) if model else words
+    named = [name for name, pattern in PARAMETERS.items() if name in sent and re.search(pattern, words)]
+    if status == 500 and 'response_format' in named:  # llama-cpp-python says so that it knows no schemas
+        return Problem(Kind.PARAMETER, message, 'response_format')
     if status in _TEMPORARY or status >= 500 and status not in _PERMANENT:
         return Problem(Kind.ACCESS if status == 429 and _NO_QUOTA.search(words) else Kind.TEMPORARY, message)
     if status in (400, 403, 413, 422) and (_TOO_LONG.search(words) or _UNWANTED.search(words)) or status == 413:
         return Problem(Kind.CONTENT, message)
     if status in _PERMANENT or 300 <= status < 400:
         return Problem(Kind.ACCESS, message)
-    named = [name for name, pattern in PARAMETERS.items() if name in sent and re.search(pattern, words)]
     if 'response_format' in named:
         return Problem(Kind.PARAMETER, message, 'response_format')
     if named and _VALUE.search(words) and 'unsupported_' not in words:

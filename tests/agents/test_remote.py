@@ -2,8 +2,8 @@
 
 import collections
 
-from asking import ask, echo
-from fake_endpoint import FAILURES, FORMS, LOSSES, forbidden, pick, serve
+from asking import ask, echo, error_body
+from fake_endpoint import FAILURES, FORMS, LOSSES, forbidden, internal, pick, serve
 import pytest
 
 from epo_jax.agents.address import Address
@@ -167,6 +167,15 @@ def test_refused_parameters_are_left_out_from_then_on(fake, refuses, refusal):
         if 'max_tokens' in refuses and 'max_completion_tokens' not in refuses:
             assert server.bodies[-1]['max_completion_tokens'] == 100
         assert not fake.sleeps and not sum(usage.retried for usage in remote.usage().values())
+
+
+def test_a_schema_that_makes_the_server_fail_is_left_out(fake):
+    with serve(echo, refuses=('response_format',), refusal=internal) as server, fake.remote() as remote:
+        assert remote.complete([ask(server, schema={'type': 'object'})])[0].text == 'hello 0'
+    assert not fake.sleeps and len(server.bodies) == 2 and 'response_format is refused' in fake.lines[0]
+    with serve(echo, lambda prompt: [(500, error_body('response_format'), {})]) as server, fake.remote() as remote:
+        assert remote.complete([ask(server)])[0].text == 'hello 0'  # it was not sent, so the failure is a temporary one
+    assert fake.sleeps
 
 
 def test_parameters_that_simultaneous_requests_lose_are_said_once(fake):
