@@ -1,9 +1,11 @@
 """Whole runs with models behind an endpoint: training, evaluation, a second start, and replay without a network."""
 
 import collections
+import contextlib
 import json
 import pathlib
 import re
+import sqlite3
 
 from fake_endpoint import serve, strategies_in
 import pytest
@@ -162,6 +164,12 @@ def test_a_dry_run_names_the_requests_and_asks_none(tmp_path, capsys):
     assert not pathlib.Path(tmp_path / 'out').exists()
 
 
+def recorded(out):
+    """Return the number of answers in the record of an evaluation."""
+    with contextlib.closing(sqlite3.connect(out / 'answers' / 'answers.sqlite')) as database:
+        return database.execute('SELECT COUNT(*) FROM completions').fetchone()[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('status', [401, 402, 403, 404])
 @pytest.mark.parametrize('role', ['actor', 'partner', 'judge', 'strategist'])
@@ -183,8 +191,7 @@ def test_a_role_without_access_stops_the_run_with_one_line_and_the_same_command_
         assert 'a-secret' not in message and len(bad.times) <= 12  # those that were in flight
         asked, bad.always = len(good.requests), None
         assert [row.scored for row in evaluate.run(config, tmp_path)] == [6, 6]
-        assert set(collections.Counter(good.requests).values()) == set(collections.Counter(bad.requests).values()) == {1}
-        assert len(good.requests) > asked
+        assert recorded(tmp_path) == len(good.requests) + len(bad.requests) > asked  # nothing was asked twice
 
 
 @pytest.mark.slow
@@ -200,4 +207,4 @@ def test_a_budget_is_kept_by_all_roles_together_and_a_larger_one_continues(tmp_p
         assert 0 < len(server.requests) <= 50
         config.remote.budget = 1.0
         assert [row.scored for row in evaluate.run(config, tmp_path)] == [6]
-        assert set(collections.Counter(server.requests).values()) == {1}
+        assert recorded(tmp_path) == len(server.requests)
