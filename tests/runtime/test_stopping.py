@@ -132,6 +132,7 @@ def test_a_request_that_cannot_be_announced_is_still_a_request():
     (TrainingError('loss nan'), 1, 'error: loss nan'),
     (PermissionError(errno.EACCES, 'Permission denied', 'w'), 1, "error: [Errno 13] Permission denied: 'w'"),
     (OSError(errno.ENOSPC, 'No space left on device', 'w'), 74, "error: [Errno 28] No space left on device: 'w'"),
+    (OSError(errno.EFBIG, 'File too large', 'w'), 74, "error: [Errno 27] File too large: 'w'"),
     (SaveError('7 cannot be saved'), 74, 'error: 7 cannot be saved'),
     (InputError('at https://me:secret@host/v1?api_key=sk-1'), 1, 'error: at https://***@host/v1?api_key=***'),
 ], ids=lambda value: type(value).__name__)
