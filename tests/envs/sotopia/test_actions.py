@@ -274,9 +274,9 @@ def test_the_time_to_read_a_reply_grows_with_its_length(unit):
         text = unit * (length // len(unit))
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             read(text)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     assert seconds(400_000) < 10 * seconds(100_000) + 0.1
