@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,13 +24,17 @@ FLAGS = [
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, cache, *flags):
-    """Start a run of a few seconds in a process, with its output in a file beside the workdir."""
+def start(workdir, cache, *flags, largest_file=resource.RLIM_INFINITY):
+    """Start a run of a few seconds in a process, with its output in a file beside the workdir.
+
+    Files that it writes may have at most `largest_file` bytes.
+    """
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
                    'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     with open(log(workdir), 'a') as file:
         return subprocess.Popen([sys.executable, '-m', 'epo_jax.main', *FLAGS, f'--workdir={workdir}', *flags],
-                                stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+                                stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=limit)
 
 
 def log(workdir):
@@ -211,3 +216,32 @@ def test_a_full_disk_is_one_line_and_the_run_continues_when_there_is_room(tmp_pa
         assert results(workdir) == expected
     finally:
         subprocess.run(['umount', str(disk)])
+
+
+@pytest.mark.parametrize('largest', (500, 20_000, 60_000))
+def test_a_file_that_may_not_grow_is_one_line_and_the_run_continues_when_it_may(tmp_path, whole, largest):
+    """A quota or a full disk at different moments: configuration, episodes or a checkpoint cannot be written."""
+    expected, _, _, cache = whole
+    workdir = tmp_path / 'run'
+    assert start(workdir, tmp_path / 'other cache', largest_file=largest).wait(600) == 74, log(workdir).read_text()
+    lines = [line for line in log(workdir).read_text().splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and 'File too large' in lines[0], log(workdir).read_text()
+    assert 'Traceback' not in log(workdir).read_text()
+    assert start(workdir, cache).wait(300) == 0, log(workdir).read_text()
+    assert results(workdir) == expected
+
+
+def test_a_damaged_configuration_or_summary_is_one_line_or_made_again(tmp_path, whole):
+    expected, finished, _, cache = whole
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished, workdir)
+    for damage in (b'', b'\xff\xfe', b'[' * 100_000):  # the scores are computed again from nothing
+        (workdir / 'evaluation.json').write_bytes(damage)
+        assert start(workdir, cache).wait(300) == 0, log(workdir).read_text()
+        assert results(workdir) == expected and output_is_clean(workdir)
+    for damage in (b'', b'{', b'\xff\xfe', b'[' * 100_000):
+        log(workdir).unlink()
+        (workdir / 'config.json').write_bytes(damage)
+        assert start(workdir, cache).wait(300) == 1
+        line, = log(workdir).read_text().splitlines()
+        assert 'config.json is damaged' in line and (workdir / 'config.json').read_bytes() == damage

@@ -5,6 +5,7 @@ texts are exchanged.
 """
 
 import dataclasses
+import json
 import math
 from typing import Any, Optional, Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 from epo_jax.agents.base import Seat
 from epo_jax.envs.base import EnvironmentStep, EpisodeText, Observation, TextEnvironment, TextStep
 from epo_jax.runtime import hosts
+from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.hostcalls import Failure, call_all
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import Tokens, TooLongError, pack
@@ -21,7 +23,7 @@ from epo_jax.text.tokens import Tokens, TooLongError, pack
 CUE_TOKENS = 32  # longest beginning of a reply
 
 
-class StepError(ValueError):
+class StepError(InputError):
     """An environment returned a value that breaks its contract; the message says what is wrong."""
 
 
@@ -124,8 +126,12 @@ class HostEnvironment:
         return state, self._pack(observations)
 
     def cues(self, state: HostState, seat: int) -> Observation:
-        """See Environment.cues."""
-        cues = hosts.share(_local(state), lambda b: self.env.cues(state.episodes[b], seat))
+        """See Environment.cues.
+
+        Raises:
+          StepError: the environment does not return an Observation.
+        """
+        cues = hosts.share(_local(state), lambda b: self._cue(state.episodes[b], seat))
         cues = [cues.get(b, Observation('', '')) for b in range(len(state.episodes))]
         return Observation(*(
             pack([self._encode(seat, role, cue[role], 'reply') for cue in cues], CUE_TOKENS) for role in (0, 1)))
@@ -135,10 +141,14 @@ class HostEnvironment:
 
         Raises:
           TooLongError: there are more choices than the shape holds, or one is longer than the actor can write.
+          StepError: the environment does not return texts.
         """
         def ask(b):  # choices continue the cue, if there is one
             choices = self.env.choices(state.episodes[b], seat)
-            return choices, 'part' if choices and self.env.cues(state.episodes[b], seat).actor else 'reply'
+            if not isinstance(choices, (tuple, list)) or not all(isinstance(c, str) and c for c in choices):
+                raise StepError(f'{type(self.env).__name__}.choices must return a tuple of texts that are not empty, '
+                                f'not {choices!r:.80}')
+            return choices, 'part' if choices and self._cue(state.episodes[b], seat).actor else 'reply'
 
         answers = hosts.share(_local(state), ask)
         rows, places = zip(*(answers.get(b, ((), 'reply')) for b in range(len(state.episodes))))
@@ -156,6 +166,12 @@ class HostEnvironment:
             packed = pack(encoded, width)
             ids[b, :len(row)], length[b, :len(row)] = packed.ids, packed.length
         return Tokens(ids, length)
+
+    def _cue(self, episode: Any, seat: int) -> Observation:
+        """Return how the replies of strategist and actor begin."""
+        cue = self.env.cues(episode, seat)
+        check_observation(cue, f'{type(self.env).__name__}.cues for seat {seat}')
+        return Observation(*cue)
 
     def step(self, state: HostState, seat: int, message: Tokens, live) -> tuple[HostState, EnvironmentStep]:
         """See Environment.step. An error, a stall or a wrong return value of the environment fails its own episode."""
@@ -202,16 +218,25 @@ class HostEnvironment:
         return result
 
     def texts(self, scenarios: Sequence[Any], state: HostState) -> list[EpisodeText]:
-        """See Environment.texts."""
+        """See Environment.texts.
+
+        Raises:
+          StepError: the environment describes an episode by something else than JSON and texts.
+        """
         seats = range(self.num_seats)
         judged = type(self.env).judge_prompt is not TextEnvironment.judge_prompt
 
         def episode_text(b):
-            episode = state.episodes[b]
-            return EpisodeText(
-                self.env.describe(scenarios[b], episode), self.env.transcript(episode, state.messages[b]),
-                [self.env.judge_prompt(episode, seat) for seat in seats] if judged else (), state.events[b],
-                state.failures[b], self.env.overview(episode, state.messages[b]) if judged else '')
+            episode, name = state.episodes[b], type(self.env).__name__
+            facts, lines = self.env.describe(scenarios[b], episode), self.env.transcript(episode, state.messages[b])
+            check_facts(facts, f'{name}.describe')
+            check_lines(lines, self.num_seats, f'{name}.transcript')
+            prompts = [self.env.judge_prompt(episode, seat) for seat in seats] if judged else ()
+            overview = self.env.overview(episode, state.messages[b]) if judged else ''
+            for method, text_of in (*(('judge_prompt', prompt) for prompt in prompts), ('overview', overview)):
+                if not isinstance(text_of, str):
+                    raise StepError(f'{name}.{method} must return a text, not {text_of!r:.80}')
+            return EpisodeText(facts, lines, prompts, state.events[b], state.failures[b], overview)
 
         episodes = hosts.share(_local(state), episode_text)
         return [episodes[b] for b in range(len(state.episodes))]
@@ -251,10 +276,32 @@ def check_observations(observations: Any, seats: int, source: str) -> None:
         count = len(observations) if isinstance(observations, (tuple, list)) else repr(observations)[:80]
         raise StepError(f'{source} must return one Observation for each of {seats} seats, not {count}')
     for seat, observation in enumerate(observations):
-        if not isinstance(observation, tuple) or len(observation) != 2 or not all(
-                isinstance(part, str) for part in observation):
-            raise StepError(f'{source}: the Observation of seat {seat} must be two texts, for strategist and actor, '
-                            f'not {observation!r:.80}')
+        check_observation(observation, f'{source}: the Observation of seat {seat}')
+
+
+def check_observation(observation: Any, what: str) -> None:
+    """Raise StepError unless an Observation is two texts."""
+    if not isinstance(observation, tuple) or len(observation) != 2 or not all(
+            isinstance(part, str) for part in observation):
+        raise StepError(f'{what} must be two texts, for strategist and actor, not {observation!r:.80}')
+
+
+def check_facts(facts: Any, source: str) -> None:
+    """Raise StepError unless `facts` are what TextEnvironment.describe must return."""
+    try:
+        sound = isinstance(facts, dict) and bool(json.dumps(facts, allow_nan=False))
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise StepError(f'{source} must return a dict of JSON values, not {facts!r:.80}')
+
+
+def check_lines(lines: Any, seats: int, source: str) -> None:
+    """Raise StepError unless `lines` are what TextEnvironment.transcript must return."""
+    is_line = lambda line: (isinstance(line, tuple) and len(line) == 2 and line[0] in range(seats)
+                            and isinstance(line[1], str))
+    if not isinstance(lines, (tuple, list)) or not all(map(is_line, lines)):
+        raise StepError(f'{source} must return pairs of a seat and a text, not {lines!r:.80}')
 
 
 def check_step(result: Any, seats: int, source: str) -> None:

@@ -4,7 +4,10 @@ import json
 import re
 from typing import Any, Iterator
 
-_REASONING = re.compile(r'<(/?)\s*think(?:ing)?\s*>', re.IGNORECASE)
+# Tags of DeepSeek, Qwen and others, Magistral's, and Kimi's; the group is the stroke of an end.
+_REASONING = re.compile(
+    r'(?i:<\s*(/?)\s*(?:think(?:ing)?|thoughts?|reasoning)(?:\s+\w+\s*=[^<>]*)?\s*>)|'
+    r'\[(/?)THINK\]|\u25c1(/?)think\u25b7')
 _OBJECT = re.compile(r'\{\s*"')
 _WORK = 100  # characters that are parsed at most, per character of the text
 
@@ -20,12 +23,12 @@ def cut_reasoning(text: str) -> tuple[str, bool]:
     """
     kept, start, thinking, found = [], 0, False, False
     for tag in _REASONING.finditer(text):
-        found = True
-        if tag[1] and not thinking:
+        found, ends = True, any(tag.groups())
+        if ends and not thinking:
             kept.clear()
-        elif not tag[1] and not thinking:
+        elif not ends and not thinking:
             kept.append(text[start:tag.start()])
-        thinking, start = not tag[1], tag.end()
+        thinking, start = not ends, tag.end()
     return ''.join(kept + ([] if thinking else [text[start:]])), found
 
 

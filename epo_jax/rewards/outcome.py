@@ -33,7 +33,7 @@ def with_outcome(prompts: Sequence[JudgePrompt], outcome: Outcome) -> list[Judge
     returned = outcome(prompts)
     try:
         values = [float(value) for value in returned]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = []
     if len(values) != len(prompts) or not all(0 <= value <= 1 for value in values):
         raise InputError(f'an outcome function must return one number in [0, 1] for each of {len(prompts)} '

@@ -85,9 +85,9 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk is full or broken."""
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-            or 'No space left on device' in str(error) or 'disk is full' in str(error))
+    """Return whether an error says that a disk is full or broken, or that a limit of the size of files is reached."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+            or any(text in str(error) for text in ('No space left on device', 'disk is full', 'File too large')))
 
 
 def causes(error: Optional[BaseException]) -> Iterator[BaseException]:

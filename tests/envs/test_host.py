@@ -8,6 +8,7 @@ from tables import CASES, WIDTH, WRONG_RESULTS, Case, Script, host_seats, tokeni
 
 from epo_jax.envs.base import Observation, TextStep
 from epo_jax.envs.host import HostEnvironment, StepError, check_observations, check_step
+from epo_jax.runtime.errors import InputError
 from epo_jax.text.tokenizer import decode, encode
 from epo_jax.text.tokens import TooLongError, pack
 
@@ -178,6 +179,32 @@ def test_a_wrong_reset_stops_the_run(result, message):
 
     with pytest.raises(StepError, match=f'^Wrong.reset.* {message}'):
         reset(environment(Wrong()), [0, 1], [True, False])
+
+
+@pytest.mark.parametrize('method, value, message', [
+    ('cues', 'Action:', 'Wrong.cues for seat 0 must be two texts'),
+    ('cues', None, 'Wrong.cues for seat 0 must be two texts'),
+    ('choices', 'ab', 'Wrong.choices must return a tuple of texts that are not empty, not .ab.'),
+    ('choices', None, 'Wrong.choices must return a tuple of texts'),
+    ('choices', ('a', ''), 'Wrong.choices must return a tuple of texts'),
+    ('choices', (1, 2), 'Wrong.choices must return a tuple of texts'),
+    ('describe', None, 'Wrong.describe must return a dict of JSON values'),
+    ('describe', {'reward': float('nan')}, 'Wrong.describe must return a dict of JSON values'),
+    ('describe', {'page': np.zeros(2)}, 'Wrong.describe must return a dict of JSON values'),
+    ('transcript', ('a', 'b'), 'Wrong.transcript must return pairs of a seat and a text'),
+    ('transcript', ((5, 'a'),), 'Wrong.transcript must return pairs of a seat and a text'),
+    ('transcript', None, 'Wrong.transcript must return pairs of a seat and a text'),
+    ('judge_prompt', None, 'Wrong.judge_prompt must return a text, not None'),
+    ('overview', 3, 'Wrong.overview must return a text, not 3')], ids=str)
+def test_wrong_texts_of_an_environment_stop_the_run_in_one_line(method, value, message):
+    env = environment(type('Wrong', (Script,), {method: lambda self, *arguments: value})())
+    state, _ = reset(env, [0, 1], [True, True])
+    with pytest.raises(StepError, match=f'^{message}') as error:
+        if method in ('cues', 'choices'):
+            getattr(env, method)(state, 0)
+        else:
+            env.texts(CASES[:2], state)
+    assert isinstance(error.value, InputError)
 
 
 @pytest.mark.parametrize('trouble', WRONG_RESULTS)

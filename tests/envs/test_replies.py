@@ -11,7 +11,11 @@ from epo_jax.envs.replies import cut_reasoning, find_objects
     ('hm</think>Hello.', ('Hello.', True)), ('<think>hm', ('', True)), ('Hello. <think>hm', ('Hello. ', True)),
     ('a <think>b</think> c <think>d</think> e', ('a  c  e', True)), ('<think></think>', ('', True)),
     ('<think>a <think> b</think>Hello.', ('Hello.', True)), ('<think>a<think>b</think>c</think>Hello.', ('Hello.', True)),
-    ('<THINK>hm</Think >Hello.', ('Hello.', True)), ('<thinking>hm</thinking>Hello.', ('Hello.', True))])
+    ('<THINK>hm</Think >Hello.', ('Hello.', True)), ('<thinking>hm</thinking>Hello.', ('Hello.', True)),
+    ('<think type="long">hm', ('', True)), ('<thought>hm</thought>Hello.', ('Hello.', True)),
+    ('<reasoning>hm</reasoning>Hello.', ('Hello.', True)), ('[THINK]hm[/THINK]Hello.', ('Hello.', True)),
+    ('\u25c1think\u25b7hm\u25c1/think\u25b7Hello.', ('Hello.', True)),
+    ('[thinking] Hm. <thinks> <3 [think]', ('[thinking] Hm. <thinks> <3 [think]', False))])
 def test_reasoning_is_cut(text, expected):
     assert cut_reasoning(text) == expected
 

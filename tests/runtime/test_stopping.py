@@ -81,6 +81,7 @@ def test_a_command_with_nothing_to_save_stops_without_a_traceback(signum):
 def test_the_previous_handlers_are_restored_and_get_a_second_signal():
     seen, lines = [], []
     previous = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
     try:
         with StopSignals(lines.append, 'this step') as signals:
             assert signals.requested is False
@@ -99,6 +100,7 @@ def test_the_previous_handlers_are_restored_and_get_a_second_signal():
         assert len(seen) == 3
     finally:
         signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGINT, interrupt)
     assert threading.active_count() == 1 or all('_watch' not in thread.name for thread in threading.enumerate())
 
 
@@ -132,6 +134,7 @@ def test_a_request_that_cannot_be_announced_is_still_a_request():
     (TrainingError('loss nan'), 1, 'error: loss nan'),
     (PermissionError(errno.EACCES, 'Permission denied', 'w'), 1, "error: [Errno 13] Permission denied: 'w'"),
     (OSError(errno.ENOSPC, 'No space left on device', 'w'), 74, "error: [Errno 28] No space left on device: 'w'"),
+    (OSError(errno.EFBIG, 'File too large', 'w'), 74, "error: [Errno 27] File too large: 'w'"),
     (SaveError('7 cannot be saved'), 74, 'error: 7 cannot be saved'),
     (InputError('at https://me:secret@host/v1?api_key=sk-1'), 1, 'error: at https://***@host/v1?api_key=***'),
 ], ids=lambda value: type(value).__name__)

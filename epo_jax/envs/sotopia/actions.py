@@ -19,10 +19,13 @@ _LEAVES = re.compile(
 _NOTHING = re.compile(r'^[\[(*]*(none|nothing|(do|did|does) nothing|says nothing)[\])*]*[.!]?$', re.IGNORECASE)
 _STARRED = re.compile(r'^[*(\[]([^*()\[\]]+)[*)\]][.!]?$')
 _JSON = re.compile(r'[\'"]action_type[\'"]\s*:')
-# What follows a name in a transcript: `NAME said: ...`, `NAME: ...`, `NAME [gesture] ...`, `NAME did nothing.`
+# What follows a name in a transcript: `NAME said: ...`, `NAME: ...`, `NAME [gesture] ...`, `NAME did nothing.` Models
+# also write `NAME (smiling): ...`, and names in bold.
 _AFTER_NAME = (
-    r'(?:(?:\s+said)?\s*:\s*|\s+(?=\[(?:gesture|action)\]|(?:left the conversation|did nothing)\.?\s*(?:\n|$)))')
-_TURN = r'Turn\s*#\s*\d+\b[:.]?'  # what sotopia's transcripts have above a line
+    r'[*_]*(?:(?:\s+(?:said|says|replied|replies)|\s*\([^()\n]{1,60}\))?\s*[*_]*:[*_]*\s*|'
+    r'\s+(?=\[(?:gesture|action)\]|(?:left the conversation|did nothing)\.?\s*(?:\n|$)))')
+# What sotopia's transcripts have above a line
+_TURN = r'[*_]*Turn\s*(?:#\s*\d+\b[:.]?|\d+\s*(?::|(?=[*_]*\n)))[*_]*'
 _QUOTES = ('"', '\u201c', '\u201d')
 _EVENTS = (None, 'repaired', 'unparsable')
 
@@ -105,9 +108,9 @@ def read_action(text: str, speaker: str, partner: str, allowed: tuple[str, ...] 
 def _parse_json(text: str) -> Optional[tuple[str, str]]:
     """Return (kind, argument) of the first JSON object with an `action_type` in the text, or None."""
     for value, _, _ in find_objects(text):
-        kind = str(value.get('action_type', '')).lower()
-        if kind in _ALIASES:
-            return _ALIASES[kind], str(value.get('argument') or '')
+        kind, argument = value.get('action_type'), value.get('argument')
+        if isinstance(kind, str) and kind.lower() in _ALIASES:
+            return _ALIASES[kind.lower()], argument if isinstance(argument, str) else ''
     return None
 
 
@@ -118,7 +121,7 @@ def _own_part(body: str, speaker: str, partner: str) -> tuple[str, bool]:
     is returned.
     """
     names = lambda name: '|'.join(re.escape(part) for part in (name, name.split()[0]))
-    own, other = (f'(?:{names(name)}){_AFTER_NAME}' for name in (speaker, partner))
+    own, other = (f'(?i:[*_]*(?:{names(name)}){_AFTER_NAME})' for name in (speaker, partner))
     body = re.sub(rf'^(?:{_TURN}\s*)+', '', body, flags=re.IGNORECASE)
     begin = re.match(rf'{own}|said\s*:\s*(?=["\u201c])', body)
     of_partner = begin is None and re.match(other, body) is not None

@@ -120,6 +120,8 @@ def load_scenarios(folder: str = '') -> list[Scenario]:
     characters = {key: _character(row, key) for key, row in _read_by_id(root, 'character', 'agent_id').items()}
     stories = _stories(root, characters)
     hard = _hard(root)
+    if hard and not hard & set(environments):
+        raise ProfileError(f'{root / "env_splits.json"}: none of the ids in sotopia_hard_env is that of an environment')
     held_out = set(sorted(environments)[4::5])
     scenarios = {}
     for i, row in enumerate(_read(root, 'combo')):
@@ -133,6 +135,9 @@ def load_scenarios(folder: str = '') -> list[Scenario]:
         if (not isinstance(people, list) or len(people) != 2 or people[0] == people[1]
                 or any(not isinstance(p, str) or p not in characters for p in people)):
             raise ProfileError(f'{where}: agent_ids must name two known characters, not {people!r}')
+        if characters[people[0]].name == characters[people[1]].name:
+            raise ProfileError(f'{where}: both characters are named {characters[people[0]].name}, so that nobody could '
+                               'tell who speaks')
         name = name or f'{env_id}/{i}'
         if name in scenarios:
             raise ProfileError(f'{where}: the id {name!r} is that of another combo too')

@@ -301,6 +301,7 @@ def test_every_fifth_environment_is_held_out_and_hard_ones_come_from_the_split_f
     (dict(combos=[COMBO | {'combo_id': 5}]), 'combos.jsonl, row 1: combo 5: combo_id must be text'),
     (dict(combos=[COMBO | {'env_id': ['e1']}]), 'combos.jsonl, row 1: combo c1: there is no environment'),
     (dict(combos=[COMBO | {'agent_ids': ['a1', 'a1']}]), 'combo c1: .* two known characters'),
+    (dict(agents=[AGENTS[0], AGENTS[0] | {'agent_id': 'a2'}]), 'combo c1: both characters are named '),
     (dict(combos=[COMBO | {'agent_ids': 'a1'}]), 'combo c1: .* two known characters'),
     (dict(combos=[COMBO | {'agent_ids': [['a1'], 'a2']}]), 'combo c1: .* two known characters'),
     (dict(relationships=[RELATIONSHIP | {'relationship': '7'}]), "relationships.jsonl, row 1: relationship .* '7'"),
@@ -319,7 +320,7 @@ def test_an_error_names_the_row_and_field(tmp_path, changes, message):
 @pytest.mark.parametrize('name, text', [
     ('environments.jsonl', '{"env_id": "e1"'), ('agents.jsonl', '[1]\n'), ('combos.jsonl', '"text"\n'),
     ('relationships.jsonl', '{"agent1_id": "a1"}\n'), ('env_splits.json', '{'), ('env_splits.json', '[]'),
-    ('env_splits.json', '{"sotopia_hard_env": "e1"}'), ('env_splits.json', '{"sotopia_hard_env": [1]}')])
+    ('env_splits.json', '{"sotopia_hard_env": ["e9"]}'), ('env_splits.json', '{"sotopia_hard_env": "e1"}'), ('env_splits.json', '{"sotopia_hard_env": [1]}')])
 def test_an_error_names_a_damaged_file(tmp_path, name, text):
     path = folder(tmp_path)
     (tmp_path / name).write_text(text, 'utf-8')
