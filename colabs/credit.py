@@ -102,11 +102,11 @@ for name in CHOSEN:
 # %% [markdown]
 # ## Learning curves
 #
-# One seed and few iterations: differences between the methods are mostly noise here. For a comparison, use several
-# seeds, and a number of iterations at which the curves are flat.
+# One seed and few iterations do not rank the methods. For a comparison, use several seeds, and a number of iterations
+# at which the curves are flat.
 
 # %%
-figure, axis = plt.subplots(figsize=(7, 4))
+figure, axis = plt.subplots(figsize=(7, 4), layout='constrained')
 for name in CHOSEN:
     outcomes = [row['outcome/mean'] for row in read_jsonl(f'{folder}/{name}/metrics.jsonl')]
     axis.plot(np.arange(1, len(outcomes) + 1), outcomes, label=name)
@@ -137,7 +137,7 @@ for axis, name in zip(axes, CHOSEN):
     points = axis.scatter(outcome, advantage, c=position, s=8, cmap='viridis')
     axis.axhline(0, color='gray', linewidth=0.5)
     axis.set(title=name, xlabel='outcome of the episode', ylabel='advantage of the turn')
-figure.colorbar(points, ax=axes[-1], label='turn')
+figure.colorbar(points, ax=axes[-1], label='turn', ticks=range(4))
 
 # %% [markdown]
 # ## How much of the credit tells turns apart
@@ -158,6 +158,6 @@ def within(name):
     return inside / ((everything - everything.mean()) ** 2).sum()
 
 
-figure, axis = plt.subplots(figsize=(7, 2.5))
+figure, axis = plt.subplots(figsize=(7, 2.5), layout='constrained')
 axis.barh(CHOSEN, [within(name) for name in CHOSEN])
 axis.set(xlabel='share of the variance within episodes', xlim=(0, 1))
