@@ -99,7 +99,6 @@ if remote:
 workdir = tempfile.mkdtemp()
 epo_jax.run(config, workdir)
 
-# %%
 record = read_jsonl(f'{workdir}/episodes/iteration_00001.jsonl')[0]
 for turn in record['turns']:
     print(f'[seat {turn["seat"]}] strategy: {turn["strategy"]}\n    {turn["line"]}')
