@@ -27,6 +27,7 @@ from epo_jax.runtime.parallel import make_mesh
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, pack
+from epo_jax.tools import bargain_lesson as lesson
 
 GAMES, ROUNDS, WIDTH = 8, 3, 480
 NONSENSE = 'Hello there.'
@@ -205,6 +206,18 @@ def test_the_fixed_panel_is_the_same_games_in_the_same_order_for_every_run():
         config.seed, config.evaluation.episodes = seed, episodes
         config.rollout.update(batch=batch, parts=2)
         assert select(held_out[::-1], config, domain) == chosen
+
+
+def test_a_lesson_shows_the_curve_and_the_same_games_before_and_after():
+    assert lesson.sparkline([0, 7, float('nan'), 3.5, 7]) == '▁█ ▅█' and lesson.sparkline([2, 2]) == '▁▁'
+    assert '(4.00 at first, 6.00 at last)' in lesson.curve([{'outcome/mean': 0.4}, {'outcome/mean': 0.6}])
+    record = lambda condition, episode, outcome: dict(
+        condition=condition, episode=episode, repetition=0, situation='Ada and Ben divide.',
+        seats=[dict(outcome=outcome)], turns=[dict(strategy=f'by {condition}', line='Ada waits.')])
+    records = [record('policy', 1, 0.7), record('none', 0, 0.1), record('policy', 0, 0.5), record('prompted', 0, None)]
+    assert list(lesson.games(records, 1)) == [
+        'Ada and Ben divide. prompted: missing', '  strategy: by prompted', '  Ada waits.',
+        'Ada and Ben divide. policy: 5.00', '  strategy: by policy', '  Ada waits.']
 
 
 @pytest.mark.slow
