@@ -75,11 +75,11 @@ def words():
     config.mesh = (1, 1, 1)
     config.model.update(chat_template='chatml', remat='none')
     config.lora.update(rank=16, alpha=32.0)
-    # A strategist's conversation has at most 200 tokens, and every token of its capacity costs time.
-    config.strategist.update(capacity=208, temperature=1.0, top_k=8, max_tokens=12)
-    config.actor.update(capacity=224, temperature=0.3, max_tokens=8, chat_template='chatml')
+    # A strategist's conversation has at most 192 tokens, and every token of its capacity costs time.
+    config.strategist.update(capacity=192, temperature=1.0, top_k=8, max_tokens=10)
+    config.actor.update(capacity=192, temperature=0.3, max_tokens=8, chat_template='chatml')
     config.judge.capacity = 128
-    config.rollout.update(episodes=32, group=4, batch=32, view_tokens=96, chunk=16, compiled=True)
+    config.rollout.update(episodes=32, group=4, batch=32, view_tokens=80, chunk=16, compiled=True)
     config.reward.update(outcome='environment', process='none')
     config.credit.update(gamma=1.0, baseline='group', normalise='batch')
     config.learner.update(learning_rate=1e-3, schedule='constant', batch=16, micro_batch=8, length_bucket=16)
