@@ -7,7 +7,7 @@ Presets, after the colon:
   selfplay  two seats, one of which plays earlier snapshots
   tiny      a few episodes; checks within seconds that everything runs
   words     against the family in English: an adapter of SmolLM2-135M advises SmolLM2-135M
-  words_quick  the same in a few iterations
+  words_quick  the same against eager opponents only, in a few iterations
 """
 
 from epo_jax.defaults import default_config
@@ -79,17 +79,21 @@ def words():
     config.strategist.update(capacity=192, temperature=1.0, top_k=8, max_tokens=10)
     config.actor.update(capacity=192, temperature=0.3, max_tokens=8, chat_template='chatml')
     config.judge.capacity = 128
-    config.rollout.update(episodes=32, group=4, batch=32, view_tokens=80, chunk=16, compiled=True)
+    config.rollout.update(episodes=64, group=8, batch=64, view_tokens=80, chunk=16, compiled=True)
     config.reward.update(outcome='environment', process='none')
     config.credit.update(gamma=1.0, baseline='group', normalise='batch')
-    config.learner.update(learning_rate=1e-3, schedule='constant', batch=16, micro_batch=8, length_bucket=16)
+    config.learner.update(learning_rate=4e-4, schedule='constant', batch=64, micro_batch=8, length_bucket=16)
     config.evaluation.update(set='held_out_98', conditions=('prompted', 'none', 'policy'))
     config.checkpoint.update(every=5, keep=1)
     return config
 
 
 def words_quick():
-    """The same in minutes."""
+    """Bargain with eager opponents only: with a single lesson to learn, few games show it."""
     config = words()
-    config.iterations = 8
+    config.iterations = 6
+    config.environment.opponents = ('eager',)
+    config.rollout.update(episodes=32, batch=32)
+    config.learner.batch = 32
+    config.evaluation.set = 'eager_98'
     return config

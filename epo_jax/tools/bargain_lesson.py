@@ -13,10 +13,9 @@ import sys
 from typing import Any, Iterator, Mapping, Sequence
 
 from epo_jax.envs.bargain.game import Bargain
-from epo_jax.envs.bargain.scenarios import every_scenario
 from epo_jax.runs import RunError, read_config
 from epo_jax.runtime.files import read_jsonl
-from epo_jax.tools.bargain_regret import Row, compare
+from epo_jax.tools.bargain_regret import Row, compare, known_scenarios
 
 BARS = '▁▂▃▄▅▆▇█'
 BEFORE_AND_AFTER = ('prompted', 'policy')
@@ -69,14 +68,15 @@ def main() -> None:
     args = parser.parse_args()
     workdir = Path(args.workdir)
     try:
-        rounds = read_config(args.workdir).environment.rounds
+        environment = read_config(args.workdir).environment
+        game = Bargain('family', environment.rounds)
         metrics = read_jsonl(workdir / 'metrics.jsonl')
         records = read_jsonl(workdir / 'episodes' / 'evaluation.jsonl')
     except (OSError, RunError, ValueError, AttributeError) as error:
         sys.exit(f'error: {workdir} holds no finished run of bargain ({error})')
     print(curve(metrics))
     print('\n'.join(games(records, args.games)))
-    print('\n'.join(shares(compare(records, Bargain('family', rounds), every_scenario('family')))))
+    print('\n'.join(shares(compare(records, game, known_scenarios(environment)))))
 
 
 if __name__ == '__main__':
