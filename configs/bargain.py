@@ -6,7 +6,8 @@ Presets, after the colon:
   family    one seat against the fixed family of opponents; the default
   selfplay  two seats, one of which plays earlier snapshots
   tiny      a few episodes; checks within seconds that everything runs
-  words     the same against the family in English: an adapter of SmolLM2-135M advises SmolLM2-135M
+  words     against the family in English: an adapter of SmolLM2-135M advises SmolLM2-135M
+  words_quick  the same against eager opponents only, in a few iterations
 """
 
 from epo_jax.defaults import default_config
@@ -14,7 +15,8 @@ from epo_jax.defaults import default_config
 
 def get_config(preset='family'):
     """Return the configuration of a preset."""
-    presets = {'family': family, 'selfplay': selfplay, 'tiny': tiny, 'words': words}
+    presets = {'family': family, 'selfplay': selfplay, 'tiny': tiny, 'words': words,
+               'words_quick': words_quick}
     if preset not in presets:
         raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(presets)}')
     return presets[preset]()
@@ -69,17 +71,29 @@ def tiny():
 def words():
     """Bargain in English with one base model in both roles; the actor can only say the legal moves."""
     config = default_config('bargain_words')
-    config.iterations = 12
+    config.iterations = 30
     config.mesh = (1, 1, 1)
     config.model.update(chat_template='chatml', remat='none')
     config.lora.update(rank=16, alpha=32.0)
-    config.strategist.update(capacity=208, temperature=1.0, top_k=8, max_tokens=12)
-    config.actor.update(capacity=224, temperature=0.3, max_tokens=8, chat_template='chatml')
-    config.judge.capacity = 64
-    config.rollout.update(episodes=32, group=4, batch=32, view_tokens=96, chunk=32, compiled=True)
+    # A strategist's conversation has at most 192 tokens, and every token of its capacity costs time.
+    config.strategist.update(capacity=192, temperature=1.0, top_k=8, max_tokens=10)
+    config.actor.update(capacity=192, temperature=0.3, max_tokens=8, chat_template='chatml')
+    config.judge.capacity = 128
+    config.rollout.update(episodes=64, group=8, batch=64, view_tokens=80, chunk=16, compiled=True)
     config.reward.update(outcome='environment', process='none')
     config.credit.update(gamma=1.0, baseline='group', normalise='batch')
-    config.learner.update(learning_rate=1e-3, schedule='constant', batch=16, micro_batch=8, length_bucket=16)
-    config.evaluation.episodes = 96
-    config.checkpoint.update(every=3, keep=1)
+    config.learner.update(learning_rate=4e-4, schedule='constant', batch=64, micro_batch=8, length_bucket=16)
+    config.evaluation.update(set='held_out_98', conditions=('prompted', 'none', 'policy'))
+    config.checkpoint.update(every=5, keep=1)
+    return config
+
+
+def words_quick():
+    """Bargain with eager opponents only: with a single lesson to learn, few games show it."""
+    config = words()
+    config.iterations = 6
+    config.environment.opponents = ('eager',)
+    config.rollout.update(episodes=32, batch=32)
+    config.learner.batch = 32
+    config.evaluation.set = 'eager_98'
     return config

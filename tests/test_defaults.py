@@ -13,7 +13,7 @@ from epo_jax.presets import load_config
 
 PRESETS = {
     'alfworld': ('quickstart', 'tiny', 'llama3_8b'),
-    'bargain': ('family', 'selfplay', 'tiny', 'words'),
+    'bargain': ('family', 'selfplay', 'tiny', 'words', 'words_quick'),
     'sotopia': ('quickstart', 'tiny', 'llama3_8b', 'llama3_8b_lora', 'llama3_70b_lora'),
     'webshop': ('quickstart', 'tiny', 'llama3_8b')}
 

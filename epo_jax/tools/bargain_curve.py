@@ -8,10 +8,9 @@ from pathlib import Path
 import sys
 
 from epo_jax.envs.bargain.game import Bargain
-from epo_jax.envs.bargain.scenarios import every_scenario
 from epo_jax.runs import RunError, read_config
 from epo_jax.runtime.files import read_jsonl
-from epo_jax.tools.bargain_regret import compare
+from epo_jax.tools.bargain_regret import compare, known_scenarios
 
 
 def main() -> None:
@@ -24,12 +23,13 @@ def main() -> None:
     args = parser.parse_args()
     workdir = Path(args.workdir)
     try:
-        rounds = read_config(args.workdir).environment.rounds
+        environment = read_config(args.workdir).environment
+        game = Bargain('family', environment.rounds)
         metrics = read_jsonl(workdir / 'metrics.jsonl')
         records = read_jsonl(workdir / 'episodes' / 'evaluation.jsonl')
     except (OSError, RunError, ValueError, AttributeError) as error:
         sys.exit(f'error: {workdir} holds no finished run of bargain ({error})')
-    policy = next(row for row in compare(records, Bargain('family', rounds), every_scenario('family'))
+    policy = next(row for row in compare(records, game, known_scenarios(environment))
                   if row.condition == 'policy')
     import matplotlib  # here, since it takes a second to import
     matplotlib.use('Agg')

@@ -12,11 +12,13 @@ from pathlib import Path
 import sys
 from typing import Any, Mapping, Sequence
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from epo_jax.envs.bargain import optimum
 from epo_jax.envs.bargain.game import Bargain
-from epo_jax.envs.bargain.scenarios import Scenario, every_scenario
+from epo_jax.envs.bargain.scenarios import Scenario
+from epo_jax.envs.base import load_domain
 from epo_jax.runs import read_config
 from epo_jax.runtime.files import read_jsonl
 
@@ -66,6 +68,11 @@ def compare(records: Sequence[Mapping[str, Any]], env: Bargain, scenarios: Seque
     return rows
 
 
+def known_scenarios(environment: ConfigDict) -> Sequence[Scenario]:
+    """Return the scenarios that a best policy knows: all that a configuration plays, held-out ones included."""
+    return load_domain(environment.name).scenarios('', environment)
+
+
 def main():
     """Print the comparison for the workdir on the command line."""
     parser = argparse.ArgumentParser(
@@ -81,7 +88,7 @@ def main():
     if environment.name not in ('bargain', 'bargain_words'):
         sys.exit(f'error: {workdir} is a run of {environment.name}; the bounds are known for bargain and bargain_words '
                  'only')
-    for row in compare(records, Bargain('family', environment.rounds), every_scenario('family')):
+    for row in compare(records, Bargain('family', environment.rounds), known_scenarios(environment)):
         print(f'{row.condition}: reward {row.reward:.3f} on {row.games} games. The best policy that sees what seat 0 '
               f'sees gets {row.adaptive:.3f} (this is {row.reward / row.adaptive:.1%} of it); one that also knows the '
               f'opponent and its values gets {row.known:.3f} ({row.reward / row.known:.1%}).')

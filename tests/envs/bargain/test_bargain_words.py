@@ -1,5 +1,6 @@
 """Bargaining in English: sentences, legal moves, and the same games as text, on the device and in array code."""
 
+import dataclasses
 import functools
 
 from bargain_reference import Table
@@ -12,7 +13,8 @@ import pytest
 from epo_jax import rollout
 from epo_jax.agents.base import Player, Seat
 from epo_jax.agents.host import HostAgent
-from epo_jax.defaults import default_config
+from epo_jax.config import ConfigError
+from epo_jax.defaults import default_config, validate
 from epo_jax.envs.bargain import opponents, optimum, words
 from epo_jax.envs.bargain.dialogue import WordBargain
 from epo_jax.envs.bargain.game import Bargain
@@ -23,14 +25,16 @@ from epo_jax.envs.base import load_domain
 from epo_jax.envs.host import HostEnvironment
 from epo_jax.evaluation import describe_protocol, select
 from epo_jax.roles import build_roles
+from epo_jax.runtime.errors import InputError
 from epo_jax.runtime.parallel import make_mesh
 from epo_jax.testing import byte_tokenizer
 from epo_jax.text import tokenizer as text
 from epo_jax.text.tokens import TooLongError, pack
+from epo_jax.tools import bargain_lesson as lesson
 
 GAMES, ROUNDS, WIDTH = 8, 3, 480
 NONSENSE = 'Hello there.'
-PANEL = '472513bb'  # the hash of the ids of held_out_98 in their order
+PANELS = {'held_out_98': '472513bb', 'eager_98': 'd59858c7'}  # hashes of the ids in their order
 
 
 @functools.cache
@@ -190,21 +194,51 @@ def domain_opponent(domain):
     return 'family' if domain.seats == 1 else 'seat'
 
 
-def test_the_fixed_panel_is_the_same_games_in_the_same_order_for_every_run():
-    config = default_config('bargain_words')
-    domain = load_domain('bargain_words')
+def test_fixed_panels_are_the_same_games_in_the_same_order_for_every_run():
+    config, domain = default_config('bargain_words'), load_domain('bargain_words')
     held_out = [s for s in domain.scenarios('', config.environment) if s.split == 'held_out']
-    config.evaluation.set = 'held_out_98'
-    chosen = select(held_out, config, domain)
-    protocol = describe_protocol(config, domain, chosen)
-    assert (protocol['set'], protocol['panel'], protocol['scenarios']) == ('held_out_98', PANEL, 98)
-    kinds = [scenario.opponent for scenario in chosen]
-    assert all(kinds.count(name) == 14 for name in opponents.NAMES)
-    assert len({(scenario.counts, frozenset(scenario.values)) for scenario in chosen}) == 98
-    for seed, batch, episodes in ((1, 7, 4), (2, 2, 1000)):
-        config.seed, config.evaluation.episodes = seed, episodes
-        config.rollout.update(batch=batch, parts=2)
-        assert select(held_out[::-1], config, domain) == chosen
+    chosen = {}
+    for name, panel in PANELS.items():
+        config.evaluation.set = name
+        chosen[name] = select(held_out, config, domain)
+        protocol = describe_protocol(config, domain, chosen[name])
+        assert (protocol['set'], protocol['panel'], protocol['scenarios']) == (name, panel, 98)
+        for seed, batch, episodes in ((1, 7, 4), (2, 2, 1000)):
+            config.seed, config.evaluation.episodes = seed, episodes
+            config.rollout.update(batch=batch, parts=2)
+            assert select(held_out[::-1], config, domain) == chosen[name]
+    kinds = [scenario.opponent for scenario in chosen['held_out_98']]
+    assert kinds == 14 * list(opponents.NAMES)
+    assert len({(scenario.counts, frozenset(scenario.values)) for scenario in chosen['held_out_98']}) == 98
+    assert [dataclasses.replace(s, opponent=kind) for s, kind in zip(chosen['eager_98'], kinds)] == (
+        chosen['held_out_98'])
+    config.environment.opponents = ('eager',)
+    assert domain.variant(config.environment) == 'bargain_words+eager'
+    few = [s for s in domain.scenarios('', config.environment) if s.split == 'held_out']
+    assert {s.opponent for s in few} == {'eager'} and select(few, config, domain) == chosen['eager_98']
+    with pytest.raises(InputError, match="there is no '1-1-5/1-4-1/5-5-0/slow'"):
+        config.evaluation.set = 'held_out_98'
+        select(few, config, domain)
+
+
+@pytest.mark.parametrize('kinds, message', [((), 'at least one kind'), (('eager', 'kind'), 'environment.opponents')])
+def test_impossible_opponents_are_refused(kinds, message):
+    config = default_config('bargain_words')
+    config.environment.opponents = kinds
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_a_lesson_shows_the_curve_and_the_same_games_before_and_after():
+    assert lesson.sparkline([0, 7, float('nan'), 3.5, 7]) == '▁█ ▅█' and lesson.sparkline([2, 2]) == '▁▁'
+    assert '(4.00 at first, 6.00 at last)' in lesson.curve([{'outcome/mean': 0.4}, {'outcome/mean': 0.6}])
+    record = lambda condition, episode, outcome: dict(
+        condition=condition, episode=episode, repetition=0, situation='Ada and Ben divide.',
+        seats=[dict(outcome=outcome)], turns=[dict(strategy=f'by {condition}', line='Ada waits.')])
+    records = [record('policy', 1, 0.7), record('none', 0, 0.1), record('policy', 0, 0.5), record('prompted', 0, None)]
+    assert list(lesson.games(records, 1)) == [
+        'Ada and Ben divide. prompted: missing', '  strategy: by prompted', '  Ada waits.',
+        'Ada and Ben divide. policy: 5.00', '  strategy: by policy', '  Ada waits.']
 
 
 @pytest.mark.slow
