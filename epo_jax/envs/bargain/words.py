@@ -21,7 +21,8 @@ UNCLEAR = 'said nothing clear'  # of a reply that is not a possible move
 _OTHER_MOVES = {'accept': 'Accept the offer.', 'wait': 'Wait.', 'walk': 'Walk away.'}
 _DONE = {'accept': UNCLEAR, 'wait': 'waited', 'walk': UNCLEAR}
 _SPOKEN = re.compile(
-    rf"(?<!not )(?<!n't )(?<!never )\b(?:ask(?:s|ed|ing)?(?: for)?(?: at least)? (?P<points>\d{{1,2}}|{'|'.join(NUMBERS)})\b|"
+    rf"(?<!not )(?<!n't )(?<!never )\b(?:"
+    rf"ask(?:s|ed|ing)?(?: for)?(?: at least)? (?P<points>\d{{1,2}}|{'|'.join(NUMBERS)})\b|"
     r'(?P<word>accept|wait|walk))', re.IGNORECASE)
 
 
